@@ -1,0 +1,57 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+MODEL ?= facebook/MEXMA
+OUT ?= engines/mexma
+PRECISIONS ?= fp32 fp16
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup lint format test test-full-size demo export parity clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(READY) ## make .venv with all that development needs (PYTHON=... chooses the Python)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
+	  "$(PYTHON) is not Python 3.11 or later ($$($(PYTHON) --version 2>&1)): say which Python to use with PYTHON=..." >&2; exit 1; }
+	@echo "Installing the development environment into $(VENV): this takes some minutes, most of them for PyTorch."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[cpu,export,reference,bench,dev]'
+	@touch $@
+
+lint: $(READY) ## check style, types and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(READY) ## lay out the code and sort its imports
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+test: $(READY) ## run the tests but those that need full size, a GPU or a long time
+	$(BIN)/pytest --cov --cov-report=term
+
+test-full-size: $(READY) ## run the tests on models of full size (5 GB of memory, 10 GB of disk)
+	$(BIN)/pytest -m full_size
+
+demo: $(READY) ## export a small real model, check it against PyTorch, embed sentences with it
+	@$(BIN)/python -m mexma_benchmarks.demo
+
+export: $(READY) ## export MODEL into OUT in PRECISIONS (facebook/MEXMA, engines/mexma, "fp32 fp16")
+	@$(BIN)/mexma export '$(MODEL)' --out '$(OUT)' $(PRECISIONS:%=--precision %)
+
+parity: $(READY) ## compare the bundle in OUT with MODEL in PyTorch
+	@$(BIN)/mexma parity --bundle '$(OUT)' --reference '$(MODEL)'
+
+clean: ## remove build products and caches (.venv and engines stay)
+	@rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find benchmarks export runtime tests -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv and engines too
+	@rm -rf $(VENV) engines
