@@ -1,0 +1,1 @@
+"""Export a sentence encoder: a checkpoint in, a bundle out."""

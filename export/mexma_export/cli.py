@@ -1,0 +1,138 @@
+"""The commands `mexma export`, `mexma standin` and `mexma parity`; `mexma` finds them through entry points."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mexma_runtime.errors import MissingDependencyError, ParityError
+from mexma_runtime.terminal import note, progress_bars
+from mexma_runtime.types import Dialect, Pooling, Precision
+
+SOURCE_HELP = "An id on the hub, a local folder in the hub's layout, or standin:NAME (mexma, base, small, tiny, ...)."
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
+TokenizerOption = Annotated[
+    str | None, typer.Option(help="Where tokenizer.json is, if not with the model: a file, a folder or a hub id.")
+]
+RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
+
+
+def register_export(app: typer.Typer) -> None:
+    """Add `mexma export`."""
+
+    @app.command("export")
+    def export_command(
+        source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
+        out: Annotated[Path, typer.Option(help="Folder of the bundle: a new one, or one of the same checkpoint.")],
+        precision: Annotated[
+            list[Precision] | None, typer.Option(help="May be given several times; default: fp32 and fp16.")
+        ] = None,
+        dialect: Annotated[
+            list[Dialect] | None, typer.Option(help="May be given several times; default: both.")
+        ] = None,
+        pooling: Annotated[Pooling | None, typer.Option(help="Instead of what the checkpoint's files say.")] = None,
+        revision: RevisionOption = None,
+        tokenizer: TokenizerOption = None,
+        skip_parity: Annotated[
+            bool, typer.Option("--skip-parity", help="Publish engines that were never judged.")
+        ] = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        """Turn a checkpoint into a bundle, or add engines to one."""
+        _require("onnx_ir", "safetensors", "ml_dtypes")
+        from mexma_export.pipeline import EnginesRefusedError, ExportPlan, export
+        from mexma_export.sources import resolve_source
+
+        plan = ExportPlan(
+            out=out,
+            precisions=tuple(dict.fromkeys(precision or [Precision.FP32, Precision.FP16])),
+            dialects=tuple(dict.fromkeys(dialect or Dialect)),
+            pooling=pooling,
+            check_parity=not skip_parity,
+        )
+        with progress_bars() as report:
+            found = resolve_source(
+                source, revision=revision, tokenizer=tokenizer, progress=functools.partial(report, f"making {source}")
+            )
+            for line in found.notes:
+                note(line)
+            refused = None
+            try:
+                exported = export(found, plan, progress=report)
+            except EnginesRefusedError as error:
+                exported, refused = error.exported, error
+        from mexma_export.tables import show_export
+
+        show_export(out, exported, as_json=as_json)
+        if refused:
+            raise refused
+
+
+def register_standin(app: typer.Typer) -> None:
+    """Add `mexma standin`."""
+
+    @app.command("standin")
+    def standin_command(
+        name: Annotated[str, typer.Argument(help="mexma (full size), base, small, tiny, ...")],
+        out: Annotated[Path, typer.Option(help="Folder to write; it must not exist or be empty.")],
+        seed: Annotated[int, typer.Option(help="Another seed gives other weights.")] = 0,
+        outliers: Annotated[bool, typer.Option("--outliers", help="Plant outlier channels, as RoBERTa has.")] = False,
+    ) -> None:
+        """Write a checkpoint of a real architecture with seeded random weights: for speed, size and tests."""
+        from mexma_export.standin import write_standin
+
+        with progress_bars() as report:
+            folder = write_standin(
+                name, out, seed=seed, outliers=outliers, progress=functools.partial(report, f"writing {name}")
+            )
+        note(f"wrote the stand-in {name} to {folder}: random weights, for speed, size and tests, never for quality")
+
+
+def register_parity(app: typer.Typer) -> None:
+    """Add `mexma parity`."""
+
+    @app.command("parity")
+    def parity_command(
+        bundle: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+        reference: Annotated[str, typer.Option(help=f"The checkpoint that the bundle was made from. {SOURCE_HELP}")],
+        precision: Annotated[list[Precision] | None, typer.Option(help="Only engines of these precisions.")] = None,
+        corpus: Annotated[Path | None, typer.Option(help="Sentences, one a line; default: the package's own.")] = None,
+        report: Annotated[Path | None, typer.Option(help="Write all figures as JSON.")] = None,
+        revision: RevisionOption = None,
+        tokenizer: TokenizerOption = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        """Compare every engine of a bundle with PyTorch; exit code 7 where one misses its thresholds."""
+        _require("safetensors", "ml_dtypes")
+        from mexma_export.corpus import read_corpus
+        from mexma_export.gate import compare_bundle
+        from mexma_export.sources import resolve_source
+        from mexma_export.tables import parity_json, show_parity
+
+        sentences = read_corpus(corpus) if corpus else None
+        with progress_bars() as bars:
+            found = resolve_source(
+                reference,
+                revision=revision,
+                tokenizer=tokenizer,
+                progress=functools.partial(bars, f"making {reference}"),
+            )
+            verdicts, used = compare_bundle(bundle, found, corpus=sentences, precisions=precision, progress=bars)
+        if report:
+            report.write_text(json.dumps(parity_json(verdicts, used), indent=2) + "\n", encoding="utf-8")
+        show_parity(verdicts, used, as_json=as_json)
+        if short := [f"{v.engine.name}: {s}" for v in verdicts for s in v.shortfalls]:
+            raise ParityError("\n".join(short))
+
+
+def _require(*packages: str) -> None:
+    import importlib.util
+
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependencyError(package, needed_for="this command", extra="export")

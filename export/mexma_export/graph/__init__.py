@@ -1,0 +1,1 @@
+"""The encoder as an ONNX graph, written from its weights."""

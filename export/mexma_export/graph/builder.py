@@ -1,0 +1,82 @@
+"""The one object that graphs are written with: values, nodes and initializers under stable path names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from mexma_runtime.types import Precision
+
+OPSET = 20
+"""The first opset with Gelu; LayerNormalization came with 17."""
+IR_VERSION = 10
+FUSED_DOMAIN = "com.microsoft"
+
+Dimension = int | str
+
+
+class GraphBuilder:
+    """Collects nodes in order. A value's name is its path in the model: `layer.3.attention.out`."""
+
+    def __init__(self, weights: Mapping[str, ir.TensorProtocol], *, precision: Precision) -> None:
+        self._weights = weights
+        self._nodes: list[ir.Node] = []
+        self._inputs: list[ir.Value] = []
+        self._initializers: dict[str, ir.Value] = {}
+        self.float_type = ir.DataType.FLOAT16 if precision is Precision.FP16 else ir.DataType.FLOAT
+
+    def input(self, name: str, shape: Sequence[Dimension]) -> ir.Value:
+        """An int32 input of the graph."""
+        value = ir.val(name, ir.DataType.INT32, list(shape))
+        self._inputs.append(value)
+        return value
+
+    def op(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        *,
+        domain: str = "",
+        **attributes: Any,
+    ) -> ir.Value:
+        """Append a node with one output, both called `name`."""
+        output = ir.val(name)
+        self._nodes.append(ir.node(op_type, inputs, attributes, domain=domain, outputs=[output], name=name))
+        return output
+
+    def weight(self, name: str) -> ir.Value:
+        """An initializer that holds the tensor `name` of the model."""
+        return self._initializer(name, self._weights[name])
+
+    def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
+        """An initializer that holds `array`; equal names must hold equal arrays."""
+        return self._initializer(name, ir.tensor(array, name=name))
+
+    def number(self, value: float) -> ir.Value:
+        """A scalar in the graph's number format."""
+        return self.constant(f"number.{value:g}", np.asarray(value, dtype=self.float_type.numpy()))
+
+    def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        if name not in self._initializers:
+            self._initializers[name] = ir.val(name, const_value=tensor)
+        return self._initializers[name]
+
+    def finish(self, output: ir.Value, *, shape: Sequence[Dimension], name: str) -> ir.Model:
+        """The model whose single output is `output`, float32 of `shape`."""
+        output.type = ir.TensorType(ir.DataType.FLOAT)
+        output.shape = ir.Shape(list(shape))
+        opsets = {"": OPSET} | {node.domain: 1 for node in self._nodes if node.domain}
+        graph = ir.Graph(
+            self._inputs,
+            [output],
+            nodes=self._nodes,
+            initializers=list(self._initializers.values()),
+            opset_imports=opsets,
+            name=name,
+        )
+        return ir.Model(graph, ir_version=IR_VERSION, producer_name="mexma-runtime")

@@ -1,0 +1,149 @@
+"""How one dialect writes the four steps that XLM-R is made of.
+
+Shapes: x `(batch, length, hidden)`; a query may be shorter than its keys (the CLS row alone in the last layer).
+Every step ends in a value of the same name in each dialect, so that two graphs can be compared value by value.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from mexma_export.config import ModelConfig
+from mexma_export.graph.builder import FUSED_DOMAIN, GraphBuilder
+from mexma_runtime.types import Dialect
+
+MASKED = -3.0e38
+"""Added to the score of a padded key: exp() of it is exactly 0 in fp32, and no sum with it overflows."""
+
+
+class Steps(Protocol):
+    """One dialect."""
+
+    def key_mask(self, g: GraphBuilder, attention_mask: ir.Value) -> ir.Value:
+        """What `attention` takes as its mask, made once a graph from int32 `(batch, length)`."""
+
+    def attention(self, g: GraphBuilder, query: ir.Value, keys: ir.Value, mask: ir.Value, path: str) -> ir.Value:
+        """Self-attention up to the concatenated heads: `path.out`."""
+
+    def linear_add_norm(
+        self, g: GraphBuilder, x: ir.Value, residual: ir.Value, linear: str, norm: str, name: str
+    ) -> ir.Value:
+        """LayerNorm(linear(x) + residual)."""
+
+    def linear_gelu(self, g: GraphBuilder, x: ir.Value, path: str, name: str) -> ir.Value:
+        """gelu(linear(x))."""
+
+    def add_norm(self, g: GraphBuilder, x: ir.Value, residual: ir.Value, norm: str, name: str) -> ir.Value:
+        """LayerNorm(x + residual)."""
+
+
+class Portable:
+    """Standard ONNX operators alone."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+
+    def key_mask(self, g: GraphBuilder, attention_mask: ir.Value) -> ir.Value:
+        """fp32 `(batch, 1, 1, length)`: 0 for tokens, MASKED for padding."""
+        is_token = g.op("Cast", [attention_mask], "attention_mask.is_token", to=ir.DataType.BOOL)
+        zero = g.constant("attention_mask.zero", np.array(0, dtype=np.float32))
+        masked = g.constant("attention_mask.masked", np.array(MASKED, dtype=np.float32))
+        bias = g.op("Where", [is_token, zero, masked], "attention_mask.bias")
+        axes = g.constant("attention_mask.axes", np.array([1, 2], dtype=np.int64))
+        return g.op("Unsqueeze", [bias, axes], "attention_mask.bias4d")
+
+    def attention(self, g: GraphBuilder, query: ir.Value, keys: ir.Value, mask: ir.Value, path: str) -> ir.Value:
+        """softmax(q k^T / sqrt(head size) + mask) v, the softmax in fp32 whatever the precision."""
+        q = self._heads(g, self._linear(g, query, f"{path}.query"), f"{path}.query", [0, 2, 1, 3])
+        k = self._heads(g, self._linear(g, keys, f"{path}.key"), f"{path}.key", [0, 2, 3, 1])
+        v = self._heads(g, self._linear(g, keys, f"{path}.value"), f"{path}.value", [0, 2, 1, 3])
+        scaled = g.op("Mul", [q, g.number(self._config.head_size**-0.5)], f"{path}.query.scaled")
+        scores = g.op("MatMul", [scaled, k], f"{path}.scores")
+        if g.float_type is not ir.DataType.FLOAT:
+            scores = g.op("Cast", [scores], f"{path}.scores.fp32", to=ir.DataType.FLOAT)
+        masked = g.op("Add", [scores, mask], f"{path}.scores.masked")
+        weights = g.op("Softmax", [masked], f"{path}.weights", axis=-1)
+        if g.float_type is not ir.DataType.FLOAT:
+            weights = g.op("Cast", [weights], f"{path}.weights.cast", to=g.float_type)
+        context = g.op("MatMul", [weights, v], f"{path}.context")
+        rows = g.op("Transpose", [context], f"{path}.context.rows", perm=[0, 2, 1, 3])
+        shape = g.constant("attention.merged_shape", np.array([0, 0, self._config.hidden_size], dtype=np.int64))
+        return g.op("Reshape", [rows, shape], f"{path}.out")
+
+    def linear_add_norm(
+        self, g: GraphBuilder, x: ir.Value, residual: ir.Value, linear: str, norm: str, name: str
+    ) -> ir.Value:
+        """MatMul, Add, Add, LayerNormalization."""
+        return self.add_norm(g, self._linear(g, x, linear), residual, norm, name)
+
+    def linear_gelu(self, g: GraphBuilder, x: ir.Value, path: str, name: str) -> ir.Value:
+        """MatMul, Add, Gelu (exact)."""
+        return g.op("Gelu", [self._linear(g, x, path)], name)
+
+    def add_norm(self, g: GraphBuilder, x: ir.Value, residual: ir.Value, norm: str, name: str) -> ir.Value:
+        """Add, LayerNormalization with its statistics in fp32 (stash_type 1)."""
+        total = g.op("Add", [x, residual], f"{norm}.sum")
+        inputs = [total, g.weight(f"{norm}.gamma"), g.weight(f"{norm}.beta")]
+        epsilon = self._config.layer_norm_epsilon
+        return g.op("LayerNormalization", inputs, name, axis=-1, epsilon=epsilon, stash_type=1)
+
+    def _linear(self, g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
+        product = g.op("MatMul", [x, g.weight(f"{path}.weight")], f"{path}.product")
+        return g.op("Add", [product, g.weight(f"{path}.bias")], f"{path}.out")
+
+    def _heads(self, g: GraphBuilder, x: ir.Value, path: str, perm: list[int]) -> ir.Value:
+        sizes = np.array([0, 0, self._config.n_heads, self._config.head_size], dtype=np.int64)
+        split = g.op("Reshape", [x, g.constant("attention.split_shape", sizes)], f"{path}.heads")
+        return g.op("Transpose", [split], f"{path}.transposed", perm=perm)
+
+
+class Fused:
+    """onnxruntime's own operators, which take the biases of the products before them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+
+    def key_mask(self, g: GraphBuilder, attention_mask: ir.Value) -> ir.Value:
+        """int32 `(batch,)`: tokens a sentence; the form that keeps flash kernels possible on CUDA."""
+        axes = g.constant("attention_mask.axes", np.array([1], dtype=np.int64))
+        return g.op("ReduceSum", [attention_mask, axes], "attention_mask.lengths", keepdims=0)
+
+    def attention(self, g: GraphBuilder, query: ir.Value, keys: ir.Value, mask: ir.Value, path: str) -> ir.Value:
+        """MultiHeadAttention over three products; it adds their biases and scales the scores."""
+        q = self._product(g, query, f"{path}.query")
+        k = self._product(g, keys, f"{path}.key")
+        v = self._product(g, keys, f"{path}.value")
+        bias = g.weight(f"{path}.bias")
+        heads = self._config.n_heads
+        return g.op("MultiHeadAttention", [q, k, v, bias, mask], f"{path}.out", domain=FUSED_DOMAIN, num_heads=heads)
+
+    def linear_add_norm(
+        self, g: GraphBuilder, x: ir.Value, residual: ir.Value, linear: str, norm: str, name: str
+    ) -> ir.Value:
+        """MatMul, SkipLayerNormalization with the product's bias."""
+        return self._skip_norm(g, self._product(g, x, linear), residual, norm, name, g.weight(f"{linear}.bias"))
+
+    def linear_gelu(self, g: GraphBuilder, x: ir.Value, path: str, name: str) -> ir.Value:
+        """MatMul, BiasGelu (exact)."""
+        product = self._product(g, x, path)
+        return g.op("BiasGelu", [product, g.weight(f"{path}.bias")], name, domain=FUSED_DOMAIN)
+
+    def add_norm(self, g: GraphBuilder, x: ir.Value, residual: ir.Value, norm: str, name: str) -> ir.Value:
+        """SkipLayerNormalization."""
+        return self._skip_norm(g, x, residual, norm, name, None)
+
+    def _skip_norm(
+        self, g: GraphBuilder, x: ir.Value, residual: ir.Value, norm: str, name: str, bias: ir.Value | None
+    ) -> ir.Value:
+        inputs = [x, residual, g.weight(f"{norm}.gamma"), g.weight(f"{norm}.beta"), *([bias] if bias else [])]
+        epsilon = self._config.layer_norm_epsilon
+        return g.op("SkipLayerNormalization", inputs, name, domain=FUSED_DOMAIN, epsilon=epsilon)
+
+    def _product(self, g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
+        return g.op("MatMul", [x, g.weight(f"{path}.weight")], f"{path}.product")
+
+
+STEPS: dict[Dialect, type[Portable] | type[Fused]] = {Dialect.PORTABLE: Portable, Dialect.FUSED: Fused}

@@ -1,0 +1,109 @@
+"""The tensors of a checkpoint's safetensors files, mapped into memory and read in slices when needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from mexma_runtime.errors import CheckpointError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CHUNK_BYTES = 1 << 26
+
+_DTYPES: Mapping[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+"""What weights may be stored as; all of them widen to fp32 without loss."""
+
+
+class _Slices(Protocol):
+    def get_shape(self) -> list[int]: ...
+    def get_dtype(self) -> str: ...
+    def __getitem__(self, rows: slice) -> NDArray[Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """What a file's header says of one tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors spells it: F32, F16, BF16, I64, ..."""
+    file: Path
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the weights' number format widens to fp32 without loss."""
+        return self.dtype in _DTYPES
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint folder, in name order; CheckpointError where there are none."""
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if (folder / INDEX).is_file():
+        try:
+            names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(folder / INDEX, [f"expected an object with a weight_map: {error}"]) from None
+        missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(folder, [f"{INDEX} names {name}, which is missing" for name in missing])
+        return [folder / name for name in names]
+    if list(folder.glob("pytorch_model*.bin")):
+        reason = (
+            "holds its weights as pytorch_model.bin only: that is a pickle, which runs code when it is opened, so it "
+            "is refused. Where you trust it, load it with transformers and save_pretrained() it again: that writes "
+            f"{SINGLE}"
+        )
+        raise CheckpointError(folder, [reason])
+    raise CheckpointError(folder, [f"no weights: expected {SINGLE}, or {INDEX} with its parts"])
+
+
+def read_headers(files: list[Path]) -> tuple[dict[str, TensorInfo], list[str]]:
+    """Every tensor that the files hold, and the problems of the files themselves."""
+    from safetensors import SafetensorError, safe_open
+
+    tensors: dict[str, TensorInfo] = {}
+    problems = []
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy") as opened:
+                for name in opened.keys():  # noqa: SIM118 - not a mapping
+                    if name in tensors:
+                        problems.append(f"{name}: stands in {tensors[name].file.name} and again in {file.name}")
+                    view = cast(_Slices, opened.get_slice(name))
+                    shape = tuple(view.get_shape())
+                    tensors[name] = TensorInfo(name=name, shape=shape, dtype=view.get_dtype(), file=file)
+        except (SafetensorError, OSError) as error:
+            problems.append(f"{file.name}: cannot be read as safetensors ({error}): download it again")
+    return tensors, problems
+
+
+def chunks(info: TensorInfo) -> Iterator[NDArray[np.float32]]:
+    """The tensor as fp32, in slices along its first axis of at most 64 MiB; their memory is free once dropped.
+
+    The file is mapped for each tensor anew, so that no more than one tensor's pages count as this process's memory.
+    """
+    dtype = np.dtype(_DTYPES[info.dtype])
+    with info.file.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+    begin, _end = header[info.name]["data_offsets"]
+    mapped = np.memmap(info.file, dtype=dtype, mode="r", offset=start + begin, shape=info.shape or (1,))
+    row_bytes = max(1, mapped.itemsize * int(np.prod(info.shape[1:])))
+    step = max(1, CHUNK_BYTES // row_bytes)
+    for row in range(0, mapped.shape[0], step):
+        yield np.asarray(mapped[row : row + step]).astype(np.float32, copy=False)
+
+
+def whole(info: TensorInfo) -> NDArray[np.float32]:
+    """The tensor as fp32."""
+    return np.concatenate(list(chunks(info)))

@@ -1,0 +1,72 @@
+"""What each precision owes its reference: one table, read by the export gate, by `mexma parity` and by the tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from mexma_export.parity import ParityFigures
+from mexma_runtime.errors import UsageError
+from mexma_runtime.types import Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """A bound on one figure of `ParityFigures`."""
+
+    metric: str
+    relation: Literal[">=", "<="]
+    bound: float
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` is within the bound; NaN never is."""
+        return value >= self.bound if self.relation == ">=" else value <= self.bound
+
+
+THRESHOLDS = MappingProxyType(
+    {
+        Precision.FP32: (
+            Threshold(metric="cosine_min", relation=">=", bound=0.999999),
+            Threshold(metric="max_abs_difference", relation="<=", bound=1e-4),
+            Threshold(metric="top10_agreement", relation=">=", bound=1.0),
+        ),
+        Precision.FP16: (
+            Threshold(metric="cosine_min", relation=">=", bound=0.9998),
+            Threshold(metric="top1_agreement", relation=">=", bound=0.99),
+        ),
+    }
+)
+"""`max_abs_difference` is in the vectors' own units: it suits entries of order 1, as LayerNorm and L2 norms give."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shortfall:
+    """One figure that misses its threshold; `str()` is the message."""
+
+    metric: str
+    expected: Threshold
+    got: float | None
+    """None: the corpus was too small to measure it."""
+
+    def __str__(self) -> str:
+        expected = f"{self.metric}: expected {self.expected.relation} {self.expected.bound:g}"
+        if self.got is None:
+            return f"{expected}, not measured: it takes two sentences or more"
+        return f"{expected}, got {self.got:.9g}"
+
+
+def check(figures: ParityFigures, precision: Precision) -> list[Shortfall]:
+    """Every threshold of `precision` that `figures` miss; empty when all are met.
+
+    Raises:
+        UsageError: there are no thresholds for `precision`.
+    """
+    if precision not in THRESHOLDS:
+        raise UsageError(f"no parity thresholds for {precision}: there are some for {', '.join(THRESHOLDS)}")
+    shortfalls = []
+    for threshold in THRESHOLDS[precision]:
+        got: float | None = getattr(figures, threshold.metric)
+        if got is None or not threshold.holds(got):
+            shortfalls.append(Shortfall(metric=threshold.metric, expected=threshold, got=got))
+    return shortfalls
