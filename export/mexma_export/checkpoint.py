@@ -110,10 +110,11 @@ def _files(checkpoint: Checkpoint) -> list[Path]:
 
 def _match_tensors(config: ModelConfig, files: list[Path]) -> tuple[dict[str, TensorInfo], list[str]]:
     found, problems = read_headers(files)
-    prefix = find_prefix(found)
+    wanted = expected_tensors(config)
+    prefix = find_prefix(found, wanted)
     matched: dict[str, TensorInfo] = {}
     unclaimed = dict(found)
-    for expected in expected_tensors(config):
+    for expected in wanted:
         name = prefix + expected.theirs
         info = unclaimed.pop(name, None)
         if info is None:
@@ -137,6 +138,6 @@ def _check_tokenizer(path: Path, config: ModelConfig) -> None:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
         raise CheckpointError(path, [f"the tokenizers library cannot read it: {error}"]) from None
-    largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
     if largest >= config.vocab_size:
         raise CheckpointError(path, [f"gives ids up to {largest}, but config.json has {config.vocab_size} embeddings"])

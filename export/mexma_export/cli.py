@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mexma_runtime.errors import MissingDependencyError, ParityError
+from mexma_runtime.errors import MissingDependencyError, ParityError, UsageError
 from mexma_runtime.terminal import note, progress_bars
 from mexma_runtime.types import Dialect, Pooling, Precision
 
@@ -59,15 +59,18 @@ def register_export(app: typer.Typer) -> None:
             found = resolve_source(
                 source, revision=revision, tokenizer=tokenizer, progress=functools.partial(report, f"making {source}")
             )
-            for line in found.notes:
-                note(line)
-            refused = None
+        for line in found.notes:
+            note(line)
+        refused = None
+        with progress_bars() as report:
             try:
                 exported = export(found, plan, progress=report)
             except EnginesRefusedError as error:
                 exported, refused = error.exported, error
         from mexma_export.tables import show_export
 
+        for line in exported.warnings:
+            note(f"warning: {line}")
         show_export(out, exported, as_json=as_json)
         if refused:
             raise refused
@@ -115,6 +118,8 @@ def register_parity(app: typer.Typer) -> None:
         from mexma_export.tables import parity_json, show_parity
 
         sentences = read_corpus(corpus) if corpus else None
+        if report and not report.parent.is_dir():
+            raise UsageError(f"--report {report}: there is no folder {report.parent}")
         with progress_bars() as bars:
             found = resolve_source(
                 reference,

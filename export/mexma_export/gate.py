@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +20,19 @@ from mexma_export.sources import Source
 from mexma_export.thresholds import Shortfall, check
 from mexma_runtime import Encoder
 from mexma_runtime.bundle import Bundle
-from mexma_runtime.errors import EngineUnavailableError, MissingDependencyError, UsageError
+from mexma_runtime.errors import (
+    EngineUnavailableError,
+    MissingDependencyError,
+    ParityError,
+    TruncationWarning,
+    UsageError,
+)
 from mexma_runtime.hardware import describe_processor
 from mexma_runtime.manifest import Certificate, EngineEntry
 from mexma_runtime.terminal import Progress
 from mexma_runtime.types import Dialect, Precision, Vectors
 
-N_ALONE = 16
+N_ALONE = 8
 """Sentences that are embedded alone as well, to see what batch-mates change."""
 UNCERTIFIED_FP16 = (
     "measured on a CPU, where onnxruntime computes chains of fp16 operators in fp32 and hides overflows: "
@@ -102,22 +109,26 @@ def graph_reference(bundle: Bundle, corpus: Corpus, *, progress: Count) -> Refer
             "pip install 'mexma-runtime[reference]', or export --precision fp32 as well"
         ) from None
     with encoder:
-        vectors = _encode(encoder, corpus, progress)
+        vectors = _encode(encoder, corpus.texts, progress)
         name = f"our own portable fp32 graph on {encoder.info.backend} {encoder.info.version}"
     return ReferenceVectors(description=name, corpus=corpus, vectors=vectors, is_pytorch=False)
 
 
 def judge(bundle: Bundle, engine: EngineEntry, reference: ReferenceVectors, *, progress: Count) -> Verdict:
-    """Run one engine of `bundle` over the reference's corpus and hold its vectors against the reference's."""
+    """Run one engine of `bundle` over the reference's corpus and hold its vectors against the reference's.
+
+    ParityError where they cannot be compared: NaN, zeros, another size.
+    """
     texts = reference.corpus.texts
+    few = range(0, len(texts), max(1, len(texts) // N_ALONE))
     with Encoder.from_bundle(bundle, precision=engine.precision, dialect=engine.dialect) as encoder:
         info = encoder.info
-        vectors = _encode(encoder, reference.corpus, progress)
-        few = texts[:: max(1, len(texts) // N_ALONE)][:N_ALONE]
-        together = encoder.encode(few)
-        alone = np.stack([encoder.encode(text) for text in few])
-    figures = compare(vectors, reference.vectors)
-    invariance = batch_invariance(alone, together)
+        vectors = _encode(encoder, texts, progress)
+        alone = np.stack([_encode(encoder, texts[row : row + 1])[0] for row in few])
+    try:
+        figures, invariance = compare(vectors, reference.vectors), batch_invariance(alone, vectors[list(few)])
+    except ParityError as error:
+        raise ParityError(f"{engine.name}: {error}") from None
     note = None if reference.is_pytorch else UNCERTIFIED_OWN
     if engine.precision is Precision.FP16 and info.device == "cpu":
         note = UNCERTIFIED_FP16
@@ -177,9 +188,12 @@ def compare_bundle(
     return verdicts, reference
 
 
-def _encode(encoder: Encoder, corpus: Corpus, progress: Count) -> Vectors:
-    vectors = np.empty((len(corpus.texts), encoder.info.dim), dtype=np.float32)
-    for row, vector in enumerate(encoder.encode_iter(corpus.texts, window=N_ALONE)):
-        vectors[row] = vector
-        progress(row + 1, len(vectors))
+def _encode(encoder: Encoder, texts: Sequence[str], progress: Count | None = None) -> Vectors:
+    vectors = np.empty((len(texts), encoder.info.dim), dtype=np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)  # the reference truncates the same
+        for row, vector in enumerate(encoder.encode_iter(texts)):
+            vectors[row] = vector
+            if progress:
+                progress(row + 1, len(vectors))
     return vectors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from mexma_export.config import ModelConfig
@@ -64,7 +64,6 @@ def expected_tensors(config: ModelConfig) -> list[ExpectedTensor]:
     return tensors
 
 
-def find_prefix(names: Iterable[str]) -> str:
-    """What stands before `embeddings.word_embeddings.weight`; "" where that tensor is missing."""
-    known = set(names)
-    return next((p for p in PREFIXES if f"{p}embeddings.word_embeddings.weight" in known), "")
+def find_prefix(names: Collection[str], expected: list[ExpectedTensor]) -> str:
+    """The prefix under which most of the `expected` tensors stand among `names`."""
+    return max(PREFIXES, key=lambda prefix: sum(prefix + tensor.theirs in names for tensor in expected))

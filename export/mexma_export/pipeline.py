@@ -57,7 +57,11 @@ class Exported:
     manifest: Manifest
     """The bundle as it is now."""
     verdicts: list[Verdict]
-    """One for each engine that was judged."""
+    """One for each engine whose vectors could be compared."""
+    refused: list[str]
+    """Why engines were not published: one line for each figure that misses its threshold."""
+    warnings: tuple[str, ...]
+    """What a user should hear of the checkpoint."""
 
 
 class EnginesRefusedError(ParityError):
@@ -65,7 +69,7 @@ class EnginesRefusedError(ParityError):
 
     def __init__(self, exported: Exported) -> None:
         self.exported = exported
-        lines = [f"  - {v.engine.name}: {s}" for v in exported.verdicts for s in v.shortfalls]
+        lines = [f"  - {line}" for line in exported.refused]
         super().__init__("not published, because their vectors miss the thresholds:\n" + "\n".join(lines))
 
 
@@ -95,6 +99,7 @@ def export(source: Source, plan: ExportPlan, *, progress: Progress | None = None
             manifest = dataclasses.replace(manifest, files=[*manifest.files, *files])
 
         verdicts: list[Verdict] = []
+        refused: list[str] = []
         if plan.check_parity:
             candidate = Bundle(folder=plan.out, manifest=_with_engines(manifest, written))
             reference = reference_for(
@@ -102,13 +107,19 @@ def export(source: Source, plan: ExportPlan, *, progress: Progress | None = None
             )
             for engine in written:
                 what = f"judging {engine.name}"
-                verdicts.append(judge(candidate, engine, reference, progress=functools.partial(report, what)))
+                try:
+                    verdict = judge(candidate, engine, reference, progress=functools.partial(report, what))
+                except ParityError as error:  # NaN in its vectors, say
+                    refused.append(str(error))
+                else:
+                    verdicts.append(verdict)
+                    refused += [f"{engine.name}: {shortfall}" for shortfall in verdict.shortfalls]
             written = [verdict.engine for verdict in verdicts if not verdict.shortfalls]
         manifest = _with_engines(manifest, written)
         if written:
             staging.publish(manifest)
-    exported = Exported(manifest=manifest, verdicts=verdicts)
-    if any(verdict.shortfalls for verdict in verdicts):
+    exported = Exported(manifest=manifest, verdicts=verdicts, refused=refused, warnings=checkpoint.settings.warnings)
+    if refused:
         raise EnginesRefusedError(exported)
     return exported
 

@@ -15,6 +15,14 @@ from mexma_runtime.types import Pooling
 KNOWN_POOLING = {"facebook/MEXMA": Pooling.CLS}
 """Checkpoints without pooling files whose model card says how to pool."""
 
+TRANSFORMER_FILES = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_camembert_config.json",
+    "sentence_xlm-roberta_config.json",
+)
+"""What sentence-transformers has called the settings of its Transformer module; the first that says something holds."""
+
 _POOLING_MODES = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
 
 
@@ -74,15 +82,21 @@ def read_settings(
     warnings: list[str] = []
     modules = read_json(folder / "modules.json")
     pooling_folder, normalize = _read_modules(modules, problems)
+    transformer_file, transformer = _transformer_settings(folder) if modules is not None else ("", {})
     pooling = _choose_pooling(folder, pooling_folder, model_id, asked_pooling, problems)
     if modules is None and pooling is not None and pooling.value != Pooling.MEAN:
         warnings.append(
             "this checkpoint has no modules.json, so sentence-transformers mean-pools it; this bundle pools "
-            f"{pooling.value!r} ({pooling.source}). Vectors made through sentence-transformers before are another space"
+            f"{pooling.value} ({pooling.source}). Vectors made through sentence-transformers before are another space"
         )
-    max_tokens, source = _token_limit(folder, config, has_modules=modules is not None)
-    if not 3 <= max_tokens <= config.max_tokens:
-        problems.append(f"{source}: {max_tokens} tokens, but the position table serves 3 to {config.max_tokens}")
+    if (max_tokens := transformer.get("max_seq_length")) is not None:
+        source = transformer_file
+    else:
+        max_tokens, source = _tokenizer_limit(folder, config)
+    if type(max_tokens) is not int or not 3 <= max_tokens <= config.max_tokens:
+        problems.append(
+            f"{source}: a limit of {max_tokens!r} tokens; the position table serves 3 to {config.max_tokens}"
+        )
     prompts, default_prompt = _read_prompts(folder, problems) if modules is not None else ({}, None)
     if pooling is None or problems:
         return None, problems
@@ -94,7 +108,7 @@ def read_settings(
         ),
         max_tokens=max_tokens,
         max_tokens_source=source,
-        lower_case=modules is not None and bool(_transformer_settings(folder).get("do_lower_case")),
+        lower_case=bool(transformer.get("do_lower_case")),
         prompts=prompts,
         default_prompt_name=default_prompt,
         warnings=tuple(warnings),
@@ -133,8 +147,8 @@ def _choose_pooling(
         if config.get("include_prompt") is False:
             problems.append(f"{path}: include_prompt is false: pooling without the prompt's tokens is not written")
         named = config.get("pooling_mode")  # how sentence-transformers 6 writes it
-        modes = [named] if isinstance(named, str) else list(named or [])
-        if not modes:
+        modes = named if isinstance(named, list) else [named]
+        if named is None:
             modes = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
             modes = [_POOLING_MODES.get(mode, mode) for mode in modes]
         if len(modes) == 1 and modes[0] in list(Pooling):
@@ -143,29 +157,33 @@ def _choose_pooling(
         return None
     if model_id in KNOWN_POOLING:
         return Setting(value=KNOWN_POOLING[model_id], source=f"the model card of {model_id}")
-    problems.append("no modules.json with a pooling, and it is never guessed: say --pooling cls or --pooling mean")
+    if not problems:  # which else say what is wrong with modules.json
+        problems.append("no modules.json with a pooling, and it is never guessed: say --pooling cls or --pooling mean")
     return None
 
 
-def _transformer_settings(folder: Path) -> dict[str, Any]:
-    return read_object(folder / "sentence_bert_config.json")
+def _transformer_settings(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The file that holds them, and they."""
+    for name in TRANSFORMER_FILES:
+        if settings := read_object(folder / name):
+            return name, settings
+    return TRANSFORMER_FILES[0], {}
 
 
-def _token_limit(folder: Path, config: ModelConfig, *, has_modules: bool) -> tuple[int, str]:
-    """sentence-transformers' limit: sentence_bert_config.json, else the tokenizer's, else the positions'."""
-    if has_modules and (limit := _transformer_settings(folder).get("max_seq_length")) is not None:
-        return int(limit), "sentence_bert_config.json"
+def _tokenizer_limit(folder: Path, config: ModelConfig) -> tuple[Any, str]:
+    """The lesser of the tokenizer's limit, where it has one (1e30 stands for none), and the positions'."""
     limit = read_object(folder / "tokenizer_config.json").get("model_max_length")
-    if isinstance(limit, int | float) and limit < config.max_tokens:
-        return int(limit), "tokenizer_config.json"
-    return config.max_tokens, "config.json"
+    if limit is None or (isinstance(limit, int | float) and limit >= config.max_tokens):
+        return config.max_tokens, "config.json"
+    return limit, "tokenizer_config.json"
 
 
 def _read_prompts(folder: Path, problems: list[str]) -> tuple[dict[str, str], str | None]:
     config = read_object(folder / "config_sentence_transformers.json")
     prompts = config.get("prompts") or {}
     default = config.get("default_prompt_name")
-    if not all(isinstance(text, str) for text in prompts.values()) or (default is not None and default not in prompts):
-        problems.append("config_sentence_transformers.json: prompts: expected texts by name, the default among them")
-        return {}, None
-    return dict(prompts), default
+    if isinstance(prompts, dict) and all(isinstance(text, str) for text in prompts.values()):
+        if default in (None, *prompts):
+            return prompts, default
+    problems.append("config_sentence_transformers.json: prompts: expected texts by name, the default among them")
+    return {}, None

@@ -14,8 +14,7 @@ TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_ELSEWHERE = {"facebook/MEXMA": "FacebookAI/xlm-roberta-large"}
 """Checkpoints whose repository may lack a tokenizer, and the repository that their authors load it from."""
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})$")
+_HUB_CACHE = re.compile(r"/models--([^/]+)/snapshots/([0-9a-f]{40})$")
 _TOKENIZER_FILES = ["tokenizer*.json", "special_tokens_map.json", "config.json"]
 """transformers needs the last two beside tokenizer.json when it loads the reference's tokenizer."""
 _CHECKPOINT_FILES = ["*.json", "*.safetensors", "1_Pooling/*"]
@@ -78,31 +77,37 @@ def _find_folder(
     if not is_hub_id:
         folder = Path(source).resolve()
         if cached := _HUB_CACHE.search(folder.as_posix()):  # the hub's own cache names what it holds
-            return folder, f"{cached[1]}/{cached[2]}", cached[3]
+            return folder, cached[1].replace("--", "/"), cached[2]
         return folder, folder.name, None
-    if not _HUB_ID.fullmatch(source):
-        raise SourceError(f"{source}: no such folder, and not an id on the hub (expected OWNER/NAME)")
-    return _download(source, revision, _CHECKPOINT_FILES)
+    ways_on = (
+        "Two ways on:\n"
+        f"  - a local folder in the hub's layout:  mexma export /path/to/{source.rsplit('/', 1)[-1]} --out DIR\n"
+        "  - a stand-in of the same shape, with random weights, to try speed and size:  "
+        "mexma export standin:mexma --out DIR"
+    )
+    return _download(source, revision, _CHECKPOINT_FILES, ways_on=ways_on)
 
 
 def _find_tokenizer(place: str) -> Path:
     path = Path(place)
-    if path.is_file():
+    if path.name == TOKENIZER_FILE and path.is_file():
         return path
-    folder = path if path.is_dir() else _download(place, None, _TOKENIZER_FILES)[0]
-    if not (folder / TOKENIZER_FILE).is_file():
-        raise SourceError(f"{place}: no {TOKENIZER_FILE} there; a file of another name can be given by its path")
+    ways_on = f"The model's tokenizer can be given by --tokenizer: a folder that has {TOKENIZER_FILE}, or that file"
+    folder = path if path.exists() else _download(place, None, _TOKENIZER_FILES, ways_on=ways_on)[0]
+    if not (folder / TOKENIZER_FILE).is_file():  # transformers, the reference, finds it by this name alone
+        raise SourceError(f"{place}: expected a file called {TOKENIZER_FILE}, or a folder or a hub id that has it")
     return folder / TOKENIZER_FILE
 
 
-def _download(model_id: str, revision: str | None, patterns: list[str]) -> tuple[Path, str, str | None]:
+def _download(
+    model_id: str, revision: str | None, patterns: list[str], *, ways_on: str
+) -> tuple[Path, str, str | None]:
     """Fetch files of a hub repository; its folder, its id and the commit that `revision` stands for."""
     try:
         import huggingface_hub
         from huggingface_hub.errors import (
             GatedRepoError,
-            HfHubHTTPError,
-            LocalEntryNotFoundError,
+            HFValidationError,
             RepositoryNotFoundError,
             RevisionNotFoundError,
         )
@@ -112,19 +117,18 @@ def _download(model_id: str, revision: str | None, patterns: list[str]) -> tuple
         ) from None
     try:
         folder = Path(huggingface_hub.snapshot_download(model_id, revision=revision, allow_patterns=patterns))
+    except HFValidationError:
+        raise SourceError(f"{model_id}: no such file or folder, and not an id on the hub (OWNER/NAME)") from None
     except GatedRepoError:
         raise SourceError(f"{model_id}: the hub asks for an agreement: accept it there, then `hf auth login`") from None
     except RevisionNotFoundError:
         raise SourceError(f"{model_id}: the hub has no revision {revision!r} of it") from None
     except RepositoryNotFoundError:
         raise SourceError(f"{model_id}: neither a local folder nor a repository that the hub shows you") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # of the hub's client, or of the HTTP library below it, which differs by version
         raise SourceError(
-            f"{model_id}: the hub cannot be reached, and no copy lies in its cache ({type(error).__name__}). "
-            "Two ways on:\n"
-            f"  - a local folder in the hub's layout:  mexma export /path/to/{model_id.rsplit('/', 1)[-1]} --out DIR\n"
-            "  - a stand-in of the same shape, with random weights, to try speed and size:  "
-            "mexma export standin:mexma --out DIR"
+            f"{model_id}: no such folder, no copy in the hub's cache, and the hub cannot be reached "
+            f"({type(error).__name__}). {ways_on}"
         ) from None
     commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
     return folder, model_id, commit

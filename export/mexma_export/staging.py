@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -60,7 +61,8 @@ class Staging:
         try:
             self._sweep()
             if self._created and not self.previous:
-                self.folder.rmdir()
+                with contextlib.suppress(OSError):  # something else lies there by now
+                    self.folder.rmdir()
         finally:
             self._release()
 
@@ -108,8 +110,8 @@ class Staging:
             raise
 
     def _refuse_foreign_files(self) -> None:
-        known = {MANIFEST_NAME, LOCAL} if self.previous else {LOCAL}
-        foreign = [p.name for p in self.folder.iterdir() if p.name not in known and not _OURS.fullmatch(p.name)]
+        names = [path.name for path in self.folder.iterdir()]
+        foreign = [name for name in names if name != LOCAL and not _OURS.fullmatch(name)]
         if foreign and not self.previous:
             raise UsageError(
                 f"{self.folder}: neither empty nor a bundle (it holds {', '.join(sorted(foreign)[:5])}): "

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -18,12 +22,20 @@ def show_export(out: Path, exported: Exported, *, as_json: bool) -> None:
     """What the bundle holds now and how each new engine was judged."""
     manifest = exported.manifest
     if as_json:
-        print_json({"bundle": str(out), "manifest": json.loads(manifest.to_json()), "judged": _rows(exported.verdicts)})
+        print_json(
+            {
+                "bundle": str(out),
+                "manifest": dataclasses.asdict(manifest),
+                "judged": _rows(exported.verdicts),
+                "refused": exported.refused,
+                "warnings": exported.warnings,
+            }
+        )
         return
-    console = Console(soft_wrap=True)
+    console = _console()
     if exported.verdicts:
         console.print(_table(exported.verdicts))
-        console.print(f"reference: {exported.verdicts[0].certificate.reference}", markup=False, highlight=False)
+        console.print(f"reference: {exported.verdicts[0].certificate.reference}")
         _print_notes(console, exported.verdicts)
     lines = [
         f"bundle: {out}",
@@ -34,8 +46,7 @@ def show_export(out: Path, exported: Exported, *, as_json: bool) -> None:
         f"engines: {', '.join(engine.name for engine in manifest.engines) or 'none'}",
         f"on disk: {sum(entry.size for entry in manifest.files) / 1e6:,.0f} MB",
     ]
-    for line in lines:
-        console.print(line, markup=False, highlight=False)
+    console.print("\n".join(lines))
 
 
 def show_parity(verdicts: list[Verdict], reference: ReferenceVectors, *, as_json: bool) -> None:
@@ -43,16 +54,16 @@ def show_parity(verdicts: list[Verdict], reference: ReferenceVectors, *, as_json
     if as_json:
         print_json(parity_json(verdicts, reference))
         return
-    console = Console(soft_wrap=True)
+    console = _console()
     console.print(_table(verdicts))
     corpus = reference.corpus
-    console.print(f"reference: {reference.description}; {corpus.name}, {len(corpus.texts)} sentences", highlight=False)
+    console.print(f"reference: {reference.description}; {corpus.name}, {len(corpus.texts)} sentences")
     _print_notes(console, verdicts)
     for verdict in verdicts:
-        console.print(f"{verdict.engine.name}, worst sentences:", highlight=False)
+        console.print(f"{verdict.engine.name}, worst sentences:")
         for row in verdict.worst:
             text = corpus.texts[row.index].replace("\n", " ")[:80]
-            console.print(f"  {row.cosine:.9f}  [{row.index}] {text}", markup=False, highlight=False)
+            console.print(f"  {row.cosine:.9f}  [{row.index}] {text}")
 
 
 def parity_json(verdicts: list[Verdict], reference: ReferenceVectors) -> dict[str, Any]:
@@ -71,7 +82,7 @@ def parity_json(verdicts: list[Verdict], reference: ReferenceVectors) -> dict[st
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    Console(soft_wrap=True).print(json.dumps(value, indent=2, ensure_ascii=False), markup=False, highlight=False)
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _rows(verdicts: list[Verdict]) -> list[dict[str, Any]]:
@@ -88,36 +99,30 @@ def _rows(verdicts: list[Verdict]) -> list[dict[str, Any]]:
 
 
 def _table(verdicts: list[Verdict]) -> Table:
-    table = Table(title="Vectors against the reference")
-    table.add_column("engine")
-    for name in (
-        "cos min",
-        "cos mean",
-        "max diff",
-        "error/distance",
-        "top-1",
-        "top-10",
-        "mixed top-1",
-        "batch cos min",
-    ):
-        table.add_column(name, justify="right")
-    table.add_column("verdict")
+    """A row for each figure and a column for each engine: four engines fit into 80 columns."""
+    table = Table("", title="Vectors against the reference", box=SIMPLE)
     for verdict in verdicts:
-        f = verdict.figures
-        missed = "certified" if verdict.certificate.certified else "uncertified"
-        table.add_row(
-            verdict.engine.name,
-            f"{f.cosine_min:.7f}",
-            f"{f.cosine_mean:.7f}",
-            f"{f.max_abs_difference:.1e}",
-            _optional(f.relative_error_max, ".1e"),
-            _optional(f.top1_agreement, ".3f"),
-            _optional(f.top10_agreement, ".3f"),
-            _optional(f.mixed_top1_agreement, ".3f"),
-            f"{verdict.invariance.cosine_min:.7f}",
-            "REFUSED" if verdict.shortfalls else missed,
-        )
+        table.add_column(verdict.engine.name, justify="right")
+
+    def add(name: str, figure: Callable[[Verdict], str]) -> None:
+        table.add_row(name, *map(figure, verdicts))
+
+    add("cos min", lambda v: f"{v.figures.cosine_min:.7f}")
+    add("cos mean", lambda v: f"{v.figures.cosine_mean:.7f}")
+    add("max diff", lambda v: f"{v.figures.max_abs_difference:.1e}")
+    add("error/distance", lambda v: _optional(v.figures.relative_error_max, ".1e"))
+    add("top-1", lambda v: _optional(v.figures.top1_agreement, ".3f"))
+    add("top-10", lambda v: _optional(v.figures.top10_agreement, ".3f"))
+    add("mixed top-1", lambda v: _optional(v.figures.mixed_top1_agreement, ".3f"))
+    add("batch cos min", lambda v: f"{v.invariance.cosine_min:.7f}")
+    add("verdict", _verdict)
     return table
+
+
+def _verdict(verdict: Verdict) -> str:
+    if verdict.shortfalls:
+        return "REFUSED"
+    return "certified" if verdict.certificate.certified else "uncertified"
 
 
 def _optional(value: float | None, spec: str) -> str:
@@ -127,4 +132,10 @@ def _optional(value: float | None, spec: str) -> str:
 def _print_notes(console: Console, verdicts: list[Verdict]) -> None:
     for note in dict.fromkeys(v.certificate.note for v in verdicts if v.certificate.note):
         names = ", ".join(v.engine.name for v in verdicts if v.certificate.note == note)
-        console.print(f"uncertified {names}: {note}", highlight=False)
+        console.print(f"uncertified {names}: {note}")
+
+
+def _console() -> Console:
+    """Prints texts as they are: neither [bold] nor :key: means anything, and a file has no right edge."""
+    width = None if sys.stdout.isatty() else 1000
+    return Console(soft_wrap=True, markup=False, emoji=False, highlight=False, width=width)

@@ -50,21 +50,19 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
         try:
-            names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+            weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            names = sorted({str(name) for name in weight_map.values()})
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(folder / INDEX, [f"expected an object with a weight_map: {error}"]) from None
+            raise CheckpointError(folder / INDEX, [f"expected an object with a weight_map: {error!r}"]) from None
         missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
         if missing:
             raise CheckpointError(folder, [f"{INDEX} names {name}, which is missing" for name in missing])
         return [folder / name for name in names]
-    if list(folder.glob("pytorch_model*.bin")):
-        reason = (
-            "holds its weights as pytorch_model.bin only: that is a pickle, which runs code when it is opened, so it "
-            "is refused. Where you trust it, load it with transformers and save_pretrained() it again: that writes "
-            f"{SINGLE}"
-        )
-        raise CheckpointError(folder, [reason])
-    raise CheckpointError(folder, [f"no weights: expected {SINGLE}, or {INDEX} with its parts"])
+    reason = (
+        f"no weights: expected {SINGLE}, or {INDEX} with its parts. A pytorch_model.bin is refused: it is a pickle, which "
+        "runs code when it is opened. Where you trust it, load it with transformers and save_pretrained() it again"
+    )
+    raise CheckpointError(folder, [reason])
 
 
 def read_headers(files: list[Path]) -> tuple[dict[str, TensorInfo], list[str]]:
@@ -97,8 +95,8 @@ def chunks(info: TensorInfo) -> Iterator[NDArray[np.float32]]:
         start = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(start - 8))
     begin, _end = header[info.name]["data_offsets"]
-    mapped = np.memmap(info.file, dtype=dtype, mode="r", offset=start + begin, shape=info.shape or (1,))
-    row_bytes = max(1, mapped.itemsize * int(np.prod(info.shape[1:])))
+    mapped = np.memmap(info.file, dtype=dtype, mode="r", offset=start + begin, shape=info.shape)
+    row_bytes = np.dtype(np.float32).itemsize * int(np.prod(info.shape[1:]))
     step = max(1, CHUNK_BYTES // row_bytes)
     for row in range(0, mapped.shape[0], step):
         yield np.asarray(mapped[row : row + step]).astype(np.float32, copy=False)

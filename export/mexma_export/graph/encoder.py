@@ -29,7 +29,7 @@ def write_encoder(
     precision: Precision,
     pooling: Pooling,
 ) -> ir.Model:
-    """The graph of one engine over `weights` (see weights.stored_tensors for their names and layout)."""
+    """The graph of one engine over `weights` (names and layout: weights.write_weights)."""
     g = GraphBuilder(weights, precision=precision)
     steps: Steps = STEPS[dialect](config)
     input_ids, attention_mask, position_ids = (g.input(name, ["batch", "length"]) for name in INPUTS)

@@ -1,0 +1,1 @@
+"""Measure bundles and their runtime against PyTorch."""

@@ -1,0 +1,7 @@
+"""`python -m mexma_runtime` is `mexma`."""
+
+from __future__ import annotations
+
+from mexma_runtime.cli import main
+
+main()

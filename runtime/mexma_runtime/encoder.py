@@ -1,0 +1,345 @@
+"""The encoder: a bundle in, vectors out."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mexma_runtime.backends import choose_backend, choose_engine, open_backend
+from mexma_runtime.backends.base import Backend, BackendOptions
+from mexma_runtime.bundle import Bundle
+from mexma_runtime.embedding import check_ids
+from mexma_runtime.errors import EncoderClosedError, InputError, TruncationWarning, UsageError
+from mexma_runtime.flow import Flow
+from mexma_runtime.info import EncoderInfo, describe
+from mexma_runtime.manifest import EngineEntry
+from mexma_runtime.options import EncodeOptions, listed, resolve_options
+from mexma_runtime.terminal import Progress, progress_bars
+from mexma_runtime.tokenizer import TextTokenizer, Tokenized, TokenizerSpec
+from mexma_runtime.turns import CancelSignal, Turns
+from mexma_runtime.types import Ragged, Vectors
+from mexma_runtime.vectors import cosine_similarity, rows_to_fill, to_tensor
+
+ITER_WINDOW_TEXTS = 1024
+"""Texts that `encode_iter` plans together: more would fill batches better, and give the first vector later."""
+
+
+class Encoder:
+    """Embeds text with one engine of a bundle. Made by `Encoder.load`; safe to call from many threads.
+
+    Calls share the engine batch by batch, first come first served. An encoder does not survive fork; pickling one
+    opens its bundle again where it is unpickled. Nothing here prints.
+    """
+
+    def __init__(
+        self, bundle: Bundle, engine: EngineEntry, backend: Backend, *, max_waiting: int, arguments: dict[str, Any]
+    ) -> None:
+        self._manifest, self._backend, self._arguments = bundle.manifest, backend, arguments
+        text = bundle.manifest.text
+        spec = TokenizerSpec(max_tokens=text.max_tokens, lower_case=text.lower_case)
+        self._flow = Flow(bundle.manifest, TextTokenizer(bundle.path(text.tokenizer), spec), backend)
+        self._turns = Turns(max_waiting=max_waiting)
+        self._info = describe(bundle, engine, backend.info)
+        self._process = os.getpid()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        precision: str | None = None,
+        dialect: str | None = None,
+        device: str = "cpu",
+        backend: str | None = None,
+        n_threads: int | None = None,
+        spinning: bool | None = None,
+        verify: bool = False,
+        max_waiting: int = 64,
+    ) -> Encoder:
+        """Open the bundle in folder `path`; `encoder.info` says what was chosen.
+
+        precision: `fp32`, `fp16`, `int8`; None: the only one there is, or fp32.
+        dialect: `fused` or `portable`; None: the one that the backend runs best.
+        device, backend: what to run on and which library to insist on; nothing else is ever used in their place.
+        n_threads: threads that compute one batch; None: the physical cores that this process may use.
+        spinning: whether idle threads wait busily; None: unless a CPU quota holds. With several encoders in one
+            process give each its share of the cores, and spinning=False.
+        verify: check the weights' hash too (everything else is always checked).
+        max_waiting: calls that may wait for the running one; the next gets EncoderBusyError.
+
+        Raises BundleError, EngineUnavailableError, MissingDependencyError or UsageError.
+        """
+        return cls.from_bundle(
+            Bundle.open(Path(path).absolute(), verify=verify),
+            precision=precision,
+            dialect=dialect,
+            device=device,
+            backend=backend,
+            n_threads=n_threads,
+            spinning=spinning,
+            max_waiting=max_waiting,
+        )
+
+    @classmethod
+    def from_bundle(
+        cls,
+        bundle: Bundle,
+        *,
+        precision: str | None = None,
+        dialect: str | None = None,
+        device: str = "cpu",
+        backend: str | None = None,
+        n_threads: int | None = None,
+        spinning: bool | None = None,
+        max_waiting: int = 64,
+    ) -> Encoder:
+        """The same with a bundle that is open already."""
+        # What another process needs to load this encoder again.
+        arguments = {name: value for name, value in locals().items() if name not in ("cls", "bundle")}
+        engine = choose_engine(bundle, choose_backend(device, backend), precision=precision, dialect=dialect)
+        options = BackendOptions(device=device, n_threads=n_threads, spinning=spinning)
+        opened = open_backend(bundle, engine, options, backend=backend)
+        return cls(bundle, engine, opened, max_waiting=max_waiting, arguments=arguments)
+
+    @property
+    def info(self) -> EncoderInfo:
+        """What was chosen: engine, backend, threads, dim, max_tokens and more."""
+        return self._info
+
+    @overload
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        prompt_name: str | None = ...,
+        prompt: str | None = ...,
+        batch_size: int | None = ...,
+        show_progress_bar: bool | None = ...,
+        *,
+        convert_to_numpy: Literal[True] = ...,
+        convert_to_tensor: Literal[False] = ...,
+        normalize_embeddings: bool | None = ...,
+        truncate: bool = ...,
+        timeout: float | None = ...,
+        cancel: CancelSignal | None = ...,
+        out: Vectors | None = ...,
+    ) -> Vectors: ...
+
+    @overload
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        prompt_name: str | None = ...,
+        prompt: str | None = ...,
+        batch_size: int | None = ...,
+        show_progress_bar: bool | None = ...,
+        *,
+        convert_to_numpy: bool = ...,
+        convert_to_tensor: bool = ...,
+        normalize_embeddings: bool | None = ...,
+        truncate: bool = ...,
+        timeout: float | None = ...,
+        cancel: CancelSignal | None = ...,
+        out: Vectors | None = ...,
+    ) -> Any: ...
+
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        *,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        normalize_embeddings: bool | None = None,
+        truncate: bool = True,
+        timeout: float | None = None,
+        cancel: CancelSignal | None = None,
+        out: Vectors | None = None,
+    ) -> Any:
+        """Embed texts: float32 `(n, dim)` in input order, owned by the caller; one str gives `(dim,)`.
+
+        The arguments are sentence-transformers' where it has them.
+        prompt_name, prompt: what to put before each text, by its name in the checkpoint or as it is.
+        batch_size: most sentences in a batch; None: as many as the backend does best.
+        show_progress_bar: draw one on stderr, where that is a terminal.
+        convert_to_tensor: a torch.Tensor over the same memory; convert_to_numpy=False: a list of tensors.
+        normalize_embeddings: give vectors length 1, or leave them as pooled; None: the checkpoint's own way.
+        truncate: cut texts of more than `info.max_tokens` tokens, with one TruncationWarning; False: TextTooLongError.
+        timeout: seconds for the whole call, looked at between batches: EncodeTimeoutError.
+        cancel: a threading.Event or the like, looked at between batches: EncodeCancelledError.
+        out: where to write: float32 `(n, dim)`, C-contiguous.
+
+        Raises InputError with the index of a text that cannot be embedded, EncoderBusyError and EncoderClosedError.
+        """
+        self._check_process()
+        options = resolve_options(
+            self._manifest,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            truncate=truncate,
+            normalize=normalize_embeddings,
+            batch_size=batch_size,
+        )
+        texts = [sentences] if isinstance(sentences, str) else listed(sentences)
+        vectors = rows_to_fill(out, len(texts), self._info.dim)
+        n_done = n_truncated = 0
+        progress = progress_bars() if show_progress_bar else nullcontext()
+        with self._turns.call(timeout_s=timeout, cancel=cancel) as call, progress as report:
+            for tokens in self._flow.tokenized(texts, options, call):
+                rows = vectors[n_done : n_done + len(tokens.ragged)]
+                on_rows = report and functools.partial(_report_rows, report, n_done, len(texts))
+                self._flow.embed(tokens.ragged, rows, options, call, on_rows)
+                n_done += len(rows)
+                n_truncated += int(tokens.truncated.sum())
+        if n_truncated:
+            warnings.warn(self._truncation(n_truncated, n_done), stacklevel=2)
+        result = vectors[0] if isinstance(sentences, str) else vectors
+        if convert_to_tensor:
+            return to_tensor(result)
+        if not convert_to_numpy:
+            return to_tensor(result) if isinstance(sentences, str) else list(to_tensor(result))
+        return result
+
+    def encode_iter(
+        self,
+        sentences: Iterable[str],
+        *,
+        window: int = ITER_WINDOW_TEXTS,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        normalize_embeddings: bool | None = None,
+        truncate: bool = True,
+        cancel: CancelSignal | None = None,
+    ) -> Generator[Vectors, None, None]:
+        """Embed texts from any iterable in bounded memory: one float32 `(dim,)` a text, in order.
+
+        `window` texts are planned together, and the next window is read and tokenized meanwhile. The rest as `encode`.
+        Counts as one call from the first vector to the last, or until the generator is closed.
+        """
+        self._check_process()
+        options = resolve_options(
+            self._manifest,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            truncate=truncate,
+            normalize=normalize_embeddings,
+            batch_size=batch_size,
+        )
+        if isinstance(sentences, (str, bytes, Mapping)):
+            raise InputError(f"expected an iterable of str, got {type(sentences).__name__}")
+        if window < 1:
+            raise UsageError(f"window: expected 1 or more, got {window}")
+        return self._iterate(iter(sentences), window, options, cancel)
+
+    def encode_ids(
+        self,
+        ragged: Ragged,
+        *,
+        batch_size: int | None = None,
+        normalize_embeddings: bool | None = None,
+        timeout: float | None = None,
+        cancel: CancelSignal | None = None,
+        out: Vectors | None = None,
+    ) -> Vectors:
+        """Embed sentences of token ids, special tokens included: float32 `(n, dim)`. The rest as `encode`.
+
+        Raises InputError with the index of a sentence that is empty, too long or has ids outside the vocabulary.
+        """
+        self._check_process()
+        options = resolve_options(self._manifest, normalize=normalize_embeddings, batch_size=batch_size)
+        check_ids(ragged, self._manifest)
+        vectors = rows_to_fill(out, len(ragged), self._info.dim)
+        with self._turns.call(timeout_s=timeout, cancel=cancel) as call:
+            self._flow.embed(ragged, vectors, options, call)
+        return vectors
+
+    def tokenize(
+        self,
+        sentences: Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate: bool = True,
+    ) -> Tokenized:
+        """The ids that `encode` computes with, for `encode_ids`, and which texts were truncated."""
+        self._check_process()
+        options = resolve_options(self._manifest, prompt_name=prompt_name, prompt=prompt, truncate=truncate)
+        return self._flow.tokenize(listed(sentences), options)
+
+    def warmup(self, lengths: Iterable[int] = (8, 32, 128), batch_size: int = 1) -> None:
+        """Run a batch of each length, so that no later call is the first; lengths over `info.max_tokens` are cut."""
+        for length in lengths:
+            row = [0] * min(length, self._info.max_tokens)
+            self.encode_ids(Ragged.from_sequences([row] * batch_size), batch_size=batch_size)
+
+    @staticmethod
+    def similarity(a: ArrayLike, b: ArrayLike) -> Vectors:
+        """Cosines of all rows of `a` `(n, dim)` or `(dim,)` to all of `b` `(m, dim)` or `(dim,)`: float32 `(n, m)`."""
+        return cosine_similarity(a, b)
+
+    def close(self) -> None:
+        """Wait for the running batch and release the engine; waiting calls get EncoderClosedError."""
+        if os.getpid() == self._process and self._turns.close():
+            self._backend.close()
+
+    def __enter__(self) -> Encoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(type(self).load, **self._arguments), (self._info.bundle,)
+
+    def __repr__(self) -> str:
+        info = self._info
+        return f"<Encoder {info.model_id} {info.engine} on {info.backend} {info.device}, {info.n_threads} threads>"
+
+    def _iterate(
+        self, sentences: Iterator[str], window: int, options: EncodeOptions, cancel: CancelSignal | None
+    ) -> Generator[Vectors, None, None]:
+        n_done = n_truncated = 0
+        windows = iter(lambda: list(islice(sentences, window)), [])
+        with self._turns.call(cancel=cancel) as call:
+            for tokens in self._flow.tokenized_windows(windows, options, call):
+                vectors = np.empty((len(tokens.ragged), self._info.dim), dtype=np.float32)
+                self._flow.embed(tokens.ragged, vectors, options, call)
+                # Copies, so that keeping one vector does not keep its window.
+                yield from (row.copy() for row in vectors)
+                n_done += len(vectors)
+                n_truncated += int(tokens.truncated.sum())
+        if n_truncated:
+            warnings.warn(self._truncation(n_truncated, n_done), stacklevel=2)
+
+    def _truncation(self, n_truncated: int, n_texts: int) -> TruncationWarning:
+        return TruncationWarning(
+            f"{n_truncated} of {n_texts} texts have more than {self._info.max_tokens} tokens and were cut there "
+            "(encoder.tokenize says which; truncate=False refuses them)",
+            n_truncated=n_truncated,
+        )
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise EncoderClosedError(
+                f"this encoder was loaded in process {self._process} and does not work in its fork {os.getpid()}, "
+                "which lacks the engine's threads: load the bundle there, or start processes with 'spawn'"
+            )
+
+
+def _report_rows(report: Progress, n_before: int, n_texts: int, n_rows: int) -> None:
+    report("embed", n_before + n_rows, n_texts)

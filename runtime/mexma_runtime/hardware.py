@@ -1,0 +1,156 @@
+"""What this process may use of the machine: cores, quota, instruction sets, memory. Parsers are pure."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+INSTRUCTION_SETS = (
+    *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_bf16", "amx_int8"),
+    *("neon", "asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve"),
+)
+"""Those that change the speed or the rounding of an engine, as Linux spells them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Processor and memory, as far as this process may use them."""
+
+    processor: str
+    instruction_sets: tuple[str, ...]
+    n_logical_cpus: int
+    """Allowed by the process's affinity."""
+    n_physical_cores: int
+    """Those that the allowed logical CPUs belong to."""
+    cpu_quota: float | None
+    """Processors' worth of time that the cgroups grant; None: no limit."""
+    memory_total_bytes: int | None
+    memory_available_bytes: int | None
+
+    @property
+    def n_usable_cores(self) -> int:
+        """Threads that can compute at full speed at once: physical cores, held under the quota."""
+        if self.cpu_quota is None:
+            return self.n_physical_cores
+        return max(1, min(self.n_physical_cores, int(self.cpu_quota)))
+
+
+def detect_hardware(root: Path = Path("/")) -> Hardware:
+    """Read /proc, /sys and the affinity; what cannot be read is left out, never guessed high."""
+    cpus = _allowed_cpus()
+    processor, instruction_sets = parse_cpuinfo(_read(root / "proc/cpuinfo"))
+    memory = parse_meminfo(_read(root / "proc/meminfo"))
+    topology = root / "sys/devices/system/cpu"
+    siblings = {cpu: _read(topology / f"cpu{cpu}/topology/thread_siblings_list") for cpu in cpus}
+    return Hardware(
+        processor=processor or platform.processor() or platform.machine() or "unknown",
+        instruction_sets=instruction_sets,
+        n_logical_cpus=len(cpus),
+        n_physical_cores=count_cores(siblings),
+        cpu_quota=read_cpu_quota(root),
+        memory_total_bytes=memory.get("MemTotal"),
+        memory_available_bytes=memory.get("MemAvailable"),
+    )
+
+
+def describe_processor() -> str:
+    """The processor's name and its relevant instruction sets, as a certificate keeps them."""
+    hardware = detect_hardware()
+    return f"{hardware.processor} ({' '.join(hardware.instruction_sets) or 'no instruction sets known'})"
+
+
+def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
+    """Name and relevant instruction sets of the first processor in /proc/cpuinfo's text, x86 or ARM."""
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    return fields.get("model name", ""), tuple(name for name in INSTRUCTION_SETS if name in flags)
+
+
+def parse_cpu_list(text: str) -> frozenset[int]:
+    """The CPUs of a list such as `0-3,8,10-11`."""
+    cpus: set[int] = set()
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        if first:
+            cpus.update(range(int(first), int(last or first) + 1))
+    return frozenset(cpus)
+
+
+def count_cores(siblings: Mapping[int, str]) -> int:
+    """Physical cores of the CPUs, each with its thread_siblings_list; a CPU without one counts as a core."""
+    return len({parse_cpu_list(text) or frozenset({cpu}) for cpu, text in siblings.items()})
+
+
+def parse_meminfo(text: str) -> dict[str, int]:
+    """/proc/meminfo's text in bytes."""
+    fields = (line.split() for line in text.splitlines())
+    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in fields if len(words) == 3 and words[2] == "kB"}
+
+
+def read_cpu_quota(root: Path = Path("/")) -> float | None:
+    """The tightest CPU quota of this process's cgroup (version 1 or 2) and those above it, in processors."""
+    membership, mounts = _read(root / "proc/self/cgroup"), _read(root / "proc/self/mountinfo")
+    folders = list(cpu_cgroup_folders(membership, mounts))
+    quotas = [
+        quota
+        for folder in (root / name.lstrip("/") for name in folders)
+        for quota in (
+            parse_quota(_read(folder / "cpu.max")),
+            parse_quota(f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"),
+        )
+        if quota is not None
+    ]
+    return min(quotas, default=None)
+
+
+def parse_quota(text: str) -> float | None:
+    """Processors in `quota period`, the text of cpu.max; None where there is no limit (`max`, or -1 in version 1)."""
+    words = text.split()
+    try:
+        quota, period = int(words[0]), int(words[1])
+    except (IndexError, ValueError):
+        return None
+    return quota / period if quota > 0 and period > 0 else None
+
+
+def cpu_cgroup_folders(membership: str, mounts: str) -> Iterator[str]:
+    """The folders whose CPU limits hold for a process: its own cgroup's and all above, as far as they are mounted.
+
+    `membership` is the text of /proc/self/cgroup, `mounts` that of /proc/self/mountinfo.
+    """
+    groups: dict[str, str] = {}
+    for line in membership.splitlines():
+        _, controllers, path = line.split(":", 2)
+        groups |= dict.fromkeys(controllers.split(","), path)
+    for line in mounts.splitlines():
+        left, _, right = line.partition(" - ")
+        mount_root, mount_point = left.split()[3:5]
+        kind, _, options = right.split(maxsplit=2)
+        is_version_2 = kind == "cgroup2"
+        controller = "" if is_version_2 else "cpu"
+        if controller not in groups or not (is_version_2 or (kind == "cgroup" and "cpu" in options.split(","))):
+            continue
+        group = PurePosixPath(groups[controller])
+        # In a container the path may be the host's: then only the mount point itself is visible.
+        visible = group.is_relative_to(mount_root) and ".." not in group.parts
+        own = PurePosixPath(mount_point, group.relative_to(mount_root) if visible else "")
+        yield from (str(folder) for folder in (own, *own.parents) if folder.is_relative_to(mount_point))
+
+
+def _allowed_cpus() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,69 @@
+"""What an encoder is made of, once everything has been chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mexma_runtime.backends.base import BackendInfo
+from mexma_runtime.bundle import Bundle
+from mexma_runtime.manifest import EngineEntry
+from mexma_runtime.types import Dialect, Pooling, Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderInfo:
+    """What was chosen; nothing in it is a wish."""
+
+    bundle: str
+    """Its folder."""
+    model_id: str
+    model_revision: str | None
+    engine: str
+    dialect: Dialect
+    precision: Precision
+    backend: str
+    version: str
+    """Of the backend's library."""
+    device: str
+    providers: tuple[str, ...]
+    """Execution providers as the library names them, in order."""
+    n_threads: int
+    spinning: bool
+    dim: int
+    """Numbers in a vector."""
+    max_tokens: int
+    """Tokens of a text that are read, special ones included."""
+    pooling: Pooling
+    pooling_source: str
+    """Where the pooling was read."""
+    normalize: bool
+    """Whether vectors have length 1 unless a call asks otherwise: the checkpoint's own way."""
+    normalize_source: str
+    space: str
+    """Fingerprint of the vector space: vectors of encoders with the same one may be compared without a thought."""
+
+
+def describe(bundle: Bundle, engine: EngineEntry, backend: BackendInfo) -> EncoderInfo:
+    """Gather what the manifest, the engine and the backend say of themselves."""
+    manifest = bundle.manifest
+    return EncoderInfo(
+        bundle=str(bundle.folder),
+        model_id=manifest.model.id,
+        model_revision=manifest.model.revision,
+        engine=engine.name,
+        dialect=engine.dialect,
+        precision=engine.precision,
+        backend=backend.backend,
+        version=backend.version,
+        device=backend.device,
+        providers=backend.providers,
+        n_threads=backend.n_threads,
+        spinning=backend.spinning,
+        dim=manifest.dim,
+        max_tokens=manifest.text.max_tokens,
+        pooling=manifest.pooling_mode,
+        pooling_source=manifest.pooling.source,
+        normalize=manifest.is_normalized,
+        normalize_source=manifest.normalize.source,
+        space=engine.space,
+    )

@@ -1,0 +1,97 @@
+"""What `mexma info` and `mexma doctor` print: lines for people, JSON for scripts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import typer
+
+from mexma_runtime.bundle import Bundle
+from mexma_runtime.doctor import Diagnosis
+from mexma_runtime.manifest import EngineEntry
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def show_bundle(bundle: Bundle, *, is_verified: bool, as_json: bool) -> None:
+    """The model, its settings and where they came from, and every engine."""
+    manifest, model = bundle.manifest, bundle.manifest.model
+    if as_json:
+        document = {"bundle": str(bundle.folder), "weights_verified": is_verified}
+        print_json({**document, "manifest": json.loads(manifest.to_json())})
+        return
+    revision = f" at {model.revision}" if model.revision else ""
+    checked = "sizes and all hashes" if is_verified else "sizes, and all hashes but the weights' (--verify)"
+    _print_pairs(
+        {
+            "bundle": f"{bundle.folder}, {sum(entry.size for entry in manifest.files) / 1e6:,.1f} MB",
+            "checked": checked,
+            "written by": manifest.writer,
+            "model": f"{model.id}{revision}",
+            "shape": f"{model.family}, {model.n_layers} layers, {manifest.dim} numbers a vector",
+            "most tokens": f"{manifest.text.max_tokens} ({manifest.text.max_tokens_source})",
+            "pooling": f"{manifest.pooling.value} ({manifest.pooling.source})",
+            "normalised": f"{manifest.normalize.value} ({manifest.normalize.source})",
+        }
+    )
+    for engine in manifest.engines:
+        size = sum(manifest.file(name).size for name in (engine.file, *engine.weights))
+        needs = ", ".join(f"{name} >= {version}" for name, version in engine.requires.items())
+        typer.echo(f"\nengine {engine.name}")
+        _print_pairs(
+            {
+                "  file": f"{engine.file}, {size / 1e6:,.1f} MB with its weights",
+                "  needs": needs or "no backend of this version",
+                "  judged": _judged(engine),
+                "  space": engine.space,
+            }
+        )
+
+
+def show_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
+    """Machine, versions, backends, problems."""
+    if as_json:
+        print_json(dataclasses.asdict(diagnosis))
+        return
+    hardware = diagnosis.hardware
+    quota = "none" if hardware.cpu_quota is None else f"{hardware.cpu_quota:g} processors"
+    memory = (hardware.memory_available_bytes, hardware.memory_total_bytes)
+    available, total = ("?" if size is None else f"{size / 1e9:.1f} GB" for size in memory)
+    _print_pairs(
+        {
+            "python": diagnosis.python,
+            "system": diagnosis.system,
+            "processor": hardware.processor,
+            "instructions": " ".join(hardware.instruction_sets) or "none known",
+            "allowed": f"{hardware.n_physical_cores} physical cores, {hardware.n_logical_cpus} logical; quota: {quota}",
+            "threads": f"{diagnosis.n_usable_cores} unless told otherwise",
+            "memory": f"{available} available of {total}",
+            **{name: version or "not installed" for name, version in diagnosis.versions.items()},
+        }
+    )
+    typer.echo()
+    for backend in diagnosis.backends:
+        works = backend.problem or f"works, {backend.version}"
+        typer.echo(f"{backend.name} on {backend.device}: {works}")
+    for problem in diagnosis.problems:
+        typer.secho(f"problem: {problem}", fg=typer.colors.RED)
+
+
+def _judged(engine: EngineEntry) -> str:
+    if not engine.certificates:
+        return "never"
+    certificate = engine.certificates[-1]
+    cosine = certificate.figures.get("cosine_min")
+    verdict = "certified" if certificate.certified else f"uncertified ({certificate.note})"
+    return f"{verdict}, least cosine {cosine} to {certificate.reference} on {certificate.corpus}"
+
+
+def _print_pairs(pairs: dict[str, str]) -> None:
+    width = max(map(len, pairs))
+    for name, value in pairs.items():
+        typer.echo(f"{name:<{width}}  {value}")

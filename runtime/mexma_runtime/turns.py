@@ -1,0 +1,176 @@
+"""Whose turn it is: many calls share one engine, a batch at a time, first come first served."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Protocol, TypeAlias
+
+from mexma_runtime.errors import (
+    EncodeCancelledError,
+    EncoderBusyError,
+    EncoderClosedError,
+    EncodeTimeoutError,
+    UsageError,
+)
+
+POLL_S = 0.05
+"""How often a waiting call looks whether it was cancelled."""
+FOREVER_S = 3600.0
+
+IsReady: TypeAlias = Callable[[float], bool]
+"""Waits for up to so many seconds and says whether what was waited for is there."""
+
+
+class CancelSignal(Protocol):
+    """Whatever says that a call is no longer wanted: a threading.Event, say."""
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
+
+
+class Turns:
+    """Hands the engine from call to call; a call takes a turn for each batch, so concurrent calls interleave.
+
+    At most `max_waiting` calls are admitted beyond the first; the next is refused with EncoderBusyError.
+    """
+
+    def __init__(self, *, max_waiting: int) -> None:
+        if max_waiting < 0:
+            raise UsageError(f"max_waiting: expected 0 or more, got {max_waiting}")
+        self._max_waiting = max_waiting
+        self._mutex = threading.Lock()
+        self._n_calls = 0
+        self._is_taken = False
+        self._is_closed = False
+        self._queue: deque[threading.Lock] = deque()
+
+    def call(self, *, timeout_s: float | None = None, cancel: CancelSignal | None = None) -> Call:
+        """A context manager that holds one place among the admitted calls."""
+        return Call(self, timeout_s=timeout_s, cancel=cancel)
+
+    def close(self) -> bool:
+        """Wait for the running batch, then refuse all turns for good; False where it was closed already."""
+        with self._mutex:
+            if self._is_closed:
+                return False
+            self._is_closed = True
+        self.take(_wait_forever, closing=True)
+        return True
+
+    def enter(self) -> None:
+        """Admit one call."""
+        with self._mutex:
+            self._refuse_if_closed()
+            if self._n_calls > self._max_waiting:
+                raise EncoderBusyError(
+                    f"{self._n_calls} calls are running or waiting, all that max_waiting={self._max_waiting} admits: "
+                    "try again later, or load the encoder with a larger max_waiting"
+                )
+            self._n_calls += 1
+
+    def leave(self) -> None:
+        """End one admitted call."""
+        with self._mutex:
+            self._n_calls -= 1
+
+    def take(self, wait: Callable[[IsReady], None], *, closing: bool = False) -> None:
+        """Take the engine; where it is taken, queue up and `wait`, which may raise to give up."""
+        with self._mutex:
+            if not closing:
+                self._refuse_if_closed()
+            if not self._is_taken:
+                self._is_taken = True
+                return
+            granted = threading.Lock()
+            granted.acquire()
+            self._queue.append(granted)
+        try:
+            wait(lambda seconds: granted.acquire(timeout=seconds))
+            if not closing:
+                self._refuse_if_closed()
+        except BaseException:
+            with self._mutex:
+                gave_up_in_time = granted in self._queue
+                if gave_up_in_time:
+                    self._queue.remove(granted)
+            if not gave_up_in_time:
+                self.pass_on()
+            raise
+
+    def pass_on(self) -> None:
+        """Hand the engine to whoever has waited longest."""
+        with self._mutex:
+            if self._queue:
+                self._queue.popleft().release()
+            else:
+                self._is_taken = False
+
+    def _refuse_if_closed(self) -> None:
+        if self._is_closed:
+            raise EncoderClosedError("this encoder was closed: load the bundle again")
+
+
+class Call:
+    """One admitted call: its deadline, its cancel signal and its turns."""
+
+    def __init__(self, turns: Turns, *, timeout_s: float | None, cancel: CancelSignal | None) -> None:
+        self._turns = turns
+        self._timeout_s = timeout_s
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._cancel = cancel
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Call:
+        self._turns.enter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._turns.leave()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Hold the engine for one batch; raises as `check` does, and EncoderClosedError."""
+        self.check()
+        self._turns.take(self.wait)
+        try:
+            yield
+        finally:
+            self._turns.pass_on()
+
+    def check(self) -> None:
+        """Raise EncodeCancelledError, EncodeTimeoutError or what `fail` was given, where the call should end."""
+        if self._error is not None:
+            raise self._error
+        if self._cancel is not None and self._cancel.is_set():
+            raise EncodeCancelledError("the call was cancelled; the encoder stays usable")
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            raise EncodeTimeoutError(
+                f"the call did not finish within {self._timeout_s} s; the encoder stays usable: "
+                "give it more time or fewer sentences"
+            )
+
+    def fail(self, error: BaseException | None) -> None:
+        """End the call with `error`, from any thread, at its next check; None does nothing."""
+        self._error = self._error or error
+
+    def wait(self, is_ready: IsReady) -> None:
+        """Block until `is_ready` says so; raises as `check` does."""
+        while True:
+            step_s = FOREVER_S if self._cancel is None else POLL_S
+            if self._deadline is not None:
+                step_s = max(0.0, min(step_s, self._deadline - time.monotonic()))
+            if is_ready(step_s):
+                return
+            self.check()
+
+
+def _wait_forever(is_ready: IsReady) -> None:
+    while not is_ready(FOREVER_S):
+        pass

@@ -1,0 +1,87 @@
+"""The values that cross the runtime's boundaries: ragged token ids, batches and the words of the field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexma_runtime.errors import InputError
+
+Vectors = NDArray[np.float32]
+
+
+class Precision(StrEnum):
+    """The number format that an engine computes its matrix products in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+class Dialect(StrEnum):
+    """The set of ONNX operators that a graph is written in."""
+
+    PORTABLE = "portable"
+    """Standard ONNX operators alone: for TensorRT, OpenVINO and any other runtime."""
+    FUSED = "fused"
+    """onnxruntime's own operators, on CPU and CUDA."""
+
+
+class Pooling(StrEnum):
+    """How the vectors of all tokens become the one of the sentence."""
+
+    CLS = "cls"
+    MEAN = "mean"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ragged:
+    """Sentences of token ids laid end to end; padding is a backend's business, not the data's."""
+
+    ids: NDArray[np.int32]
+    """int32 `(total,)`: all tokens, special ones included."""
+    offsets: NDArray[np.int64]
+    """int64 `(n + 1,)`: sentence `i` is `ids[offsets[i]:offsets[i + 1]]`."""
+
+    def __post_init__(self) -> None:
+        if self.ids.dtype != np.int32 or self.ids.ndim != 1:
+            raise InputError(f"Ragged.ids: expected int32 (total,), got {self.ids.dtype} {self.ids.shape}")
+        if self.offsets.dtype != np.int64 or self.offsets.ndim != 1 or self.offsets.size == 0:
+            raise InputError(f"Ragged.offsets: expected int64 (n + 1,), got {self.offsets.dtype} {self.offsets.shape}")
+        if self.offsets[0] != 0 or self.offsets[-1] != self.ids.size or np.any(np.diff(self.offsets) < 0):
+            raise InputError(f"Ragged.offsets: expected to rise from 0 to {self.ids.size}, the number of ids")
+
+    def __len__(self) -> int:
+        return self.offsets.size - 1
+
+    def __getitem__(self, row: int) -> NDArray[np.int32]:
+        """The ids of one sentence, a view: int32 `(length,)`."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        return self.ids[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """int64 `(n,)`: tokens a sentence."""
+        return np.diff(self.offsets)
+
+    @classmethod
+    def from_sequences(cls, sequences: Iterable[Sequence[int]]) -> Ragged:
+        """Lay sequences of token ids end to end."""
+        arrays = [np.asarray(sequence, dtype=np.int32) for sequence in sequences]
+        offsets = np.zeros(len(arrays) + 1, dtype=np.int64)
+        np.cumsum([array.size for array in arrays], out=offsets[1:])
+        ids = np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int32)
+        return cls(ids=ids, offsets=offsets)
+
+    def take(self, rows: NDArray[np.int64]) -> Ragged:
+        """The sentences `rows` (int64 `(m,)`, any order, repeats allowed), copied."""
+        lengths = self.lengths[rows]
+        offsets = np.zeros(rows.size + 1, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        source = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        return Ragged(ids=self.ids[source], offsets=offsets)
