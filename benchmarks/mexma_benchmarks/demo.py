@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +19,7 @@ from mexma_export.checkpoint import load_checkpoint
 from mexma_export.pipeline import Exported, ExportPlan, export
 from mexma_export.sources import Source
 from mexma_runtime import Encoder
-from mexma_runtime.errors import MexmaError, TruncationWarning
+from mexma_runtime.errors import MexmaError
 from mexma_runtime.manifest import Manifest
 from mexma_runtime.terminal import Progress, note, progress_bars
 from mexma_runtime.types import Precision, Vectors
@@ -46,8 +45,7 @@ def run_demo(out: Path, console: Console) -> None:
     say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
     source = minilm_source()
     say(f"Exporting {source.model_id} to {out}; PyTorch judges every engine.")
-    ignored = warnings.catch_warnings(action="ignore", category=TruncationWarning)  # PyTorch truncates the same
-    with progress_bars() as report, ignored:
+    with progress_bars() as report:
         exported = export(source, ExportPlan(out=out, precisions=(Precision.FP32, Precision.FP16)), progress=report)
         samples_ms, vectors = measure(source, out, exported, report)
     console.print(engines_table(exported, samples_ms))

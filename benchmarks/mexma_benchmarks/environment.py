@@ -29,6 +29,7 @@ class Environment:
     commit: str | None
     """Of the checkout, with `+changes` where files differ from it; None outside a checkout."""
     command: tuple[str, ...]
+    """Absolute paths by their last part alone."""
     variables: dict[str, str]
     """Environment variables that change threads or instruction sets, as far as they are set."""
     started: str
@@ -46,7 +47,7 @@ def detect_environment(module: str) -> Environment:
         python=platform.python_version(),
         versions={package: _version(package) for package in PACKAGES},
         commit=read_commit(Path(__file__).parent),
-        command=("python", "-m", module, *sys.argv[1:]),
+        command=("python", "-m", module, *(Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:])),
         variables={name: value for name, value in sorted(os.environ.items()) if name.startswith(prefixes)},
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         load_average=os.getloadavg()[0],

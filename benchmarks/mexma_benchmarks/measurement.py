@@ -28,7 +28,7 @@ from mexma_runtime import Encoder
 from mexma_runtime.bundle import Bundle, read_manifest
 from mexma_runtime.errors import TruncationWarning, UsageError
 from mexma_runtime.manifest import PositionScheme
-from mexma_runtime.terminal import Progress
+from mexma_runtime.terminal import Progress, note
 from mexma_runtime.types import Pooling, Precision, Ragged
 
 GRID = ((1, 16), (1, 32), (1, 128), (32, 32))
@@ -125,6 +125,8 @@ def _prepare(subject: Subject, report: Progress) -> tuple[Bundle, Checkpoint]:
     if manifest is None:
         plan = ExportPlan(out=subject.bundle, precisions=(Precision.FP32,), pooling=subject.pooling, check_parity=False)
         manifest = export(subject.source, plan, progress=report).manifest
+    else:
+        note(f"measuring the bundle that is in {subject.bundle} already; remove it to have it exported anew")
     if subject.pooling not in (None, manifest.pooling_mode):
         raise UsageError(
             f"{subject.bundle} pools {manifest.pooling_mode}, not {subject.pooling}: name another --bundle"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from mexma_export.sample import load_sample
@@ -34,11 +35,9 @@ def sample_corpus() -> Corpus:
 def gate_corpus() -> Corpus:
     """The package's sentences, evenly thinned: every language and script, short to long."""
     lines = sample_corpus().texts
-    texts: list[str] = []
-    for text in lines[:: -(-len(lines) // N_TEXTS)]:
-        if sum(map(len, texts)) + len(text) <= N_CHARACTERS:
-            texts.append(text)
-    return Corpus(name="mexma-runtime sample, thinned", texts=tuple(texts))
+    thinned = (lines[::step] for step in count(1))
+    texts = next(few for few in thinned if len(few) <= N_TEXTS and sum(map(len, few)) <= N_CHARACTERS)
+    return Corpus(name="mexma-runtime sample, thinned", texts=texts)
 
 
 def read_corpus(path: Path) -> Corpus:

@@ -147,10 +147,10 @@ def _choose_pooling(
         if config.get("include_prompt") is False:
             problems.append(f"{path}: include_prompt is false: pooling without the prompt's tokens is not written")
         named = config.get("pooling_mode")  # how sentence-transformers 6 writes it
-        modes = named if isinstance(named, list) else [named]
+        modes: list[Any] = named if isinstance(named, list) else [named]
         if named is None:
-            modes = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-            modes = [_POOLING_MODES.get(mode, mode) for mode in modes]
+            keys = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
+            modes = [_POOLING_MODES.get(key, key) for key in keys]
         if len(modes) == 1 and modes[0] in list(Pooling):
             return Setting(value=modes[0], source=path)
         problems.append(f"{path}: pooling {' + '.join(map(str, modes)) or 'not said'}: only cls or mean is written")
@@ -182,8 +182,8 @@ def _read_prompts(folder: Path, problems: list[str]) -> tuple[dict[str, str], st
     config = read_object(folder / "config_sentence_transformers.json")
     prompts = config.get("prompts") or {}
     default = config.get("default_prompt_name")
-    if isinstance(prompts, dict) and all(isinstance(text, str) for text in prompts.values()):
-        if default in (None, *prompts):
-            return prompts, default
+    is_named = isinstance(prompts, dict) and all(isinstance(text, str) for text in prompts.values())
+    if is_named and default in (None, *prompts):
+        return prompts, default
     problems.append("config_sentence_transformers.json: prompts: expected texts by name, the default among them")
     return {}, None

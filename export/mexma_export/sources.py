@@ -129,6 +129,6 @@ def _download(
         raise SourceError(
             f"{model_id}: no such folder, no copy in the hub's cache, and the hub cannot be reached "
             f"({type(error).__name__}). {ways_on}"
-        ) from None
+        ) from error
     commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
     return folder, model_id, commit

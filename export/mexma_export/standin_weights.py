@@ -1,8 +1,9 @@
 """Random weights of a stand-in: what each tensor is drawn from, and the stream that writes one safetensors file.
 
 Weights are normal with variance `gain² / fan-in`, which keeps activations at the same size in a model of any width (at
-1024 it is 1.5 times the 0.02 of transformers' initialisation). Four choices keep unrelated sentences apart, which a
-model initialised with 0.02 maps to cosines of 0.96 and more, and keep the tokens of one sentence apart as well:
+1024 it is 1.5 times the 0.02 of transformers' initialisation). Four choices keep unrelated sentences apart: mean cosine
+0.59 in `mexma`, 0.75 in `small`, 0.89 in `tiny`, where plain 0.02 gives 0.96 to 1.00. Tokens of one sentence stay apart
+as well, and fp32 stays within 1e-5 of fp64:
 
 - queries and keys have gain 1.5, so that attention chooses instead of averaging;
 - values and the attention's output have gain 0.7, so that a token is not drowned by what it attends to;

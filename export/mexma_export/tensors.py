@@ -59,8 +59,8 @@ def weight_files(folder: Path) -> list[Path]:
             raise CheckpointError(folder, [f"{INDEX} names {name}, which is missing" for name in missing])
         return [folder / name for name in names]
     reason = (
-        f"no weights: expected {SINGLE}, or {INDEX} with its parts. A pytorch_model.bin is refused: it is a pickle, which "
-        "runs code when it is opened. Where you trust it, load it with transformers and save_pretrained() it again"
+        f"no weights: expected {SINGLE}, or {INDEX} with its parts. A pytorch_model.bin is refused: it is a pickle, "
+        "which runs code when opened. Where you trust it, load it with transformers and save_pretrained() it again"
     )
     raise CheckpointError(folder, [reason])
 

@@ -33,11 +33,16 @@ THRESHOLDS = MappingProxyType(
         ),
         Precision.FP16: (
             Threshold(metric="cosine_min", relation=">=", bound=0.9998),
-            Threshold(metric="top1_agreement", relation=">=", bound=0.99),
+            Threshold(metric="relative_error_mean", relation="<=", bound=0.02),
+            Threshold(metric="top10_agreement", relation=">=", bound=0.98),
         ),
     }
 )
-"""`max_abs_difference` is in the vectors' own units: it suits entries of order 1, as LayerNorm and L2 norms give."""
+"""`max_abs_difference` is in the vectors' own units: it suits entries of order 1, as LayerNorm and L2 norms give.
+
+fp16 has no bound on top-1: among the gate's few dozen sentences one near tie would decide it. The full-size stand-in, whose
+sentences lie close together, had a relative error of 0.004 and one such flip in 63.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,17 +36,17 @@ class NpyWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Complete the file, or remove it where the block raised."""
-        with self._file:
-            if kind is None:
-                self._file.seek(0)
-                self._write_header()
-                # NumPy leaves room in a header for the first dimension to grow.
-                assert self._file.tell() == self._data_start
-                self._file.flush()
-                os.fsync(self._file.fileno())
-        if kind is None:
-            self._part.replace(self._path)
-        else:
+        try:
+            with self._file:
+                if kind is None:
+                    self._file.seek(0)
+                    self._write_header()
+                    # NumPy leaves room in a header for the first dimension to grow.
+                    assert self._file.tell() == self._data_start
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+                    self._part.replace(self._path)
+        finally:
             self._part.unlink(missing_ok=True)
 
     def append(self, row: Vectors) -> None:

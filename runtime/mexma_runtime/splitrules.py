@@ -1,18 +1,18 @@
 """What can be proven of a tokenizer about cutting a text into pieces that are tokenized one after the other.
 
-A tokenizer finds added tokens ("<mask>") in the text, normalises what lies between them, splits that into words, and runs
-its model on each word alone. `split_rules` reads these steps; of any that it does not know, it claims nothing.
+A tokenizer finds added tokens ("<mask>") in the text, normalises what lies between them, splits that into words, and
+runs its model on each word alone. `split_rules` reads these steps, and claims nothing where it does not know one.
 
-A *hard cut* is a place where a text may be cut in two that are tokenized apart. It is in front of a character at which
-words end whatever stands around it: white space, or for BertPreTokenizer punctuation and Chinese characters. It is one
-because
- - no added token straddles it: none contains white space, and none may touch a cut at other characters. Tokens that take
-   the white space after them along (`rstrip`) are not supported; those that take what is before (`lstrip`) take white
-   space which is no token itself, or stop at the steady character before the cut.
- - normalising does not reach over it. For NFC, NFD, NFKC, NFKD: white space and punctuation are starters which compose
-   with nothing before them, and white space with nothing after. BertNormalizer, Lowercase, Nmt, StripAccents go character
-   by character. Precompiled goes by grapheme cluster, Strip and Replace by run of white space: for them there have to be
-   steady characters on both sides, which extend no cluster and do not normalise to something that ends in white space.
+A *hard cut* is a place where a text can be cut into two that are tokenized apart. It is in front of a character at which
+words end whatever stands around it: white space, or for BertPreTokenizer punctuation and Chinese characters. Why:
+ - No added token straddles it: none contains white space, and none may touch a cut at other characters. Tokens that take
+   along the white space after them (`rstrip`) are not supported; those that take what is before them (`lstrip`) take
+   white space that is no token itself, or stop at the character before the cut.
+ - Normalising does not reach over it. NFC, NFD, NFKC, NFKD: white space and punctuation are starters that compose with
+   nothing before them, and white space with nothing after it. BertNormalizer, Lowercase, Nmt, StripAccents go character
+   by character. Precompiled goes by grapheme clusters, which end before white space unless something is prepended to it,
+   and after it if what follows extends no cluster. Strip and Replace go by runs of white space: a cut has to be at a
+   single one, between characters that do not become white space themselves.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ class SplitRules:
 
     cuts: re.Pattern[str]
     """Matches the character after a hard cut; one that is not white space only counts if no added token touches it."""
+    is_strict: bool
+    """Whether a hard cut also needs the character before it to become something that does not end in white space."""
     spaces: str
     """White space that ends words."""
     contents: tuple[str, ...]
@@ -106,6 +108,8 @@ def split_rules(tokenizer: Tokenizer) -> SplitRules | None:
     plain = not any(token.normalized for token in added)
 
     spaces = "".join(char for char in _SPACES if words(tokenizer, f"a{char}a") == ["a", "a"])
+    if words(tokenizer, "a\r\na") != ["a", "a"]:
+        spaces = spaces.replace("\r", "")
     squeezable = spaces if drops_spaces else ""
     if "Replace" in kinds:
         gap = normalized(tokenizer, "a  a")
@@ -116,8 +120,9 @@ def split_rules(tokenizer: Tokenizer) -> SplitRules | None:
         deleted = ""
 
     cuts = f"[{spaces}]"
-    if not drops_spaces or kinds & {"Strip", "Replace"}:
-        cuts += rf"(?<=[{STEADY}{MARKS}][{spaces}])(?=[{STEADY}]|\Z)"
+    is_strict = not drops_spaces or bool(kinds & {"Strip", "Replace"})
+    if is_strict:
+        cuts += rf"(?<=[{STEADY}][{spaces}])(?=[{STEADY}]|\Z)"
     elif "Precompiled" in kinds:
         cuts += rf"(?<=[^\r{PREPENDED}][{spaces}])(?=[{STEADY}{spaces}]|\Z)"
     if bert and plain and [splitter["type"] for splitter in splitters] == ["BertPreTokenizer"]:
@@ -131,6 +136,7 @@ def split_rules(tokenizer: Tokenizer) -> SplitRules | None:
     has_bytes = tokenizer.token_to_id("<0x00>") is not None
     return SplitRules(
         cuts=re.compile(cuts),
+        is_strict=is_strict,
         spaces=spaces,
         contents=tuple(sorted(contents)),
         reach=max([8, *map(len, contents)]),

@@ -1,17 +1,19 @@
 """The first tokens of an over-long text, without tokenizing all of it and without changing one of them.
 
-`T(x)` is the list of ids of the text `x`, special tokens not included. The text is cut at hard cuts (see splitrules.py),
-for which `T(a + b) = T(a) + T(b)`, and piece by piece is tokenized until there are enough ids. Pieces that are long
-themselves are shrunk first, where that changes no id (`_shrunk`), and those of a Unigram model are left where their first
-ids can be proven from their beginning (`_agreed`). What then remains long is tokenized as it is: right before fast.
+`T(x)` is the list of ids of the text `x`, special tokens not included. The text is cut at hard cuts (splitrules.py), where
+`T(a + b) = T(a) + T(b)`, and tokenized piece by piece until there are enough ids. Pieces that are long themselves are
+shrunk where that changes no id (`_shrunk`), and left where their first ids follow from their beginning (`_agreed`, Unigram
+models only). Any other long piece is tokenized as it is: right before fast.
 
-So memory is bounded by a few times the step and the length of the text itself; but not, at 50 to 150 bytes a character,
-in a piece without hard cuts
- - of a Unigram model, if thousands of unknown characters are followed by known ones: the unknown ones become one token, and
-   how the known ones are split can depend on how the sum of all scores before them was rounded;
- - of a Unigram model that has many segmentations with the same score: the last character may decide the first token;
- - with thousands of different combining marks on end: normalising may move the last one to the front;
- - of any other model (BPE), of a Unigram model with byte fallback, or a tokenizer that splitrules.py does not know.
+So memory is bounded by a small multiple of the step, plus two copies of the text; except that tokenizers takes 60 to 280
+bytes for each character of a long piece (many thousand characters without a hard cut)
+ - of a Unigram model, with thousands of unknown characters and then known ones: the unknown ones are one token, and the
+   rounding of the sum of their scores can break a tie between two ways to split the known ones;
+ - of a Unigram model, with two ways to split it that score the same, one for each end it may have, all the way: its last
+   character can decide its first token (runs of up to eight characters are solved, see `_origin`);
+ - of different combining marks, and words that are full of them: normalising can move the last one to the front;
+ - of white space and combining marks in turn, if the normaliser is Precompiled, which may have a rule for the two;
+ - of another model (BPE), of a Unigram model with byte fallback, or a tokenizer for which there are no `SplitRules`.
 """
 
 from __future__ import annotations
@@ -55,9 +57,10 @@ class TextCutter:
 
     @cached_property
     def _pieces(self) -> tuple[int, frozenset[str]]:
-        """Characters in the longest piece of the vocabulary, and all characters that are in pieces."""
+        """Characters in the longest piece of the vocabulary; all characters that are in pieces and added tokens."""
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        return max(map(len, vocabulary)), frozenset(itertools.chain.from_iterable(vocabulary))
+        known = itertools.chain(itertools.chain.from_iterable(vocabulary), *self._rules.contents)
+        return max(map(len, vocabulary)), frozenset(known)
 
     @cached_property
     def _viterbi(self) -> Viterbi:
@@ -79,8 +82,13 @@ class TextCutter:
             cut = match.start()
             if cut >= stop:
                 return
-            around = text[max(cut - self._rules.reach, 0) : cut + self._rules.reach]
-            if match.group() in self._rules.spaces or not self._has_added_token(around):
+            if match.group() not in self._rules.spaces:
+                is_cut = not self._has_added_token(text[max(cut - self._rules.reach, 0) : cut + self._rules.reach])
+            elif self._rules.is_strict:
+                is_cut = bool(normalized(self._tokenizer, text[cut - 1])[-1:].strip())
+            else:
+                is_cut = True
+            if is_cut:
                 yield cut
 
     def _has_added_token(self, text: str) -> bool:
@@ -109,7 +117,7 @@ class TextCutter:
 
     def _short_word(self, match: re.Match[str]) -> str:
         run, max_chars = match.group(), self._rules.max_word_chars
-        head = run[: 4 * (max_chars + 1)]
+        head = run[: 4 * (max_chars + 1) + self._rules.reach]
         short = head + run[-self._rules.reach :]
         if len(short) >= len(run) or self._has_added_token(run) or self._has_added_token(short):
             return run
@@ -189,8 +197,9 @@ class TextCutter:
                 break
         else:
             return None
-        before = normalized(self._tokenizer, text[start:last])
-        if self._has_added_token(f"{text[start:last]}\n{before}"):
+        head_text, run = text[start:last], unit * (self._rules.reach // length + 2)
+        before = normalized(self._tokenizer, head_text)
+        if self._has_added_token("\n".join([head_text, before, run, normalized(self._tokenizer, run)])):
             return None
         word = self._tokenizer.pre_tokenizer.pre_tokenize_str(before)[-1][0]
         ids = self._viterbi.ids(word)
@@ -204,7 +213,7 @@ class TextCutter:
         longest, reach = self._pieces[0], self._rules.reach
         size = longest + 2 * reach
         found = re.compile(f"{inner.pattern}{{{size}}}").finditer(text, max(start, stop - self._step - size), stop)
-        for match in list(found)[:-5:-1]:
+        for match in list(found)[:-3:-1]:
             zone = match.group()
             as_is_and_normalized = f"{zone}\n{normalized(self._tokenizer, zone)}"
             if all(map(self._is_inner, set(zone))) and not self._has_added_token(as_is_and_normalized):

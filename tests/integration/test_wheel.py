@@ -6,6 +6,7 @@ that is used but not declared is missing there, and so is PyTorch.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -17,9 +18,12 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from mexma_runtime.errors import MissingDependencyError
 
 CHECKOUT = Path(__file__).parents[2]
 PACKAGES = {"mexma_runtime": "runtime", "mexma_export": "export", "mexma_benchmarks": "benchmarks"}
@@ -119,7 +123,30 @@ print(*sorted(point.value for point in metadata.entry_points(group="mexma.comman
     assert commands.split() == [f"mexma_export.cli:register_{name}" for name in ("export", "parity", "standin")]
 
 
-@pytest.mark.parametrize("extras", [("cpu",), ("cpu", "export")], ids="-".join)
-def test_the_command_starts(install: Install, extras: tuple[str, ...], tmp_path: Path) -> None:
-    mexma = str(install(*extras) / "bin" / "mexma")
+def test_the_command_starts_with_the_runtime_alone(install: Install, tmp_path: Path) -> None:
+    mexma = str(install("cpu") / "bin" / "mexma")
     assert "embed" in run([mexma, "--help"], cwd=tmp_path)
+    refused = subprocess.run(
+        [mexma, "export", "standin:tiny", "--out", "bundle"], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+    assert refused.returncode == MissingDependencyError.exit_code
+    assert "pip install 'mexma-runtime[export]'" in refused.stderr
+
+
+def test_a_checkpoint_becomes_vectors_without_pytorch(install: Install, tmp_path: Path) -> None:
+    mexma = str(install("cpu", "export") / "bin" / "mexma")
+    run([mexma, "standin", "tiny", "--out", "checkpoint"], cwd=tmp_path)
+    printed = run([mexma, "export", "checkpoint", "--out", "bundle", "--json"], cwd=tmp_path)
+    certificates = {engine["engine"]: engine["certificate"] for engine in json.loads(printed)["judged"]}
+    assert sorted(certificates) == ["fused.fp16", "fused.fp32", "portable.fp16", "portable.fp32"]
+    assert all("our own portable fp32 graph" in certificate["reference"] for certificate in certificates.values())
+    assert not any(certificate["certified"] for certificate in certificates.values())
+    (tmp_path / "sentences.txt").write_text("one sentence\n\nand another\n", encoding="utf-8")
+    run(
+        [mexma, "embed", "sentences.txt", "--bundle", "bundle", "-o", "vectors.npy", "--precision", "fp32"],
+        cwd=tmp_path,
+    )
+    vectors = np.load(tmp_path / "vectors.npy")
+    assert vectors.shape == (3, 64)
+    assert vectors.dtype == np.float32
+    assert np.isfinite(vectors).all()

@@ -63,9 +63,7 @@ def engine(bundle: Bundle, name: str) -> EngineEntry:
 @pytest.mark.parametrize("name", ["fused.fp32", "portable.fp32", "fused.fp16", "portable.fp16"])
 def test_a_good_engine_is_certified(bundle: Bundle, reference: ReferenceVectors, name: str) -> None:
     calls: list[tuple[int, int]] = []
-    verdict = judge(
-        bundle, engine(bundle, name), reference, progress=lambda done, total: calls.append((done, total))
-    )
+    verdict = judge(bundle, engine(bundle, name), reference, progress=lambda done, total: calls.append((done, total)))
     assert verdict.shortfalls == []
     assert verdict.engine == replace(engine(bundle, name), certificates=[verdict.certificate])
     assert calls == [(i + 1, 6) for i in range(6)]

@@ -1,4 +1,4 @@
-"""Graphs against transformers' own models: both dialects, precisions, poolings and families, short to longest, padded."""
+"""Graphs against transformers' own models: dialects, precisions, poolings, families, short to longest, padded."""
 
 from __future__ import annotations
 
@@ -229,7 +229,9 @@ def test_the_portable_dialect_is_standard_onnx(
 
 @every_dialect
 @every_precision
-def test_inputs_and_output_are_the_same_whatever_is_inside(dialect: Dialect, precision: Precision, write: Write) -> None:
+def test_inputs_and_output_are_the_same_whatever_is_inside(
+    dialect: Dialect, precision: Precision, write: Write
+) -> None:
     session = write("tiny", Pooling.CLS, dialect, precision).session
     inputs = [(value.name, value.type, value.shape) for value in session.get_inputs()]
     assert inputs == [(name, "tensor(int32)", ["batch", "length"]) for name in INPUTS]

@@ -51,7 +51,8 @@ def test_a_bundle_says_what_it_is(tiny_bundle: Path) -> None:
     ]
     assert manifest.writer.startswith("mexma-runtime ")
     assert (manifest.model.id, manifest.model.revision, manifest.model.family) == ("tiny", None, "xlm-roberta")
-    assert (manifest.model.n_layers, manifest.dim, manifest.model.n_heads, manifest.model.vocab_size) == (3, 64, 4, 8192)
+    assert (manifest.model.n_layers, manifest.model.n_heads, manifest.model.vocab_size) == (3, 4, 8192)
+    assert manifest.dim == 64
     assert (manifest.pooling.value, manifest.pooling.source) == ("cls", "1_Pooling/config.json")
     assert (manifest.text.max_tokens, manifest.text.padding_id) == (512, 1)
     assert set(contents(tiny_bundle)) == {entry.name for entry in manifest.files} | {MANIFEST_NAME}
@@ -71,9 +72,10 @@ def test_the_weights_of_one_precision_are_one_file(tiny_bundle: Path) -> None:
 
 
 def test_a_plan_that_exports_nothing_or_what_is_not_written_is_refused(tmp_path: Path) -> None:
-    for choices in ({"precisions": ()}, {"precisions": FP32, "dialects": ()}):
-        with pytest.raises(UsageError, match="nothing to export"):
-            ExportPlan(out=tmp_path, **choices)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="nothing to export"):
+        ExportPlan(out=tmp_path, precisions=())
+    with pytest.raises(UsageError, match="nothing to export"):
+        ExportPlan(out=tmp_path, precisions=FP32, dialects=())
     with pytest.raises(UsageError, match="precision int8: this version writes fp32 and fp16"):
         ExportPlan(out=tmp_path, precisions=(Precision.INT8,))
 
@@ -158,7 +160,7 @@ def test_another_checkpoint_is_refused_and_the_bundle_untouched(
         case "limit":
             settings = '{"max_seq_length": 128, "do_lower_case": true}'
             (folder / "sentence_bert_config.json").write_text(settings, encoding="utf-8")
-    with pytest.raises(BundleError, match=rf"holds a bundle of tiny, and this checkpoint \(other\) differs: {differing}"):
+    with pytest.raises(BundleError, match=rf"bundle of tiny, and this checkpoint \(other\) differs: {differing}"):
         run(folder, out, FP32, pooling=pooling)
     assert contents(out) == before
 
@@ -177,22 +179,17 @@ def test_a_checkpoint_that_is_refused_leaves_nothing(tiny_checkpoint: Path, tmp_
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    ("size", "why"), [(1e-7, "cosine_min: expected >= 0.9998, got 0."), (1e-9, "row 0 is all zeros")]
-)
-def test_an_engine_that_misses_its_threshold_is_not_published(
-    tiny_checkpoint: Path, tmp_path: Path, size: float, why: str
-) -> None:
-    """A checkpoint whose last LayerNorm is so small that fp16 rounds it coarsely, or to nothing."""
+def test_an_engine_whose_vectors_are_nothing_is_not_published(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A checkpoint whose last LayerNorm is so small that fp16 rounds it to zero."""
     folder, out = Path(shutil.copytree(tiny_checkpoint, tmp_path / "tiny")), tmp_path / "out"
 
     def shrink(tensors: dict[str, NDArray[Any]]) -> None:
         for part in ("weight", "bias"):
-            tensors[f"encoder.layer.2.output.LayerNorm.{part}"] *= np.float32(size)
+            tensors[f"encoder.layer.2.output.LayerNorm.{part}"] *= np.float32(1e-9)
 
     edit_tensors(folder, shrink)
     plan = ExportPlan(out=out, precisions=(*FP32, *FP16), dialects=(Dialect.FUSED,))
-    with pytest.raises(EnginesRefusedError, match=f"fused.fp16: .*{why}") as caught:
+    with pytest.raises(EnginesRefusedError, match=r"fused.fp16: vectors: row 0 is all zeros") as caught:
         export(resolve_source(str(folder)), plan)
     manifest = Bundle.open(out, verify=True).manifest
     assert caught.value.exported.manifest == manifest

@@ -233,7 +233,8 @@ def test_prompts_that_are_no_prompts_are_refused(tmp_path: Path, content: Any) -
 
 
 @pytest.mark.parametrize(
-    "name", ["sentence_bert_config.json", "tokenizer_config.json", "1_Pooling/config.json", "config_sentence_transformers.json"]
+    "name",
+    "sentence_bert_config.json tokenizer_config.json 1_Pooling/config.json config_sentence_transformers.json".split(),
 )
 @pytest.mark.parametrize(
     ("content", "message"), [("{", "not JSON"), ("[1]", "expected a JSON object, got list"), ("\udcff", "not JSON")]

@@ -59,7 +59,7 @@ def test_missing_parts_are_all_named_and_none_outside_is_read(tmp_path: Path) ->
 
 def test_a_pickle_is_refused_with_the_reason_and_the_way_on(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02.")
-    with pytest.raises(CheckpointError, match=r"pickle, which runs code when it is opened.*save_pretrained\(\)"):
+    with pytest.raises(CheckpointError, match=r"pickle, which runs code when opened.*save_pretrained\(\)"):
         weight_files(tmp_path)
 
 

@@ -186,6 +186,18 @@ def test_a_missing_library_names_the_extra(bundle: Bundle, monkeypatch: pytest.M
     assert "mexma-runtime[cpu]" in (status.problem or "")
 
 
+def test_a_library_that_is_there_but_broken_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("import no_such_module\n")
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    [status] = [status for status in backend_statuses() if (status.name, status.device) == ("onnxruntime", "cpu")]
+
+    assert status.problem == "onnxruntime is installed but cannot be imported: No module named 'no_such_module'"
+
+
 def test_statuses_tell_what_works_and_why_the_rest_does_not() -> None:
     statuses = {(status.name, status.device): status for status in backend_statuses()}
 
