@@ -10,8 +10,8 @@ from itertools import accumulate
 
 import numpy as np
 
-PAUSE_S = 0.01
-"""Lets the threads of one library, which wait busily for a moment, fall asleep before another's turn."""
+PAUSE_S = 0.1
+"""Lets the threads of one library fall asleep before another's turn: onnxruntime's wait busily for 10 to 50 ms."""
 UNSTABLE_SPREAD = 0.1
 
 

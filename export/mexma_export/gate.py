@@ -17,7 +17,7 @@ from mexma_export.corpus import Corpus, sample_corpus
 from mexma_export.parity import InvarianceFigures, ParityFigures, WorstRow, batch_invariance, compare, worst_rows
 from mexma_export.reference import load_reference
 from mexma_export.sources import Source
-from mexma_export.thresholds import Shortfall, check
+from mexma_export.thresholds import Shortfall, check, check_invariance
 from mexma_runtime import Encoder
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.errors import (
@@ -152,7 +152,7 @@ def judge(bundle: Bundle, engine: EngineEntry, reference: ReferenceVectors, *, p
         figures=figures,
         invariance=invariance,
         worst=worst_rows(vectors, reference.vectors),
-        shortfalls=check(figures, engine.precision),
+        shortfalls=check(figures, engine.precision) + check_invariance(invariance),
     )
 
 

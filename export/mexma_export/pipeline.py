@@ -174,6 +174,8 @@ def _require_same_checkpoint(out: Path, old: Manifest, new: Manifest) -> None:
         "normalisation": (old.normalize.value, new.normalize.value),
         "most tokens": (old.text.max_tokens, new.text.max_tokens),
         "lower case": (old.text.lower_case, new.text.lower_case),
+        "prompts": (old.text.prompts, new.text.prompts),
+        "default prompt": (old.text.default_prompt_name, new.text.default_prompt_name),
     }
     if differing := [f"{what} {a} there, {b} here" for what, (a, b) in pairs.items() if a != b]:
         raise BundleError(

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import typer
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from mexma_export.gate import ReferenceVectors, Verdict
 from mexma_export.pipeline import Exported
+from mexma_runtime.terminal import print_json
 
 
 def show_export(out: Path, exported: Exported, *, as_json: bool) -> None:
@@ -78,11 +77,6 @@ def parity_json(verdicts: list[Verdict], reference: ReferenceVectors) -> dict[st
         },
         "engines": _rows(verdicts),
     }
-
-
-def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _rows(verdicts: list[Verdict]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from mexma_export.parity import ParityFigures
+from mexma_export.parity import InvarianceFigures, ParityFigures
 from mexma_runtime.errors import UsageError
 from mexma_runtime.types import Precision
 
@@ -40,9 +40,13 @@ THRESHOLDS = MappingProxyType(
 )
 """`max_abs_difference` is in the vectors' own units: it suits entries of order 1, as LayerNorm and L2 norms give.
 
-fp16 has no bound on top-1: among the gate's few dozen sentences one near tie would decide it. The full-size stand-in, whose
-sentences lie close together, had a relative error of 0.004 and one such flip in 63.
+fp16 has no bound on top-1: among the gate's few dozen sentences one near tie would decide it. The full-size stand-in,
+whose sentences lie close together, had a relative error of 0.004 and one such flip in 63.
 """
+
+
+BATCH_INVARIANCE = Threshold(metric="cosine_min", relation=">=", bound=0.999999)
+"""What every precision owes a sentence, whatever its batch-mates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,3 +79,11 @@ def check(figures: ParityFigures, precision: Precision) -> list[Shortfall]:
         if got is None or not threshold.holds(got):
             shortfalls.append(Shortfall(metric=threshold.metric, expected=threshold, got=got))
     return shortfalls
+
+
+def check_invariance(figures: InvarianceFigures) -> list[Shortfall]:
+    """A shortfall where batch-mates change a vector by more than rounding; empty otherwise."""
+    if BATCH_INVARIANCE.holds(figures.cosine_min):
+        return []
+    metric = f"batch invariance, {BATCH_INVARIANCE.metric}"
+    return [Shortfall(metric=metric, expected=BATCH_INVARIANCE, got=figures.cosine_min)]

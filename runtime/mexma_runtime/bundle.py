@@ -59,7 +59,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except UnicodeDecodeError as error:
-        raise BundleError(path, f"not UTF-8 ({error}): the file is damaged, export again") from None
+        raise BundleError(path, f"not UTF-8 ({error}): the file is damaged: remove it and export again") from None
     except OSError as error:
         raise BundleError(path, f"cannot be read: {error.strerror}") from None
     return Manifest.from_json(text, path=path)

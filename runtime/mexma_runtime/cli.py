@@ -16,7 +16,7 @@ from typing import Annotated, BinaryIO
 import typer
 
 from mexma_runtime.errors import MexmaError, TruncationWarning, UsageError
-from mexma_runtime.terminal import note, progress_bars
+from mexma_runtime.terminal import note, print_json, progress_bars
 
 COMMANDS = "mexma.commands"
 """The entry points that add commands: functions that take the typer app."""
@@ -102,7 +102,6 @@ def embed_command(
     from mexma_runtime.encoder import Encoder
     from mexma_runtime.lines import count_lines, read_sentences
     from mexma_runtime.npyfile import NpyWriter
-    from mexma_runtime.tables import print_json
 
     start_s = time.perf_counter()
     n_sentences = 0

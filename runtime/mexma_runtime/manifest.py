@@ -162,7 +162,7 @@ class Manifest:
         return next(entry for entry in self.files if entry.name == name)
 
     def to_json(self) -> str:
-        """The text of bundle.json: sorted keys, so that equal manifests are equal bytes, and a digest of all the rest."""
+        """The text of bundle.json: sorted keys, so that equal manifests are equal bytes; and a digest."""
         data = dataclasses.asdict(self)
         return json.dumps({**data, DIGEST: _digest(data)}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
@@ -172,7 +172,7 @@ class Manifest:
         try:
             data = json.loads(text)
         except ValueError as error:
-            raise BundleError(path, f"not JSON ({error}): the file is damaged, export again") from None
+            raise BundleError(path, f"not JSON ({error}): the file is damaged: remove it and export again") from None
         schema = data.get("schema") if isinstance(data, dict) else None
         if not isinstance(schema, int) or isinstance(schema, bool):
             raise BundleError(path, "no schema version: this is not a bundle's manifest")
@@ -181,7 +181,9 @@ class Manifest:
                 path, f"schema {schema}, this reader knows up to {SCHEMA}: upgrade mexma-runtime, or export again"
             )
         if data.pop(DIGEST, None) != _digest(data):
-            raise BundleError(path, f"its {DIGEST} is not that of its content: damaged or edited; copy or export again")
+            raise BundleError(
+                path, f"its {DIGEST} is not that of its content: damaged or edited: remove it and export again"
+            )
         manifest = _read(cls, data, path, "")
         assert isinstance(manifest, cls)
         _check_references(manifest, path)
@@ -199,7 +201,9 @@ def space_fingerprint(
     recipe: str | None,
 ) -> str:
     """16 hexadecimal digits that differ where vectors may differ by more than rounding of one precision."""
-    parts = [weights_sha256, tokenizer_sha256, text.max_tokens, text.lower_case, pooling, normalize, precision, recipe]
+    prompt = text.prompts.get(text.default_prompt_name or "", "")
+    settings = [text.max_tokens, text.lower_case, prompt, pooling, normalize, precision, recipe]
+    parts = [weights_sha256, tokenizer_sha256, *settings]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

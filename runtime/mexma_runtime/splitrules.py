@@ -3,16 +3,17 @@
 A tokenizer finds added tokens ("<mask>") in the text, normalises what lies between them, splits that into words, and
 runs its model on each word alone. `split_rules` reads these steps, and claims nothing where it does not know one.
 
-A *hard cut* is a place where a text can be cut into two that are tokenized apart. It is in front of a character at which
-words end whatever stands around it: white space, or for BertPreTokenizer punctuation and Chinese characters. Why:
- - No added token straddles it: none contains white space, and none may touch a cut at other characters. Tokens that take
-   along the white space after them (`rstrip`) are not supported; those that take what is before them (`lstrip`) take
-   white space that is no token itself, or stop at the character before the cut.
+A *hard cut* is a place where a text can be cut into two that are tokenized apart. It is in front of a character at
+which words end whatever stands around it: white space, or for BertPreTokenizer punctuation and Chinese characters. Why:
+ - No added token straddles it: none contains white space, and none may touch a cut at other characters. Tokens that
+   take along the white space after them (`rstrip`) are not supported. Those that take what is before them (`lstrip`)
+   do not reach the cut's left side, or take white space there that changes nothing: where it could, as it becomes part
+   of what is before it (Precompiled), is a token (Metaspace) or is counted (Replace), a cut is not after white space.
  - Normalising does not reach over it. NFC, NFD, NFKC, NFKD: white space and punctuation are starters that compose with
-   nothing before them, and white space with nothing after it. BertNormalizer, Lowercase, Nmt, StripAccents go character
-   by character. Precompiled goes by grapheme clusters, which end before white space unless something is prepended to it,
-   and after it if what follows extends no cluster. Strip and Replace go by runs of white space: a cut has to be at a
-   single one, between characters that do not become white space themselves.
+   nothing before them, and white space with nothing after it. BertNormalizer, Lowercase, Nmt, StripAccents go
+   character by character. Precompiled goes by grapheme clusters, which end before white space unless something is
+   prepended to it, and after it if what follows extends no cluster. Strip and Replace go by runs of white space: a cut
+   has to be at a single one, between characters that do not become white space themselves.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ bytes, a cluster with one has at least six, and Precompiled takes such clusters 
 PREPENDED = r"\u0600-\u0605\u06dd\u070f\u0890-\u089f\u08e2\u0d4e\U00011000-\U00011fff"
 """All that starts a grapheme cluster with what follows (and more)."""
 _SPACES = (
-    "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
-    "\u200b\u2028\u2029\u202f\u205f\u3000"
+    "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
 )
 _CONTROLS = "".join(map(chr, [*range(9), *range(14, 32), *range(127, 160)]))
 _FORMATS = "\xad\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2061\u2062\u2063\u2064\ufeff\ufffd"
@@ -124,7 +125,8 @@ def split_rules(tokenizer: Tokenizer) -> SplitRules | None:
     if is_strict:
         cuts += rf"(?<=[{STEADY}][{spaces}])(?=[{STEADY}]|\Z)"
     elif "Precompiled" in kinds:
-        cuts += rf"(?<=[^\r{PREPENDED}][{spaces}])(?=[{STEADY}{spaces}]|\Z)"
+        taken = r"\s" if any(token.lstrip for token in added) else ""
+        cuts += rf"(?<=[^\r{PREPENDED}{taken}][{spaces}])(?=[{STEADY}{spaces}]|\Z)"
     if bert and plain and [splitter["type"] for splitter in splitters] == ["BertPreTokenizer"]:
         han = HAN if words(tokenizer, "a\u4e00a") == ["a", "\u4e00", "a"] else ""
         cuts += rf"|[{PUNCTUATION}{han}](?=[{STEADY}{spaces}]|\Z)"

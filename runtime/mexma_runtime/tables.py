@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
 
 import typer
 
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.doctor import Diagnosis
 from mexma_runtime.manifest import EngineEntry
-
-
-def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+from mexma_runtime.terminal import print_json
 
 
 def show_bundle(bundle: Bundle, *, is_verified: bool, as_json: bool) -> None:

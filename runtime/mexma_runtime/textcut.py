@@ -1,17 +1,17 @@
 """The first tokens of an over-long text, without tokenizing all of it and without changing one of them.
 
-`T(x)` is the list of ids of the text `x`, special tokens not included. The text is cut at hard cuts (splitrules.py), where
-`T(a + b) = T(a) + T(b)`, and tokenized piece by piece until there are enough ids. Pieces that are long themselves are
-shrunk where that changes no id (`_shrunk`), and left where their first ids follow from their beginning (`_agreed`, Unigram
-models only). Any other long piece is tokenized as it is: right before fast.
+`T(x)` is the list of ids of the text `x`, special tokens not included. The text is cut at hard cuts (splitrules.py),
+where `T(a + b) = T(a) + T(b)`, and tokenized piece by piece until there are enough ids. Pieces that are long themselves
+are shrunk where that changes no id (`_shrunk`), and left where their first ids follow from their beginning (`_agreed`,
+Unigram only). Any other long piece is tokenized as it is: right before fast.
 
-So memory is bounded by a small multiple of the step, plus two copies of the text; except that tokenizers takes 60 to 280
-bytes for each character of a long piece (many thousand characters without a hard cut)
- - of a Unigram model, with thousands of unknown characters and then known ones: the unknown ones are one token, and the
+So memory is bounded by a small multiple of the step, plus two copies of the text. But tokenizers takes 60 to 280 bytes
+for each character of a long piece (thousands of characters without a hard cut)
+ - of a Unigram model, if many unknown characters are followed by known ones: the unknown ones are one token, and the
    rounding of the sum of their scores can break a tie between two ways to split the known ones;
- - of a Unigram model, with two ways to split it that score the same, one for each end it may have, all the way: its last
-   character can decide its first token (runs of up to eight characters are solved, see `_origin`);
- - of different combining marks, and words that are full of them: normalising can move the last one to the front;
+ - of a Unigram model, if two ways to split all of it have the same score: then the last character can decide the first
+   token (runs that repeat up to eight characters are solved, see `_origin`);
+ - full of combining marks: normalising can move the last one to the front;
  - of white space and combining marks in turn, if the normaliser is Precompiled, which may have a rule for the two;
  - of another model (BPE), of a Unigram model with byte fallback, or a tokenizer for which there are no `SplitRules`.
 """
@@ -152,10 +152,10 @@ class TextCutter:
         """The first `n_wanted` ids of `text[start:]`, if they can be proven by looking at `text[start:stop]` alone.
 
         Unigram fills a table from left to right, so what it says of `text[start:cut]` does not depend on what follows.
-        If the best segmentation of the whole text has a boundary at `cut`, it starts like that of `text[start:cut]`, and
-        among as many neighbouring cuts as the longest piece has characters, one is such a boundary. So if for all these
-        cuts `T(text[start:cut])` starts with the same `n_wanted` ids, the whole text does. There has to be one id more,
-        as unknown characters at the end become one token with those that follow.
+        If the best segmentation of the whole text has a boundary at `cut`, it starts like that of `text[start:cut]`;
+        and of as many neighbouring cuts as the longest piece has characters, one is such a boundary. So if, for all
+        these cuts, `T(text[start:cut])` starts with the same `n_wanted` ids, the whole text does. There has to be one
+        id more, as unknown characters at the end become one token with those that follow.
 
         This needs characters that become one each, whatever stands around them, and no added token near them.
         """
@@ -180,7 +180,7 @@ class TextCutter:
         return None
 
     def _origin(self, text: str, start: int, window: range, head: list[int]) -> int | None:
-        """Which cut of `window` is a boundary of the whole text's best segmentation, in front of a run that ends a word.
+        """Which cut of `window` is a boundary of the whole text's best segmentation, before a run that ends a word.
 
         `head` is `T(text[start : window[-1]])`. A run repeats up to eight characters: "aaaa...", "-=-=...".
         """
@@ -218,7 +218,7 @@ class TextCutter:
             as_is_and_normalized = f"{zone}\n{normalized(self._tokenizer, zone)}"
             if all(map(self._is_inner, set(zone))) and not self._has_added_token(as_is_and_normalized):
                 yield range(match.start() + reach, match.start() + reach + longest)
-        # Or one character over and over, even a combining mark: between steady ones, there is nothing to reorder it with.
+        # Or one character over and over, even a combining mark: between steady ones, nothing is reordered with it.
         char = text[stop - 1]
         run_start = start + len(text[start:stop].rstrip(char))
         run = re.compile(re.escape(char) + "*+").match(text, stop)

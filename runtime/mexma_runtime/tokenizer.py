@@ -161,9 +161,10 @@ def _special_tokens(tokenizer: Tokenizer, path: Path) -> tuple[list[int], list[i
         encoding = tokenizer.encode(text)
         ids, mask = encoding.ids, encoding.special_tokens_mask
         n_prefix = len(list(itertools.takewhile(bool, mask)))
-        if content and ids[n_prefix : n_prefix + len(content)] == content:
-            return ids[:n_prefix], ids[n_prefix + len(content) :]
-    raise BundleError(path, "its post-processor does more than put special tokens around a text: not supported")
+        end = n_prefix + len(content)
+        if content and ids[n_prefix:end] == content and all(mask[end:]):
+            return ids[:n_prefix], ids[end:]
+    raise BundleError(path, "it does not put special tokens around a text's own: not supported")
 
 
 def _refuse_surrogates(texts: Sequence[str], first_index: int) -> None:

@@ -28,9 +28,9 @@ class Viterbi:
         self._longest = max(map(len, self._scores))
 
     def best_scores(self, word: str) -> tuple[list[float], list[int]]:
-        """For each position in `word`, 0 to its length: the score of the best path to it, and where its last piece starts.
+        """For each position, 0 to the length of `word`: the score of the best path to it, and the start of its last piece.
 
-        As `Unigram::encode_optimized` in tokenizers: of paths with the same score, the one with the longest last piece.
+        As `Unigram::encode_optimized` in tokenizers: of equal scores, that with the longest last piece.
         """
         best, starts = [0.0] + [-math.inf] * len(word), [0] * (len(word) + 1)
         for start in range(len(word)):
@@ -58,8 +58,8 @@ class Viterbi:
         `unit` is what is repeated from the first of them on; the last is at a multiple of its length. Returns one of
         `origins`, or None where that is not found soon.
 
-        While all sums stay between two powers of two, they are multiples of the same unit in the last place, and adding a
-        piece's score adds the same rounded number to each (but where that lies half-way between two multiples). So if the
+        While all sums stay between two powers of two, they are multiples of the same unit in the last place, and adding
+        a piece's score adds the same rounded number to each (unless it is half-way between two multiples). So if the
         differences of the last scores come back, they do so for ever, and the walk skips as many periods as stay below
         the next power of two.
         """

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
+from mexma_export.gate import UNCERTIFIED_OWN
 from mexma_export.parity import compare, worst_rows
 from mexma_export.pipeline import ExportPlan, export
 from mexma_export.reference import load_reference
@@ -135,6 +136,22 @@ def test_another_process_writes_the_same_bytes(tiny_checkpoint: Path, tiny_bundl
     assert [row["passed"] for row in printed["judged"]] == [True] * 4
     names = {entry["name"] for entry in printed["manifest"]["files"]}
     assert names == contents(tiny_bundle).keys() - {MANIFEST_NAME}
+
+
+def test_without_pytorch_the_certificate_says_what_it_was_held_against(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.modules["torch"] = sys.modules["transformers"] = None
+from mexma_runtime.cli import main
+sys.argv = ["mexma", "export", {str(tiny_checkpoint)!r}, "--out", {str(tmp_path / "out")!r}, "--precision", "fp32"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for engine in Bundle.open(tmp_path / "out", verify=True).manifest.engines:
+        (certificate,) = engine.certificates
+        assert certificate.reference.startswith("our own portable fp32 graph on onnxruntime ")
+        assert (certificate.certified, certificate.note) == (False, UNCERTIFIED_OWN)
 
 
 def test_a_refused_engine_ends_with_7_and_the_others_are_published(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_parity_fails_where_an_engine_does(
     words = ("parity", "--bundle", out, "--reference", folder, "--corpus", corpus)
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert isinstance(result.exception, ParityError)
-    assert str(result.exception).startswith("fused.fp16: cosine_min: expected >= 0.9998, got 0.")
+    assert str(result.exception).startswith("fused.fp16: cosine_min: expected >= ")
     assert "REFUSED" in result.stdout
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mexma_export import parity
-from mexma_export.parity import ParityFigures, batch_invariance, compare, worst_rows
-from mexma_export.thresholds import THRESHOLDS, check
+from mexma_export.parity import InvarianceFigures, ParityFigures, batch_invariance, compare, worst_rows
+from mexma_export.thresholds import THRESHOLDS, check, check_invariance
 from mexma_runtime.errors import ParityError, UsageError
 from mexma_runtime.types import Precision, Vectors
 
@@ -277,6 +277,12 @@ def test_each_shortfall_is_said(precision: Precision, metric: str, value: float)
     (shortfall,) = check(figures, precision)
     assert str(shortfall).startswith(f"{metric}: expected ")
     assert f"got {value:.7g}" in str(shortfall)
+
+
+def test_batch_mates_may_not_change_a_vector() -> None:
+    assert check_invariance(InvarianceFigures(cosine_min=0.9999991, max_abs_difference=1.0)) == []
+    (shortfall,) = check_invariance(InvarianceFigures(cosine_min=0.9999989, max_abs_difference=0.0))
+    assert str(shortfall) == "batch invariance, cosine_min: expected >= 0.999999, got 0.9999989"
 
 
 def test_a_precision_without_thresholds_is_refused() -> None:

@@ -140,6 +140,7 @@ def test_the_files_of_a_replaced_engine_are_removed(tiny_checkpoint: Path, tiny_
         ("tokenizer", r"tokenizer tokenizer\.[0-9a-f]{16}\.json there, tokenizer\.[0-9a-f]{16}\.json here"),
         ("pooling", "pooling cls there, mean here"),
         ("limit", "most tokens 512 there, 128 here; lower case False there, True here"),
+        ("prompt", "prompts {} there, {'query': 'query: '} here; default prompt None there, query here"),
     ],
 )
 def test_another_checkpoint_is_refused_and_the_bundle_untouched(
@@ -160,6 +161,9 @@ def test_another_checkpoint_is_refused_and_the_bundle_untouched(
         case "limit":
             settings = '{"max_seq_length": 128, "do_lower_case": true}'
             (folder / "sentence_bert_config.json").write_text(settings, encoding="utf-8")
+        case "prompt":
+            prompts = '{"prompts": {"query": "query: "}, "default_prompt_name": "query"}'
+            (folder / "config_sentence_transformers.json").write_text(prompts, encoding="utf-8")
     with pytest.raises(BundleError, match=rf"bundle of tiny, and this checkpoint \(other\) differs: {differing}"):
         run(folder, out, FP32, pooling=pooling)
     assert contents(out) == before

