@@ -12,8 +12,8 @@ which words end whatever stands around it: white space, or for BertPreTokenizer 
  - Normalising does not reach over it. NFC, NFD, NFKC, NFKD: white space and punctuation are starters that compose with
    nothing before them, and white space with nothing after it. BertNormalizer, Lowercase, Nmt, StripAccents go
    character by character. Precompiled goes by grapheme clusters, which end before white space unless something is
-   prepended to it, and after it if what follows extends no cluster. Strip and Replace go by runs of white space: a cut
-   has to be at a single one, between characters that do not become white space themselves.
+   prepended to it, and after it if what follows extends no cluster. Strip and Replace go by runs of white space: where
+   it is not dropped, a cut has to be at a single one, between characters that do not become white space themselves.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def split_rules(tokenizer: Tokenizer) -> SplitRules | None:
         deleted = ""
 
     cuts = f"[{spaces}]"
-    is_strict = not drops_spaces or bool(kinds & {"Strip", "Replace"})
+    is_strict = not drops_spaces or any(step.get("content") == "\u2581" for step in steps)
     if is_strict:
         cuts += rf"(?<=[{STEADY}][{spaces}])(?=[{STEADY}]|\Z)"
     elif "Precompiled" in kinds:

@@ -28,7 +28,7 @@ class Viterbi:
         self._longest = max(map(len, self._scores))
 
     def best_scores(self, word: str) -> tuple[list[float], list[int]]:
-        """For each position, 0 to the length of `word`: the score of the best path to it, and the start of its last piece.
+        """For each position, 0 to the length of `word`: the score of the best path to it, where its last piece starts.
 
         As `Unigram::encode_optimized` in tokenizers: of equal scores, that with the longest last piece.
         """
