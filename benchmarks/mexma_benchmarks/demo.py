@@ -13,9 +13,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mexma_benchmarks.models import load_pytorch, minilm_source
+from mexma_benchmarks.models import minilm_source
 from mexma_benchmarks.timing import estimate_median, ratios, relative_spread, rounds
 from mexma_export.checkpoint import load_checkpoint
+from mexma_export.gate import open_pytorch
 from mexma_export.pipeline import Exported, ExportPlan, export
 from mexma_export.sources import Source
 from mexma_runtime import Encoder
@@ -65,7 +66,7 @@ def measure(source: Source, out: Path, exported: Exported, report: Progress) -> 
     with ExitStack() as stack:
         default = stack.enter_context(Encoder.load(out, precision=Precision.FP32))
         n_threads = default.info.n_threads
-        pytorch = stack.enter_context(load_pytorch(load_checkpoint(source), n_threads=n_threads))
+        pytorch = stack.enter_context(open_pytorch(load_checkpoint(source), n_threads=n_threads))
         encoders: dict[str, Callable[[str], object]] = {PYTORCH: lambda text: pytorch.encode([text])}
         for verdict in exported.verdicts:
             engine = verdict.engine

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from mexma_benchmarks.cold_start import ColdStart, start_encoder, start_pytorch
-from mexma_benchmarks.models import load_pytorch
 from mexma_benchmarks.result import ModelResult, Result, Timing
 from mexma_benchmarks.timing import rounds
 from mexma_benchmarks.workload import describe_lengths, drawn_texts
 from mexma_export.checkpoint import Checkpoint, load_checkpoint, weights_sha256
 from mexma_export.corpus import Corpus, gate_corpus
+from mexma_export.gate import open_pytorch
 from mexma_export.parity import compare
 from mexma_export.pipeline import ExportPlan, export
 from mexma_export.reference import Reference
@@ -91,7 +91,7 @@ def measure(subject: Subject, plan: Plan, result: Result, *, save: Callable[[], 
     with ExitStack() as stack:
         # PyTorch truncates the same texts.
         stack.enter_context(warnings.catch_warnings(action="ignore", category=TruncationWarning))
-        pytorch = stack.enter_context(load_pytorch(checkpoint, n_threads=plan.n_threads))
+        pytorch = stack.enter_context(open_pytorch(checkpoint, n_threads=plan.n_threads))
         main = stack.enter_context(load())
         encoders = {main.info.engine: main}
         for engine in bundle.manifest.engines:

@@ -1,12 +1,10 @@
-"""What is measured: the embedded default model, and any checkpoint as PyTorch runs it."""
+"""The embedded default model."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
 
-from mexma_export.checkpoint import Checkpoint
-from mexma_export.reference import Reference, load_reference
 from mexma_export.sources import TOKENIZER_FILE, Source
 from mexma_runtime.errors import MissingDependencyError
 
@@ -26,17 +24,3 @@ def minilm_source() -> Source:
         )
     folder = Path(spec.submodule_search_locations[0]) / "model"
     return Source(folder=folder, model_id=MINILM_ID, revision=None, tokenizer=folder / TOKENIZER_FILE)
-
-
-def load_pytorch(checkpoint: Checkpoint, *, n_threads: int) -> Reference:
-    """The checkpoint in PyTorch, fp32, as the export gate judges by it; `n_threads` hold for the whole process."""
-    settings = checkpoint.settings
-    return load_reference(
-        checkpoint.source.folder,
-        pooling=settings.pooling_mode,
-        normalize=settings.is_normalized,
-        max_tokens=settings.max_tokens,
-        lower_case=settings.lower_case,
-        tokenizer=checkpoint.source.tokenizer.parent,
-        threads=n_threads,
-    )

@@ -15,7 +15,7 @@ import numpy as np
 from mexma_export.checkpoint import Checkpoint, load_checkpoint, weights_sha256
 from mexma_export.corpus import Corpus, sample_corpus
 from mexma_export.parity import InvarianceFigures, ParityFigures, WorstRow, batch_invariance, compare, worst_rows
-from mexma_export.reference import load_reference
+from mexma_export.reference import Reference, load_reference
 from mexma_export.sources import Source
 from mexma_export.thresholds import Shortfall, check, check_invariance
 from mexma_runtime import Encoder
@@ -79,18 +79,24 @@ def reference_for(checkpoint: Checkpoint, bundle: Bundle, corpus: Corpus, *, pro
         return graph_reference(bundle, corpus, progress=progress)
 
 
-def pytorch_reference(checkpoint: Checkpoint, corpus: Corpus, *, progress: Count) -> ReferenceVectors:
-    """The corpus embedded by transformers' own model in fp32; MissingDependencyError where it is not installed."""
+def open_pytorch(checkpoint: Checkpoint, *, n_threads: int | None = None) -> Reference:
+    """transformers' own model of `checkpoint` in fp32; `n_threads` hold for PyTorch in the whole process."""
     settings = checkpoint.settings
-    with load_reference(
+    return load_reference(
         checkpoint.source.folder,
         pooling=settings.pooling_mode,
         normalize=settings.is_normalized,
         max_tokens=settings.max_tokens,
         lower_case=settings.lower_case,
         tokenizer=checkpoint.source.tokenizer.parent,
-    ) as reference:
-        texts = [settings.default_prompt + text for text in corpus.texts]
+        threads=n_threads,
+    )
+
+
+def pytorch_reference(checkpoint: Checkpoint, corpus: Corpus, *, progress: Count) -> ReferenceVectors:
+    """The corpus embedded by transformers' own model in fp32; MissingDependencyError where it is not installed."""
+    with open_pytorch(checkpoint) as reference:
+        texts = [checkpoint.settings.default_prompt + text for text in corpus.texts]
         vectors = reference.encode(texts, batch_size=8, sort_by_length=True, progress=progress)
         versions = reference.versions
         name = f"transformers {versions.transformers} on torch {versions.torch}, fp32, CPU, {reference.attention}"
