@@ -80,7 +80,7 @@ class SplitRules:
     reach: int
     """Characters in the longest added token, at least 8."""
     squeezed: re.Pattern[str] | None
-    """A run of white space, of which the first and the last character (two groups) do as well."""
+    """A run of white space, of which two characters at the beginning and one at the end (two groups) do as well."""
     deleted: re.Pattern[str] | None
     """The same of characters that the normaliser deletes."""
     long_word: re.Pattern[str] | None
@@ -198,4 +198,4 @@ def _flat(step: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
 
 
 def _run_of(characters: str) -> re.Pattern[str] | None:
-    return re.compile(f"([{characters}])[{characters}]+([{characters}])") if characters else None
+    return re.compile(f"([{characters}]{{2}})[{characters}]+([{characters}])") if characters else None

@@ -97,8 +97,8 @@ class TextCutter:
     def _shrunk(self, piece: str) -> str:
         """A shorter text of the same ids, for a piece between two hard cuts.
 
-        - Of a run of white space, the first and last character: words end there either way, and its neighbours keep
-          theirs. Where Replace turns two or more spaces into one, two are left.
+        - Of a run of white space, two characters at the beginning and the last: the outer ones keep their neighbours,
+          and words end at the inner one. Where Replace turns two or more spaces into one, there still are two.
         - Of a run of characters that the normaliser deletes, the same: what is left still separates what it separated.
           Deleted marks are no starters, so they do not keep others from being reordered.
         - WordPiece: if so many characters of a run survive normalising that the word is too long to be known, the rest
@@ -202,11 +202,12 @@ class TextCutter:
         if self._has_added_token("\n".join([head_text, before, run, normalized(self._tokenizer, run)])):
             return None
         word = self._tokenizer.pre_tokenizer.pre_tokenize_str(before)[-1][0]
-        ids = self._viterbi.ids(word)
+        scores, starts = self._viterbi.best_scores(word)
+        ids = self._viterbi.ids(word, starts)
         if head[-len(ids) :] != ids:  # this tokenizers breaks ties in another way
             return None
-        scores = self._viterbi.best_scores(word)[0][-len(window) :]
-        return self._viterbi.origin(normalized(self._tokenizer, unit), scores, range(len(window)), end - last)
+        unit = normalized(self._tokenizer, unit)
+        return self._viterbi.origin(unit, scores[-len(window) :], range(len(window)), end - last)
 
     def _windows(self, text: str, start: int, stop: int, inner: re.Pattern[str]) -> Iterator[range]:
         """Neighbouring cuts of the kind that `_agreed` needs, at most a step before `stop`."""

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 
 UNKNOWN_PENALTY = 10.0
-MAX_STATES = 1 << 14
+MAX_STEPS = 1 << 17
 
 
 class Viterbi:
-    """The scores of a Unigram model, and the best path that follows from them. Nothing changes after it is made."""
+    """The scores of a Unigram model, and the best path that follows from them."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         model = json.loads(tokenizer.to_str())["model"]
@@ -40,10 +40,10 @@ class Viterbi:
                     best[end], starts[end] = best[start] + score, start
         return best, starts
 
-    def ids(self, word: str) -> list[int | None]:
-        """The ids of `word`'s best path; neighbouring unknown characters are one."""
+    def ids(self, word: str, starts: Sequence[int]) -> list[int | None]:
+        """The ids of the best path, `starts` being what `best_scores` says; neighbouring unknown characters are one."""
         ids: list[int | None] = []
-        starts, end = self.best_scores(word)[1], len(word)
+        end = len(word)
         while end > 0:
             piece = self._ids.get(word[starts[end] : end], self._unknown_id)
             if piece != self._unknown_id or ids[-1:] != [piece]:
@@ -71,7 +71,9 @@ class Viterbi:
         reach = -min(steps) * (len(best) + len(unit))
         n_done, ulp = 0, 0.0
         seen: dict[tuple[float, ...], tuple[int, float]] = {}
-        while n_done < n_more:
+        for _ in range(MAX_STEPS):
+            if n_done >= n_more:
+                return sources[-1]
             n_done += 1
             candidates = [(best[-length] + score, length) for length, score in turns[n_done % len(unit)].items()]
             score, length = max(candidates)
@@ -89,9 +91,7 @@ class Viterbi:
                 n_periods = max(0, min((n_more - n_done) // (n_done - n_then), int(room / (score_then - score)) - 1))
                 best = [before + n_periods * (score - score_then) for before in best]
                 n_done, seen = n_done + n_periods * (n_done - n_then), {}
-            elif len(seen) > MAX_STATES:
-                return None
-        return sources[-1]
+        return None
 
     def _pieces_at_end(self, unit: str, phase: int) -> dict[int, float]:
         """Length and score of the pieces that end after `phase` characters of a unit, in a long run of units."""

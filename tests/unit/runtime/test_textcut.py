@@ -235,6 +235,7 @@ EDGES = {
     "an added token in a long word": "a" * 2000 + "aab" + "a" * 2000,
     "an added token at every cut": "[MASK]" * 500 + "<mask>" * 500,
     "white space that is not": "the\u0600 quick \u0301 " * 300,
+    "white space of which both ends are not": "the\u0600    \u0301quick " * 300,
     "line ends": "the\r\nquick\r\n\r\n" * 300,
 }
 

@@ -18,10 +18,14 @@ def unigram(pieces: dict[str, float]) -> Tokenizer:
     return Tokenizer(models.Unigram([("<unk>", 0.0), *pieces.items()], unk_id=0))
 
 
+def path(viterbi: Viterbi, word: str) -> list[int | None]:
+    return viterbi.ids(word, viterbi.best_scores(word)[1])
+
+
 @given(pieces=PIECES, word=st.text("abcd", min_size=1, max_size=60))
 def test_the_same_path_as_tokenizers(pieces: dict[str, float], word: str) -> None:
     tokenizer = unigram(pieces)
-    assert Viterbi(tokenizer).ids(word) == tokenizer.encode(word).ids
+    assert path(Viterbi(tokenizer), word) == tokenizer.encode(word).ids
 
 
 @settings(max_examples=300)
@@ -45,7 +49,6 @@ def test_runs_end_where_walking_them_ends(pieces: dict[str, float], before: str,
     while boundary > len(head):
         boundary = starts[boundary]
     assert origin == boundary
-    assert Viterbi(tokenizer).ids(word) == tokenizer.encode(word).ids
 
 
 def test_scores_that_are_half_a_unit_are_walked() -> None:
@@ -56,5 +59,5 @@ def test_scores_that_are_half_a_unit_are_walked() -> None:
     best, _ = viterbi.best_scores("a" * 50)
     for n_more in (99_950, 99_951, 99_952):
         origin = viterbi.origin("a", best[-5:], range(5), n_more)
-        head = viterbi.ids("a" * (46 + (origin or 0)))
+        head = path(viterbi, "a" * (46 + (origin or 0)))
         assert tokenizer.encode("a" * (50 + n_more)).ids[: len(head)] == head
