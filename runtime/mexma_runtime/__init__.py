@@ -17,7 +17,7 @@ from mexma_runtime.errors import (
     TruncationWarning,
     UsageError,
 )
-from mexma_runtime.info import EncoderInfo
+from mexma_runtime.info import EncoderInfo, Times
 from mexma_runtime.types import Dialect, Pooling, Precision, Ragged
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "Precision",
     "Ragged",
     "TextTooLongError",
+    "Times",
     "TruncationWarning",
     "UsageError",
 ]

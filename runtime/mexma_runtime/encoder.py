@@ -21,7 +21,7 @@ from mexma_runtime.bundle import Bundle
 from mexma_runtime.embedding import check_ids
 from mexma_runtime.errors import EncoderClosedError, InputError, TruncationWarning, UsageError
 from mexma_runtime.flow import Flow
-from mexma_runtime.info import EncoderInfo, describe
+from mexma_runtime.info import EncoderInfo, Times, describe
 from mexma_runtime.manifest import EngineEntry
 from mexma_runtime.options import EncodeOptions, listed, resolve_options
 from mexma_runtime.terminal import Progress, progress_bars
@@ -115,6 +115,13 @@ class Encoder:
     def info(self) -> EncoderInfo:
         """What was chosen: engine, backend, threads, dim, max_tokens and more."""
         return self._info
+
+    @property
+    def times(self) -> Times:
+        """Where the time went since the encoder was loaded, all calls together."""
+        return Times(
+            tokenize_s=self._flow.tokenize_s, copy_s=self._backend.copy_s, compute_s=self._backend.compute_s
+        )
 
     @overload
     def encode(

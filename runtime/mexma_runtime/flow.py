@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 from mexma_runtime.ahead import run_ahead
@@ -21,16 +23,21 @@ WINDOW_TEXTS = 4096
 
 
 class Flow:
-    """Joins a tokenizer and a backend; holds nothing of any call, so that calls may run side by side."""
+    """Joins a tokenizer and a backend; holds nothing of any one call, so that calls may run side by side."""
 
     def __init__(self, manifest: Manifest, tokenizer: TextTokenizer, backend: Backend) -> None:
         self._manifest, self._tokenizer, self._backend = manifest, tokenizer, backend
+        self.tokenize_s = 0.0
+        self._adding = threading.Lock()
 
     def tokenize(self, texts: list[str], options: EncodeOptions, first_index: int = 0) -> Tokenized:
         """The ids of `texts`; errors count texts from `first_index`."""
+        start_s = time.perf_counter()
         prompted = with_prompt(options.prompt, texts)
         tokens = self._tokenizer.encode(prompted, truncate=options.truncate, first_index=first_index)
         check_ids(tokens.ragged, self._manifest, first_index=first_index)
+        with self._adding:
+            self.tokenize_s += time.perf_counter() - start_s
         return tokens
 
     def tokenized(self, texts: list[str], options: EncodeOptions, call: Call) -> Iterator[Tokenized]:

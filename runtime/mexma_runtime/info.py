@@ -43,6 +43,18 @@ class EncoderInfo:
     """Fingerprint of the vector space: vectors of encoders with the same one may be compared without a thought."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """Where an encoder's time went since it was loaded; counters that only grow, for metrics and benchmarks."""
+
+    tokenize_s: float
+    """Texts to ids. With many texts it runs beside the engine, so callers do not wait for all of it."""
+    copy_s: float
+    """Ids into the engine and vectors out of it: padding, binding, copies."""
+    compute_s: float
+    """Inside the engine's library."""
+
+
 def describe(bundle: Bundle, engine: EngineEntry, backend: BackendInfo) -> EncoderInfo:
     """Gather what the manifest, the engine and the backend say of themselves."""
     manifest = bundle.manifest

@@ -110,6 +110,23 @@ def choose_engine(
     return min(fitting, key=lambda engine: preference.index(engine.dialect) if wanted_dialect is None else 0)
 
 
+def runnable_engines(bundle: Bundle, device: str) -> list[tuple[str, EngineEntry]]:
+    """Every backend that serves `device`, by name, with each engine it runs, the best dialects first.
+
+    Raises as `choose_backend` where there is none.
+    """
+    choose_backend(device)
+    kind = device.partition(":")[0]
+    return [
+        (spec.name, engine)
+        for spec in BACKENDS
+        if spec.module and spec.device == kind
+        for dialect in spec.dialects
+        for engine in bundle.manifest.engines
+        if engine.dialect == dialect and spec.name in engine.requires
+    ]
+
+
 def open_backend(
     bundle: Bundle, engine: EngineEntry, options: BackendOptions, *, backend: str | None = None
 ) -> Backend:

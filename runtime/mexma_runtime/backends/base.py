@@ -48,6 +48,11 @@ class BackendInfo:
 class Backend(Protocol):
     """Runs one engine. `run` is called by one thread at a time."""
 
+    copy_s: float
+    """Seconds that `run` has spent so far on getting ids in and vectors out: padding, binding, copies."""
+    compute_s: float
+    """Seconds that `run` has spent so far inside the library's own run."""
+
     @property
     def info(self) -> BackendInfo:
         """What was chosen."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,7 @@ class OnnxRuntimeCpu:
     def __init__(self, session: Any, *, engine: EngineEntry, manifest: Manifest, info: BackendInfo) -> None:
         self._session, self._binding = session, session.io_binding()
         self._engine, self._manifest, self._info = engine, manifest, info
+        self.copy_s = self.compute_s = 0.0
 
     @property
     def info(self) -> BackendInfo:
@@ -77,6 +79,7 @@ class OnnxRuntimeCpu:
 
     def run(self, batch: Ragged, out: Vectors) -> None:
         """Embed `batch` into `out`: float32 `(n, dim)`, C-contiguous. The wrapping costs about 0.03 ms."""
+        start_s = time.perf_counter()
         out = rows_to_fill(out, len(batch), self._manifest.dim)
         arrays = padded_inputs(batch, self._manifest.text)
         binding = self._binding
@@ -84,13 +87,17 @@ class OnnxRuntimeCpu:
             for name in self._engine.inputs:
                 binding.bind_cpu_input(name, arrays[name])
             binding.bind_output(self._engine.output, "cpu", 0, np.float32, out.shape, out.ctypes.data)
+            bound_s = time.perf_counter()
             self._session.run_with_iobinding(binding)
+            computed_s = time.perf_counter()
         except Exception as error:
             shape = "x".join(map(str, arrays["input_ids"].shape))
             raise MexmaError(f"{self._engine.file}: {NAME} failed on a batch of {shape} tokens: {error}") from error
         finally:
             binding.clear_binding_inputs()
             binding.clear_binding_outputs()
+        self.compute_s += computed_s - bound_s
+        self.copy_s += time.perf_counter() - computed_s + bound_s - start_s
 
     def close(self) -> None:
         """Release the session."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mexma_runtime.backends import backend_statuses, choose_backend, choose_engine, open_backend
+from mexma_runtime.backends import backend_statuses, choose_backend, choose_engine, open_backend, runnable_engines
 from mexma_runtime.backends.base import Backend, BackendOptions
 from mexma_runtime.backends.onnxruntime_cpu import version_key
 from mexma_runtime.backends.padding import padded_inputs
@@ -272,6 +272,25 @@ def test_the_engine_that_the_backend_runs_best(
     chosen = choose_engine(with_engines(bundle, *engines), choose_backend("cpu"), precision=precision, dialect=dialect)
 
     assert chosen.name == expected
+
+
+def test_every_engine_that_a_backend_runs_is_listed_the_best_dialects_first(bundle: Bundle) -> None:
+    engines = [
+        variant(bundle, Dialect.PORTABLE, Precision.FP32),
+        variant(bundle, Dialect.FUSED, Precision.FP32, "another"),
+        variant(bundle, Dialect.FUSED, Precision.FP16),
+    ]
+
+    found = runnable_engines(with_engines(bundle, *engines), "cpu")
+
+    assert [(name, engine.name) for name, engine in found] == [
+        ("onnxruntime", "fused.fp16"),
+        ("onnxruntime", "portable.fp32"),
+    ]
+    with pytest.raises(EngineUnavailableError, match="a backend for device 'cuda' is not in this version"):
+        runnable_engines(bundle, "cuda")
+    with pytest.raises(UsageError, match="expected 'cpu', 'cuda' or 'cuda:N', got 'tpu'"):
+        runnable_engines(bundle, "tpu")
 
 
 def test_the_only_precision_is_taken(bundle: Bundle) -> None:

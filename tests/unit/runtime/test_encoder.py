@@ -465,3 +465,22 @@ def test_progress_is_drawn_only_when_asked_and_on_a_terminal(
     out, err = capfd.readouterr()
     assert not out
     assert "100%" in err
+
+
+def test_times_say_where_the_time_went(encoder: Encoder) -> None:
+    before = encoder.times
+    start_s = time.perf_counter()
+    tokens = encoder.tokenize(["abc"] * 20)
+    tokenized, whole_s = encoder.times, time.perf_counter() - start_s
+
+    assert 0 < tokenized.tokenize_s - before.tokenize_s <= whole_s
+    assert (tokenized.copy_s, tokenized.compute_s) == (before.copy_s, before.compute_s)
+
+    start_s = time.perf_counter()
+    encoder.encode_ids(tokens.ragged)
+    embedded, whole_s = encoder.times, time.perf_counter() - start_s
+
+    assert embedded.tokenize_s == tokenized.tokenize_s
+    assert embedded.copy_s > tokenized.copy_s
+    assert embedded.compute_s > tokenized.compute_s
+    assert embedded.copy_s + embedded.compute_s - tokenized.copy_s - tokenized.compute_s <= whole_s
