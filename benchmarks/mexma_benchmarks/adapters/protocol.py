@@ -1,0 +1,181 @@
+"""How the benchmark talks to a subject's process: one JSON object a line in, one a line out.
+
+`python -m mexma_benchmarks.adapters.NAME serve TASK` opens the model, embeds one text and writes `{"ready": ...}`;
+then it answers `{"do": "encode" | "encode_ids" | "serve_load" | "vectors", ...}` until its input ends. `prepare TASK`
+only converts the checkpoint, into the task's folder. An answer `{"error": ...}` says why there is none.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexma_benchmarks.adapters.load import serve_arrivals
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What to run; plain values, sent as JSON."""
+
+    checkpoint: str
+    """Folder with config.json and model.safetensors."""
+    tokenizer: str
+    """Folder with tokenizer.json."""
+    pooling: str
+    """`cls` or `mean`."""
+    is_normalized: bool
+    max_tokens: int
+    n_threads: int
+    device: str
+    """`cpu`, `cuda` or `cuda:N`."""
+    folder: str
+    """What `prepare` wrote and `serve` reads; the adapter's own."""
+    first_text: str
+    """Embedded before the subject is ready."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What tells the variants of one adapter apart."""
+
+
+class NotOfferedError(Exception):
+    """The library has no such interface: a fact for the report, not a failure."""
+
+
+class Model:
+    """A model that an adapter opened. Vectors are float32 `(n, dim)`, in the input's order, as the task pools them."""
+
+    versions: Mapping[str, str]
+    """Of the libraries that matter, by the name of their package."""
+    provider: str = "CPU"
+    """What computes, as the library names it."""
+    batching: str = "batches of 32, sorted by length"
+    """How `encode` makes batches of many texts, for the report."""
+    n_workers: int = 1
+    """Threads that call `encode` at once under load: several where the library serves callers side by side."""
+    is_remote: bool = False
+    """Whether another process computes, so that this one's memory says nothing."""
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Embed texts as the library's users would."""
+        raise NotImplementedError
+
+    def encode_ids(self, sentences: Sequence[Sequence[int]]) -> Vectors:
+        """Embed one batch of token ids of equal length, special tokens included."""
+        raise NotOfferedError("it takes texts only")
+
+    def stages_s(self) -> dict[str, float]:
+        """Seconds spent so far in `tokenize`, `copy` and `compute`, where the library tells them apart."""
+        return {}
+
+
+def prepare_nothing(task: Task) -> None:
+    """For adapters that run the checkpoint as it is."""
+
+
+def run_adapter(open_model: Callable[[Task], Model], prepare: Callable[[Task], None] = prepare_nothing) -> None:
+    """The whole main program of an adapter."""
+    # A library that prints must not get in between the lines.
+    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    _end_with_parent()
+    try:
+        task = Task(**json.loads(sys.argv[2]))
+        if sys.argv[1] == "prepare":
+            prepare(task)
+            _write(lines, {"prepared": True})
+            return
+        model = open_model(task)
+        model.encode([task.first_text])
+        reached_s = time.monotonic()  # the machine's clock, not the process's
+    except Exception as error:
+        _write(lines, {"error": f"{type(error).__name__}: {error}"})
+        raise
+    _write(
+        lines,
+        {
+            "ready": {
+                "reached_s": reached_s,
+                "peak_rss_bytes": None if model.is_remote else peak_rss_bytes(),
+                "versions": dict(model.versions),
+                "provider": model.provider,
+                "batching": model.batching,
+            }
+        },
+    )
+    for line in sys.stdin:
+        _write(lines, _answer(model, json.loads(line)))
+
+
+def _answer(model: Model, request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        match request["do"]:
+            case "encode":
+                return _timed(model, lambda: model.encode(request["texts"]))
+            case "encode_ids":
+                return _timed(model, lambda: model.encode_ids(request["ids"]))
+            case "vectors":
+                return _packed(model.encode(request["texts"]))
+            case "serve_load":
+                texts = request["texts"]
+                latencies_s = serve_arrivals(
+                    request["arrivals_s"],
+                    lambda i: model.encode([texts[i % len(texts)]]),
+                    patience_s=request["patience_s"],
+                    n_workers=model.n_workers,
+                )
+                return {"latencies_ms": [round(s * 1e3, 3) for s in latencies_s]}
+            case unknown:
+                return {"error": f"unknown request {unknown!r}"}
+    except NotOfferedError as error:
+        return {"not_offered": str(error)}
+    except Exception as error:  # noqa: BLE001 - whatever a library raises is its row's reason
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _timed(model: Model, call: Callable[[], object]) -> dict[str, Any]:
+    before = model.stages_s()
+    start_s = time.perf_counter()
+    call()
+    taken_s = time.perf_counter() - start_s
+    return {"ms": taken_s * 1e3, "stages_ms": {name: (s - before[name]) * 1e3 for name, s in model.stages_s().items()}}
+
+
+def _packed(vectors: Vectors) -> dict[str, Any]:
+    rows = np.ascontiguousarray(vectors, dtype="<f4")
+    return {"shape": rows.shape, "float32": base64.b64encode(rows.tobytes()).decode("ascii")}
+
+
+def unpack(answer: Mapping[str, Any]) -> Vectors:
+    """The vectors of an answer to `vectors`."""
+    return np.frombuffer(base64.b64decode(answer["float32"]), dtype="<f4").reshape(answer["shape"])
+
+
+def peak_rss_bytes() -> int:
+    """Peak resident memory of this process, pages of mapped files included. Linux only."""
+    # ru_maxrss would count what the parent held when it forked.
+    with Path("/proc/self/status").open(encoding="ascii") as status:
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+
+def _write(lines: TextIO, answer: dict[str, Any]) -> None:
+    lines.write(json.dumps(answer) + "\n")
+    lines.flush()
+
+
+def _end_with_parent() -> None:
+    """A subject may be frozen when the benchmark is killed: the kernel then ends it too."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
