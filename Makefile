@@ -9,7 +9,7 @@ PRECISIONS ?= fp32 fp16
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup lint format test test-full-size demo export parity clean distclean
+.PHONY: help setup lint format test test-full-size demo export parity bench bench-full peers clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,9 +49,18 @@ export: $(READY) ## export MODEL into OUT in PRECISIONS (facebook/MEXMA, engines
 parity: $(READY) ## compare the bundle in OUT with MODEL in PyTorch
 	@$(BIN)/mexma parity --bundle '$(OUT)' --reference '$(MODEL)'
 
+bench: $(READY) ## measure engines against PyTorch at full size and on MiniLM, in ten minutes
+	@$(BIN)/mexma bench run
+
+bench-full: $(READY) ## the same with more shapes, rates and rounds, and every peer: an hour or two
+	@$(BIN)/mexma bench run --effort full --peers
+
+peers: $(READY) ## install the libraries that bench-full compares with, each into its own environment in .peers
+	@$(BIN)/mexma bench peers --make
+
 clean: ## remove build products and caches (.venv and engines stay)
 	@rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find benchmarks export runtime tests -name __pycache__ -prune -exec rm -rf {} +
 
-distclean: clean ## remove .venv and engines too
-	@rm -rf $(VENV) engines
+distclean: clean ## remove .venv, .peers and engines too
+	@rm -rf $(VENV) .peers engines

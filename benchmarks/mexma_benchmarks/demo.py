@@ -13,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mexma_benchmarks.estimates import estimate_median, ratios, relative_spread
 from mexma_benchmarks.models import minilm_source
-from mexma_benchmarks.timing import estimate_median, ratios, relative_spread, rounds
+from mexma_benchmarks.timing import rounds
 from mexma_export.checkpoint import load_checkpoint
 from mexma_export.gate import open_pytorch
 from mexma_export.pipeline import Exported, ExportPlan, export

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,8 @@ class Environment:
     """What stands beside every number; plain values, ready for JSON by `dataclasses.asdict`."""
 
     hardware: Hardware
+    gpus: tuple[str, ...]
+    """Name, memory and driver of each, as nvidia-smi tells them."""
     system: str
     """Kernel's name, release and machine type."""
     python: str
@@ -38,16 +41,17 @@ class Environment:
     """Processes that ran or waited over the last minute when it started: near 0 on an idle machine."""
 
 
-def detect_environment(module: str) -> Environment:
-    """Describe this process, started as `python -m module`."""
+def detect_environment(program: Sequence[str]) -> Environment:
+    """Describe this process, started as `program` (`("mexma",)`, `("python", "-m", MODULE)`) with its arguments."""
     prefixes = ("OMP_", "MKL_", "KMP_", "ONEDNN_", "DNNL_", "ORT_", "RAYON_", "TOKENIZERS_", "ATEN_CPU_")
     return Environment(
         hardware=detect_hardware(),
+        gpus=tuple(_nvidia_smi("--query-gpu=name,memory.total,driver_version")),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         versions={package: _version(package) for package in PACKAGES},
         commit=read_commit(Path(__file__).parent),
-        command=("python", "-m", module, *(Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:])),
+        command=(*program, *(Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:])),
         variables={name: value for name, value in sorted(os.environ.items()) if name.startswith(prefixes)},
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         load_average=os.getloadavg()[0],
@@ -61,6 +65,23 @@ def read_commit(folder: Path) -> str | None:
     commit = _git(folder, "rev-parse", "HEAD")
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
     return f"{commit}+changes" if commit and changes else commit
+
+
+def device_bytes(pid: int) -> int | None:
+    """GPU memory that a process holds; None where there is no GPU, or it uses none. Never run on a GPU yet."""
+    rows = (line.split(", ") for line in _nvidia_smi("--query-compute-apps=pid,used_memory", "nounits"))
+    held = [int(mib) for process, mib in rows if int(process) == pid]
+    return sum(held) << 20 if held else None
+
+
+def _nvidia_smi(query: str, *formats: str) -> list[str]:
+    """Lines of comma-separated values; none where there is no such program."""
+    command = ["nvidia-smi", query, "--format=" + ",".join(("csv", "noheader", *formats))]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return []
+    return done.stdout.strip().splitlines() if done.returncode == 0 else []
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

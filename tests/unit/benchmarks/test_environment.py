@@ -24,7 +24,7 @@ def test_an_environment_is_ready_for_json_and_names_no_folder(monkeypatch: pytes
     monkeypatch.setattr("sys.argv", ["/somewhere/headline.py", "--corpus", "/somewhere/text.txt", "--out", "a/b.json"])
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
 
-    environment = detect_environment("mexma_benchmarks.headline")
+    environment = detect_environment(("python", "-m", "mexma_benchmarks.headline"))
 
     assert " ".join(environment.command) == "python -m mexma_benchmarks.headline --corpus text.txt --out a/b.json"
     assert environment.variables["OMP_NUM_THREADS"] == "3"

@@ -279,11 +279,13 @@ def test_every_engine_that_a_backend_runs_is_listed_the_best_dialects_first(bund
         variant(bundle, Dialect.PORTABLE, Precision.FP32),
         variant(bundle, Dialect.FUSED, Precision.FP32, "another"),
         variant(bundle, Dialect.FUSED, Precision.FP16),
+        variant(bundle, Dialect.FUSED, Precision.FP32),
     ]
 
     found = runnable_engines(with_engines(bundle, *engines), "cpu")
 
     assert [(name, engine.name) for name, engine in found] == [
+        ("onnxruntime", "fused.fp32"),
         ("onnxruntime", "fused.fp16"),
         ("onnxruntime", "portable.fp32"),
     ]

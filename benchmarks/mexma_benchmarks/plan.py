@@ -1,0 +1,104 @@
+"""How much a run measures."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchPlan:
+    """Sizes of a run. Rounds are as many as fit into a workload's share of time, within bounds."""
+
+    grid: tuple[tuple[int, int], ...]
+    """Sentences x tokens of the fixed shapes."""
+    n_texts: int
+    """Of real lengths."""
+    n_judged: int
+    """Most sentences that fidelity is measured on."""
+    share_s: float
+    """Seconds that a workload may take in one heat."""
+    min_rounds: int
+    max_rounds: int
+    n_cold_starts: int
+    all_under_load: bool
+    """Whether latency under load is measured of every subject; False: of the baseline and the first engine."""
+    load_s: float
+    """Seconds of arrivals at each rate."""
+    rates_per_s: tuple[float, ...]
+    """Arrival rates, ascending; empty: `relative_rates`."""
+    relative_rates: tuple[float, ...]
+    """Rates as multiples of what the baseline can serve one by one."""
+    n_refinements: int
+    """Rates that are tried between the last one that kept the bound and the first that did not."""
+    p99_bound_ms: float | None
+    """None: four times the baseline's time for one text."""
+
+    def n_rounds(self, round_s: float) -> int:
+        """How often a round that takes `round_s` is measured."""
+        return min(self.max_rounds, max(self.min_rounds, int(self.share_s / max(round_s, 1e-6))))
+
+    def described(self) -> dict[str, str | int | float | None]:
+        """Every size, as a result keeps it."""
+        return {name: str(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+
+
+class Effort(StrEnum):
+    """How much time a run may take."""
+
+    SMOKE = "smoke"
+    """Whether everything runs; its figures mean nothing."""
+    QUICK = "quick"
+    """For a decision: PyTorch and two engines at full size in about eight minutes on two cores."""
+    FULL = "full"
+    """For a result that is published."""
+
+
+_SMOKE = BenchPlan(
+    grid=((1, 16), (2, 8)),
+    n_texts=6,
+    n_judged=12,
+    share_s=0,
+    min_rounds=2,
+    max_rounds=2,
+    n_cold_starts=1,
+    all_under_load=False,
+    load_s=0.5,
+    rates_per_s=(),
+    relative_rates=(0.1,),
+    n_refinements=0,
+    p99_bound_ms=None,
+)
+_QUICK = BenchPlan(
+    grid=((1, 16), (1, 32), (1, 128), (8, 32), (32, 32)),
+    n_texts=64,
+    n_judged=64,
+    share_s=12,
+    min_rounds=5,
+    max_rounds=30,
+    n_cold_starts=3,
+    all_under_load=False,
+    load_s=10,
+    rates_per_s=(),
+    relative_rates=(0.5, 1.0, 1.5),
+    n_refinements=1,
+    p99_bound_ms=None,
+)
+_FULL = BenchPlan(
+    grid=((1, 8), (1, 16), (1, 32), (1, 64), (1, 128), (1, 256), (4, 32), (8, 32), (16, 32), (32, 32), (8, 128)),
+    n_texts=256,
+    n_judged=320,
+    share_s=40,
+    min_rounds=6,
+    max_rounds=60,
+    n_cold_starts=6,
+    all_under_load=True,
+    load_s=30,
+    rates_per_s=(),
+    relative_rates=(0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0),
+    n_refinements=2,
+    p99_bound_ms=None,
+)
+PLANS = MappingProxyType({Effort.SMOKE: _SMOKE, Effort.QUICK: _QUICK, Effort.FULL: _FULL})

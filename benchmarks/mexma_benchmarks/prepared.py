@@ -1,0 +1,106 @@
+"""A checkpoint made ready to be measured: its bundle, its tokenizer, and the task that every subject is given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mexma_benchmarks.adapters.protocol import Task
+from mexma_benchmarks.subjects import Subject
+from mexma_benchmarks.workload import SHORT_TEXT
+from mexma_export.checkpoint import Checkpoint, load_checkpoint, weights_sha256
+from mexma_export.pipeline import ExportPlan, export
+from mexma_export.sources import STANDIN_PREFIX, Source
+from mexma_runtime.bundle import Bundle, read_manifest
+from mexma_runtime.errors import UsageError
+from mexma_runtime.terminal import Progress, note
+from mexma_runtime.tokenizer import TextTokenizer, TokenizerSpec
+from mexma_runtime.types import Pooling, Precision, Ragged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A checkpoint and its bundle."""
+
+    name: str
+    checkpoint: Checkpoint
+    bundle: Bundle
+    tokenizer: TextTokenizer
+    task: Task
+    """What every subject is given, but for its folder and its options."""
+
+    @property
+    def is_standin(self) -> bool:
+        """Whether the weights are random."""
+        return self.checkpoint.source.model_id.startswith(STANDIN_PREFIX)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Weights and tokenizer, as they lie in the checkpoint's folder."""
+        source = self.checkpoint.source
+        return sum(path.stat().st_size for path in (*source.folder.glob("*.safetensors"), source.tokenizer))
+
+    def subject_bytes(self, subject: Subject) -> int | None:
+        """What `subject` needs to lie on disk, tokenizer included; None for a server, which keeps it elsewhere."""
+        if subject.adapter == "http_server":
+            return None
+        if subject.role != "engine":
+            return self.checkpoint_bytes
+        manifest, wanted = self.bundle.manifest, subject.options
+        engine = next(
+            e for e in manifest.engines if (e.precision, e.dialect) == (wanted["precision"], wanted["dialect"])
+        )
+        return sum(manifest.file(name).size for name in (engine.file, *engine.weights, manifest.text.tokenizer))
+
+    def prompted(self, texts: Sequence[str]) -> list[str]:
+        """The texts behind the checkpoint's default prompt."""
+        return [self.checkpoint.settings.default_prompt + text for text in texts]
+
+    def tokenize(self, texts: Sequence[str]) -> Ragged:
+        """The ids of texts that have their prompt already."""
+        return self.tokenizer.encode(texts).ragged
+
+
+def prepare_model(
+    source: Source, *, pooling: Pooling | None, bundle: Path | None, n_threads: int, device: str, report: Progress
+) -> Prepared:
+    """The bundle of `source`, exported in fp32 where there is none yet; UsageError where it is another checkpoint's."""
+    name = source.model_id + (f" pooled {pooling}" if pooling else "")
+    folder = bundle or Path("engines/bench") / re.sub(r"[^\w.]+", "-", name)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        plan = ExportPlan(out=folder, precisions=(Precision.FP32,), pooling=pooling, check_parity=False)
+        manifest = export(source, plan, progress=report).manifest
+    else:
+        note(f"{name}: measuring the bundle in {folder}; remove it to have it exported anew")
+    if pooling not in (None, manifest.pooling_mode):
+        raise UsageError(f"{folder} pools {manifest.pooling_mode}, not {pooling}: name another --bundle")
+    checkpoint = load_checkpoint(source, pooling=manifest.pooling_mode)
+    digest = weights_sha256(checkpoint)
+    if digest != manifest.model.weights_sha256:
+        raise UsageError(
+            f"{folder} was made from weights {manifest.model.weights_sha256}, and {source.model_id} has {digest}: "
+            "remove the bundle, or name another --bundle"
+        )
+    opened, text = Bundle.open(folder), manifest.text
+    return Prepared(
+        name=name,
+        checkpoint=checkpoint,
+        bundle=opened,
+        tokenizer=TextTokenizer(
+            opened.path(text.tokenizer), TokenizerSpec(max_tokens=text.max_tokens, lower_case=text.lower_case)
+        ),
+        task=Task(
+            checkpoint=str(source.folder),
+            tokenizer=str(source.tokenizer.parent),
+            pooling=manifest.pooling_mode,
+            is_normalized=manifest.is_normalized,
+            max_tokens=text.max_tokens,
+            n_threads=n_threads,
+            device=device,
+            folder=str(folder.absolute()),
+            first_text=checkpoint.settings.default_prompt + SHORT_TEXT,
+        ),
+    )
