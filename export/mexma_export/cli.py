@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mexma_export.breakdown import Side
 from mexma_runtime.errors import MissingDependencyError, ParityError, UsageError
 from mexma_runtime.terminal import note, progress_bars
 from mexma_runtime.types import Dialect, Pooling, Precision
@@ -104,7 +105,31 @@ def register_parity(app: typer.Typer) -> None:
         bundle: Annotated[Path, typer.Option(help="Folder of the bundle.")],
         reference: Annotated[str, typer.Option(help=f"The checkpoint that the bundle was made from. {SOURCE_HELP}")],
         precision: Annotated[list[Precision] | None, typer.Option(help="Only engines of these precisions.")] = None,
-        corpus: Annotated[Path | None, typer.Option(help="Sentences, one a line; default: the package's own.")] = None,
+        corpus: Annotated[
+            Path | None,
+            typer.Option(
+                help="Sentences: a text file, one a line; a .tsv, language TAB text; or a folder of LANGUAGE.txt or "
+                "NAME.SOURCE-TARGET.LANGUAGE files. Default: the package's own."
+            ),
+        ] = None,
+        by: Annotated[
+            list[Side] | None, typer.Option(help="Show figures by this too; the JSON always has both.")
+        ] = None,
+        mining: Annotated[
+            Path | None,
+            typer.Option(
+                help="Folder of parallel files, NAME.SOURCE-TARGET.SOURCE and .TARGET or LANGUAGE.txt: count the "
+                "source sentences that find a wrong translation (xsim)."
+            ),
+        ] = None,
+        mining_pivot: Annotated[
+            str | None, typer.Option(help="Of LANGUAGE.txt files, the target of all others; default: eng.")
+        ] = None,
+        mining_lines: Annotated[int | None, typer.Option(help="Only the first lines of each parallel file.")] = None,
+        sts: Annotated[
+            Path | None,
+            typer.Option(help="Lines of score TAB sentence TAB sentence: correlate cosines with the scores."),
+        ] = None,
         report: Annotated[Path | None, typer.Option(help="Write all figures as JSON.")] = None,
         revision: RevisionOption = None,
         tokenizer: TokenizerOption = None,
@@ -112,12 +137,19 @@ def register_parity(app: typer.Typer) -> None:
     ) -> None:
         """Compare every engine of a bundle with PyTorch; exit code 7 where one misses its thresholds."""
         _require("safetensors", "ml_dtypes")
+        from mexma_export.comparison import compare_bundle
         from mexma_export.corpus import read_corpus
-        from mexma_export.gate import compare_bundle
+        from mexma_export.mining import read_mining
+        from mexma_export.parity_json import parity_json
+        from mexma_export.parity_tables import show_parity
         from mexma_export.sources import resolve_source
-        from mexma_export.tables import parity_json, show_parity
+        from mexma_export.sts import read_sts
 
+        if mining is None and (mining_pivot, mining_lines) != (None, None):
+            raise UsageError("--mining-pivot and --mining-lines belong to --mining FOLDER, which was not given")
         sentences = read_corpus(corpus) if corpus else None
+        bitexts = read_mining(mining, pivot=mining_pivot, n_lines=mining_lines) if mining else None
+        pairs = read_sts(sts) if sts else None
         if report and not report.parent.is_dir():
             raise UsageError(f"--report {report}: there is no folder {report.parent}")
         with progress_bars() as bars:
@@ -127,10 +159,12 @@ def register_parity(app: typer.Typer) -> None:
                 tokenizer=tokenizer,
                 progress=functools.partial(bars, f"making {reference}"),
             )
-            verdicts, used = compare_bundle(bundle, found, corpus=sentences, precisions=precision, progress=bars)
+            verdicts, used = compare_bundle(
+                bundle, found, corpus=sentences, mining=bitexts, sts=pairs, precisions=precision, progress=bars
+            )
         if report:
             report.write_text(json.dumps(parity_json(verdicts, used), indent=2) + "\n", encoding="utf-8")
-        show_parity(verdicts, used, as_json=as_json)
+        show_parity(verdicts, used, by=by or (), as_json=as_json)
         if short := [f"{v.engine.name}: {s}" for v in verdicts for s in v.shortfalls]:
             raise ParityError("\n".join(short))
 

@@ -8,15 +8,17 @@ import gc
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from mexma_export.checkpoint import Checkpoint, load_checkpoint, weights_sha256
-from mexma_export.corpus import Corpus, sample_corpus
-from mexma_export.parity import InvarianceFigures, ParityFigures, WorstRow, batch_invariance, compare, worst_rows
+from mexma_export.breakdown import Breakdown, judge_vectors
+from mexma_export.checkpoint import Checkpoint
+from mexma_export.corpus import Corpus, Embed
+from mexma_export.invariance import BatchInvariance, measure_invariance, n_texts_again
+from mexma_export.mining import MiningCorpus, MiningFigures, compare_mining, measure_mining
+from mexma_export.parity import ParityFigures
 from mexma_export.reference import Reference, load_reference
-from mexma_export.sources import Source
+from mexma_export.sts import StsFigures, StsPairs, measure_sts
 from mexma_export.thresholds import Shortfall, check, check_invariance
 from mexma_runtime import Encoder
 from mexma_runtime.bundle import Bundle
@@ -29,11 +31,8 @@ from mexma_runtime.errors import (
 )
 from mexma_runtime.hardware import describe_processor
 from mexma_runtime.manifest import Certificate, EngineEntry
-from mexma_runtime.terminal import Progress
 from mexma_runtime.types import Dialect, Precision, Vectors
 
-N_ALONE = 8
-"""Sentences that are embedded alone as well, to see what batch-mates change."""
 UNCERTIFIED_FP16 = (
     "measured on a CPU, where onnxruntime computes chains of fp16 operators in fp32 and hides overflows: "
     "a GPU has yet to judge it"
@@ -46,12 +45,17 @@ Count = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReferenceVectors:
-    """What an engine's vectors are held against."""
+    """What an engine is held against: the reference's vectors of a corpus, and how it does at tasks."""
 
     description: str
     corpus: Corpus
     vectors: Vectors
     is_pytorch: bool
+    mining: MiningCorpus | None = None
+    mining_errors: list[int] | None = None
+    """See `measure_mining`; None where there is no `mining`."""
+    sts: StsPairs | None = None
+    sts_correlation: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +64,16 @@ class Verdict:
 
     engine: EngineEntry
     """With its new certificate."""
-    figures: ParityFigures
-    invariance: InvarianceFigures
-    worst: list[WorstRow]
+    breakdown: Breakdown
+    invariance: BatchInvariance
     shortfalls: list[Shortfall]
+    mining: MiningFigures | None = None
+    sts: StsFigures | None = None
+
+    @property
+    def figures(self) -> ParityFigures:
+        """Of the whole corpus."""
+        return self.breakdown.overall
 
     @property
     def certificate(self) -> Certificate:
@@ -93,16 +103,35 @@ def open_pytorch(checkpoint: Checkpoint, *, n_threads: int | None = None) -> Ref
     )
 
 
-def pytorch_reference(checkpoint: Checkpoint, corpus: Corpus, *, progress: Count) -> ReferenceVectors:
-    """The corpus embedded by transformers' own model in fp32; MissingDependencyError where it is not installed."""
+def pytorch_reference(
+    checkpoint: Checkpoint,
+    corpus: Corpus,
+    *,
+    mining: MiningCorpus | None = None,
+    sts: StsPairs | None = None,
+    progress: Count,
+) -> ReferenceVectors:
+    """Corpus and tasks embedded by transformers' own model in fp32; MissingDependencyError where it is not there."""
     with open_pytorch(checkpoint) as reference:
-        texts = [checkpoint.settings.default_prompt + text for text in corpus.texts]
-        vectors = reference.encode(texts, batch_size=8, sort_by_length=True, progress=progress)
+        encode = functools.partial(_encode_by_reference, reference, checkpoint.settings.default_prompt)
+        embed = _counted(encode, len(corpus.texts) + _n_task_texts(mining, sts), progress)
+        vectors = embed(corpus.texts)
+        mining_errors = measure_mining(mining, embed) if mining else None
+        sts_correlation = measure_sts(sts, embed) if sts else None
         versions = reference.versions
         name = f"transformers {versions.transformers} on torch {versions.torch}, fp32, CPU, {reference.attention}"
-    del reference
+    del reference, encode, embed
     gc.collect()  # the weights' mapping ends here, before an engine maps its own
-    return ReferenceVectors(description=name, corpus=corpus, vectors=vectors, is_pytorch=True)
+    return ReferenceVectors(
+        description=name,
+        corpus=corpus,
+        vectors=vectors,
+        is_pytorch=True,
+        mining=mining,
+        mining_errors=mining_errors,
+        sts=sts,
+        sts_correlation=sts_correlation,
+    )
 
 
 def graph_reference(bundle: Bundle, corpus: Corpus, *, progress: Count) -> ReferenceVectors:
@@ -121,20 +150,30 @@ def graph_reference(bundle: Bundle, corpus: Corpus, *, progress: Count) -> Refer
 
 
 def judge(bundle: Bundle, engine: EngineEntry, reference: ReferenceVectors, *, progress: Count) -> Verdict:
-    """Run one engine of `bundle` over the reference's corpus and hold its vectors against the reference's.
+    """Run one engine of `bundle` over the reference's corpus and tasks, and hold what it gives against the reference's.
 
-    ParityError where they cannot be compared: NaN, zeros, another size.
+    ParityError where vectors cannot be compared: NaN, zeros, another size.
     """
-    texts = reference.corpus.texts
-    few = range(0, len(texts), max(1, len(texts) // N_ALONE))
+    corpus, mining, sts = reference.corpus, reference.mining, reference.sts
+    mining_figures = sts_figures = None
+    n_corpus = len(corpus.texts) + n_texts_again(len(corpus.texts))
     with Encoder.from_bundle(bundle, precision=engine.precision, dialect=engine.dialect) as encoder:
         info = encoder.info
-        vectors = _encode(encoder, texts, progress)
-        alone = np.stack([_encode(encoder, texts[row : row + 1])[0] for row in few])
-    try:
-        figures, invariance = compare(vectors, reference.vectors), batch_invariance(alone, vectors[list(few)])
-    except ParityError as error:
-        raise ParityError(f"{engine.name}: {error}") from None
+        embed = _counted(functools.partial(_encode, encoder), n_corpus + _n_task_texts(mining, sts), progress)
+        lengths = encoder.tokenize(corpus.texts).ragged.lengths
+        try:
+            vectors = embed(corpus.texts)
+            breakdown = judge_vectors(vectors, reference.vectors, lengths=lengths, languages=corpus.languages)
+            invariance = measure_invariance(embed, corpus.texts, lengths, vectors)
+            if mining and reference.mining_errors is not None:
+                mining_figures = compare_mining(mining, measure_mining(mining, embed), reference.mining_errors)
+            if sts:
+                correlation = measure_sts(sts, embed)
+                sts_figures = StsFigures(
+                    n_pairs=len(sts.scores), engine=correlation, reference=reference.sts_correlation
+                )
+        except ParityError as error:
+            raise ParityError(f"{engine.name}: {error}") from None
     note = None if reference.is_pytorch else UNCERTIFIED_OWN
     if engine.precision is Precision.FP16 and info.device == "cpu":
         note = UNCERTIFIED_FP16
@@ -147,59 +186,54 @@ def judge(bundle: Bundle, engine: EngineEntry, reference: ReferenceVectors, *, p
         processor=describe_processor(),
         certified=note is None,
         note=note,
-        figures={
-            **dataclasses.asdict(figures),
-            "batch_invariance_cosine_min": invariance.cosine_min,
-            "batch_invariance_max_abs_difference": invariance.max_abs_difference,
-        },
+        figures=_certified_figures(breakdown.overall, invariance),
     )
     return Verdict(
         engine=dataclasses.replace(engine, certificates=[certificate]),
-        figures=figures,
+        breakdown=breakdown,
         invariance=invariance,
-        worst=worst_rows(vectors, reference.vectors),
-        shortfalls=check(figures, engine.precision) + check_invariance(invariance),
+        shortfalls=check(breakdown.overall, engine.precision) + check_invariance(invariance.worst),
+        mining=mining_figures,
+        sts=sts_figures,
     )
 
 
-def compare_bundle(
-    folder: Path,
-    source: Source,
-    *,
-    corpus: Corpus | None,
-    precisions: list[Precision] | None,
-    progress: Progress,
-) -> tuple[list[Verdict], ReferenceVectors]:
-    """Judge the published engines of a bundle by PyTorch; `source` must be the checkpoint that they were made from."""
-    bundle = Bundle.open(folder)
-    manifest = bundle.manifest
-    engines = [e for e in manifest.engines if not precisions or e.precision in precisions]
-    if not engines:
-        there = ", ".join(engine.name for engine in manifest.engines)
-        raise EngineUnavailableError(f"{folder}: no engine of {', '.join(precisions or [])}; it has {there}")
-    checkpoint = load_checkpoint(source, pooling=manifest.pooling_mode)
-    digest = weights_sha256(checkpoint)
-    if digest != manifest.model.weights_sha256:
-        raise UsageError(
-            f"{folder} was made from {manifest.model.id} with weights {manifest.model.weights_sha256}, and "
-            f"{source.model_id} has {digest}: compare it with its own checkpoint"
-        )
-    reference = pytorch_reference(
-        checkpoint, corpus or sample_corpus(), progress=functools.partial(progress, "reference vectors")
-    )
-    verdicts = []
-    for engine in engines:
-        what = f"judging {engine.name}"
-        verdicts.append(judge(bundle, engine, reference, progress=functools.partial(progress, what)))
-    return verdicts, reference
+def _certified_figures(figures: ParityFigures, invariance: BatchInvariance) -> dict[str, float | int | None]:
+    ways = {f"_{way}": getattr(invariance, way) for way in ("alone", "mixed", "shuffled")}
+    company = {
+        f"batch_invariance{way}_{name}": value
+        for way, found in {"": invariance.worst, **ways}.items()
+        for name, value in dataclasses.asdict(found).items()
+    }
+    return {**dataclasses.asdict(figures), **company}
 
 
-def _encode(encoder: Encoder, texts: Sequence[str], progress: Count | None = None) -> Vectors:
+def _n_task_texts(mining: MiningCorpus | None, sts: StsPairs | None) -> int:
+    return (mining.n_texts if mining else 0) + (2 * len(sts.scores) if sts else 0)
+
+
+def _counted(encode: Callable[[Sequence[str], Count], Vectors], n_texts: int, progress: Count) -> Embed:
+    """`encode`, its calls reporting together how many of `n_texts` they have embedded."""
+    n_before = 0
+
+    def embed(texts: Sequence[str]) -> Vectors:
+        nonlocal n_before
+        vectors = encode(texts, lambda done, _: progress(n_before + done, n_texts))
+        n_before += len(texts)
+        return vectors
+
+    return embed
+
+
+def _encode_by_reference(reference: Reference, prompt: str, texts: Sequence[str], progress: Count) -> Vectors:
+    return reference.encode([prompt + text for text in texts], batch_size=8, sort_by_length=True, progress=progress)
+
+
+def _encode(encoder: Encoder, texts: Sequence[str], progress: Count) -> Vectors:
     vectors = np.empty((len(texts), encoder.info.dim), dtype=np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # the reference truncates the same
         for row, vector in enumerate(encoder.encode_iter(texts)):
             vectors[row] = vector
-            if progress:
-                progress(row + 1, len(vectors))
+            progress(row + 1, len(vectors))
     return vectors

@@ -1,4 +1,4 @@
-"""What `mexma export` and `mexma parity` print when they are done: tables for people, JSON for scripts."""
+"""What `mexma export` prints when it is done, and what it shares with `mexma parity`: how engines were judged."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from mexma_export.gate import ReferenceVectors, Verdict
+from mexma_export.gate import Verdict
+from mexma_export.parity_json import verdict_json
 from mexma_export.pipeline import Exported
 from mexma_runtime.terminal import print_json
 
@@ -25,17 +25,17 @@ def show_export(out: Path, exported: Exported, *, as_json: bool) -> None:
             {
                 "bundle": str(out),
                 "manifest": dataclasses.asdict(manifest),
-                "judged": _rows(exported.verdicts),
+                "judged": [verdict_json(verdict) for verdict in exported.verdicts],
                 "refused": exported.refused,
                 "warnings": exported.warnings,
             }
         )
         return
-    console = _console()
+    console = open_console()
     if exported.verdicts:
-        console.print(_table(exported.verdicts))
+        console.print(verdict_table(exported.verdicts))
         console.print(f"reference: {exported.verdicts[0].certificate.reference}")
-        _print_notes(console, exported.verdicts)
+        print_notes(console, exported.verdicts)
     lines = [
         f"bundle: {out}",
         f"model: {manifest.model.id}, {manifest.model.n_layers} layers, {manifest.dim} numbers a vector",
@@ -48,51 +48,7 @@ def show_export(out: Path, exported: Exported, *, as_json: bool) -> None:
     console.print("\n".join(lines))
 
 
-def show_parity(verdicts: list[Verdict], reference: ReferenceVectors, *, as_json: bool) -> None:
-    """The figures of each engine, and its five worst sentences."""
-    if as_json:
-        print_json(parity_json(verdicts, reference))
-        return
-    console = _console()
-    console.print(_table(verdicts))
-    corpus = reference.corpus
-    console.print(f"reference: {reference.description}; {corpus.name}, {len(corpus.texts)} sentences")
-    _print_notes(console, verdicts)
-    for verdict in verdicts:
-        console.print(f"{verdict.engine.name}, worst sentences:")
-        for row in verdict.worst:
-            text = corpus.texts[row.index].replace("\n", " ")[:80]
-            console.print(f"  {row.cosine:.9f}  [{row.index}] {text}")
-
-
-def parity_json(verdicts: list[Verdict], reference: ReferenceVectors) -> dict[str, Any]:
-    """All figures, as `--report` writes them; the schema's number changes when a field does."""
-    return {
-        "schema": 1,
-        "reference": reference.description,
-        "corpus": {
-            "name": reference.corpus.name,
-            "sha256": reference.corpus.sha256,
-            "n_sentences": len(reference.corpus.texts),
-        },
-        "engines": _rows(verdicts),
-    }
-
-
-def _rows(verdicts: list[Verdict]) -> list[dict[str, Any]]:
-    return [
-        {
-            "engine": verdict.engine.name,
-            "passed": not verdict.shortfalls,
-            "shortfalls": [str(shortfall) for shortfall in verdict.shortfalls],
-            "certificate": dataclasses.asdict(verdict.certificate),
-            "worst": [dataclasses.asdict(row) for row in verdict.worst],
-        }
-        for verdict in verdicts
-    ]
-
-
-def _table(verdicts: list[Verdict]) -> Table:
+def verdict_table(verdicts: list[Verdict]) -> Table:
     """A row for each figure and a column for each engine: four engines fit into 80 columns."""
     table = Table("", title="Vectors against the reference", box=SIMPLE)
     for verdict in verdicts:
@@ -101,16 +57,36 @@ def _table(verdicts: list[Verdict]) -> Table:
     def add(name: str, figure: Callable[[Verdict], str]) -> None:
         table.add_row(name, *map(figure, verdicts))
 
-    add("cos min", lambda v: f"{v.figures.cosine_min:.7f}")
-    add("cos mean", lambda v: f"{v.figures.cosine_mean:.7f}")
-    add("max diff", lambda v: f"{v.figures.max_abs_difference:.1e}")
-    add("error/distance", lambda v: _optional(v.figures.relative_error_max, ".1e"))
-    add("top-1", lambda v: _optional(v.figures.top1_agreement, ".3f"))
-    add("top-10", lambda v: _optional(v.figures.top10_agreement, ".3f"))
-    add("mixed top-1", lambda v: _optional(v.figures.mixed_top1_agreement, ".3f"))
-    add("batch cos min", lambda v: f"{v.invariance.cosine_min:.7f}")
+    def add_figure(name: str, field: str, spec: str) -> None:
+        add(name, lambda v: optional(getattr(v.figures, field), spec))
+
+    add_figure("cos min", "cosine_min", ".7f")
+    add_figure("cos 1st pct", "cosine_p1", ".7f")
+    add_figure("cos mean", "cosine_mean", ".7f")
+    add_figure("max diff", "max_abs_difference", ".1e")
+    add_figure("norm ratio min", "norm_ratio_min", ".7f")
+    add_figure("norm ratio max", "norm_ratio_max", ".7f")
+    add_figure("err/dist mean", "relative_error_mean", ".1e")
+    add_figure("err/dist max", "relative_error_max", ".1e")
+    add_figure("top-1", "top1_agreement", ".4f")
+    add_figure("top-10", "top10_agreement", ".4f")
+    add_figure("mixed top-1", "mixed_top1_agreement", ".4f")
+    add_figure("mixed top-10", "mixed_top10_agreement", ".4f")
+    add("cos alone", lambda v: f"{v.invariance.alone.cosine_min:.7f}")
+    add("cos in a mix", lambda v: f"{v.invariance.mixed.cosine_min:.7f}")
+    add("cos shuffled", lambda v: f"{v.invariance.shuffled.cosine_min:.7f}")
     add("verdict", _verdict)
     return table
+
+
+def optional(value: float | None, spec: str) -> str:
+    """A figure, or a dash where it was not measured."""
+    return "-" if value is None else format(value, spec)
+
+
+def _where(verdict: Verdict) -> str:
+    certificate = verdict.certificate
+    return f"{certificate.backend}, {certificate.provider}, {certificate.processor}"
 
 
 def _verdict(verdict: Verdict) -> str:
@@ -119,17 +95,17 @@ def _verdict(verdict: Verdict) -> str:
     return "certified" if verdict.certificate.certified else "uncertified"
 
 
-def _optional(value: float | None, spec: str) -> str:
-    return "-" if value is None else format(value, spec)
-
-
-def _print_notes(console: Console, verdicts: list[Verdict]) -> None:
+def print_notes(console: Console, verdicts: list[Verdict]) -> None:
+    """What ran the engines, and why the figures of some certify nothing."""
+    for where in dict.fromkeys(map(_where, verdicts)):
+        names = ", ".join(v.engine.name for v in verdicts if _where(v) == where)
+        console.print(f"measured on {where}: {names}")
     for note in dict.fromkeys(v.certificate.note for v in verdicts if v.certificate.note):
         names = ", ".join(v.engine.name for v in verdicts if v.certificate.note == note)
         console.print(f"uncertified {names}: {note}")
 
 
-def _console() -> Console:
+def open_console() -> Console:
     """Prints texts as they are: neither [bold] nor :key: means anything, and a file has no right edge."""
     width = None if sys.stdout.isatty() else 1000
     return Console(soft_wrap=True, markup=False, emoji=False, highlight=False, width=width)

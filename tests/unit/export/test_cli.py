@@ -132,6 +132,42 @@ def test_parity_fails_where_an_engine_does(
     assert "REFUSED" in result.stdout
 
 
+def test_parity_mines_and_correlates(
+    app: typer.Typer, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """One folder as corpus and as bitext; with the same text on both sides a sentence finds itself."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for language in ("deu", "eng"):
+        (folder / f"{language}.txt").write_text("one\ntwo words\nand a third\n", encoding="utf-8")
+    sts = tmp_path / "sts.tsv"
+    sts.write_text("score\ta\tb\n5\tone\tone\n1\tone\tand a third\n", encoding="utf-8")
+    words = ("parity", "--bundle", tiny_bundle, "--reference", tiny_checkpoint, "--precision", "fp32")
+    tasks = ("--corpus", folder, "--mining", folder, "--sts", sts)
+    printed = json.loads(run(app, *words, *tasks, "--json")[0])
+    assert printed["corpus"]["languages"] == {"deu": 3, "eng": 3}
+    for engine in printed["engines"]:
+        assert [*engine["by_language"]] == ["deu", "eng"]
+        assert engine["mining"]["mean"]["engine_error_rate"] == 0
+        assert engine["mining"]["pairs"][0]["n_sentences"] == 3
+        assert engine["sts"]["engine"] == pytest.approx(1)
+    out, _ = run(app, *words, *tasks, "--mining-pivot", "deu", "--mining-lines", "2", "--by", "length")
+    assert "eng-deu" in out
+    assert "fused.fp32 by length" in out
+    assert "Spearman, sts.tsv: 2 pairs" in out
+
+
+def test_bad_material_is_said_before_the_work(app: typer.Typer, corpus: Path, tmp_path: Path) -> None:
+    words = ("parity", "--bundle", tmp_path / "none", "--reference", tmp_path / "none")
+    for option in ("--mining-pivot", "--mining-lines"):
+        assert "belong to --mining FOLDER" in str(failure(app, *words, option, "3"))
+    assert "--mining-lines: expected 2 or more" in str(
+        failure(app, *words, "--mining", tmp_path, "--mining-lines", "1")
+    )
+    assert "line 1: expected score TAB" in str(failure(app, *words, "--sts", corpus))
+    assert "cannot be read as UTF-8 text" in str(failure(app, *words, "--corpus", tmp_path / "none"))
+
+
 def test_a_report_without_a_folder_is_said_before_the_work(app: typer.Typer, corpus: Path, tmp_path: Path) -> None:
     words = ("--corpus", corpus, "--report", tmp_path / "none" / "report.json")
     error = failure(app, "parity", "--bundle", tmp_path, "--reference", tmp_path, *words)

@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mexma_export import parity
-from mexma_export.parity import InvarianceFigures, ParityFigures, batch_invariance, compare, worst_rows
+from mexma_export import neighbours
+from mexma_export.parity import (
+    InvarianceFigures,
+    ParityFigures,
+    RowFigures,
+    batch_invariance,
+    compare,
+    pair_cosines,
+    worst_rows,
+)
 from mexma_export.thresholds import THRESHOLDS, check, check_invariance
 from mexma_runtime.errors import ParityError, UsageError
 from mexma_runtime.types import Precision, Vectors
@@ -95,8 +103,35 @@ def test_blocks_do_not_change_the_figures(monkeypatch: pytest.MonkeyPatch) -> No
     reference = random_vectors(0, 53)
     vectors = noisy(reference, 1)
     whole = compare(vectors, reference)
-    monkeypatch.setattr(parity, "_BLOCK_BYTES", 8 * 53 * 7)  # neighbours in blocks of 7 rows
+    monkeypatch.setattr(neighbours, "_BLOCK_BYTES", 8 * 53 * 7)  # neighbours in blocks of 7 rows
     assert numbers(compare(vectors, reference)) == pytest.approx(numbers(whole), abs=1e-12)
+
+
+@given(seed=seeds, n=sizes)
+@light
+def test_some_rows_are_summarised_within_the_whole_corpus(seed: int, n: int) -> None:
+    """A row's figures are its share of the whole's; parts, weighted by their sizes, add up to it."""
+    reference = random_vectors(seed, n)
+    vectors = noisy(reference, seed + 1)
+    rows = RowFigures.of(vectors, reference)
+    whole, parts = rows.summary(), [rows.summary(range(n // 2)), rows.summary(np.arange(n // 2, n))]
+    assert sum(part.n_sentences for part in parts) == n
+    for name in FLOATS:
+        values, weights = [getattr(part, name) for part in parts], [part.n_sentences for part in parts]
+        if name.endswith(("_mean", "_agreement")):
+            assert np.average(values, weights=weights) == pytest.approx(getattr(whole, name), abs=1e-12)
+        elif name.endswith("_min"):
+            assert min(values) == getattr(whole, name)
+        elif name != "cosine_p1":
+            assert max(values) == getattr(whole, name)
+
+
+def test_a_part_has_its_own_percentile_and_the_corpus_neighbours() -> None:
+    reference = random_vectors(0, 30)
+    vectors = noisy(reference, 1)
+    part = RowFigures.of(vectors, reference).summary([7])
+    assert part.cosine_p1 == part.cosine_min == part.cosine_mean == pair_cosines(vectors, reference)[7]
+    assert part.top10_agreement is not None  # though one sentence by itself has no neighbours
 
 
 @given(seed=seeds, n=sizes)
@@ -242,6 +277,7 @@ def test_worst_rows_come_worst_first() -> None:
     assert rows[0].cosine == pytest.approx(np.cos(np.deg2rad(40)))
     assert rows[0].max_abs_difference == pytest.approx(np.sin(np.deg2rad(40)))
     assert len(worst_rows(vectors, reference, k=50)) == 6
+    assert RowFigures.of(vectors, reference).worst(k=4) == rows
 
 
 def test_batch_invariance() -> None:

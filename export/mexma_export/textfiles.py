@@ -1,0 +1,62 @@
+"""Text files of one sentence a line, and folders of them whose names say the language."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mexma_runtime.errors import UsageError
+
+TEXT_SUFFIX = ".txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageFile:
+    """A text file of one language."""
+
+    path: Path
+    language: str
+    """`eng` for `eng.txt`, `ara` for `tatoeba.ara-eng.ara`."""
+    pair: tuple[str, str] | None
+    """The languages (source, target) of `NAME.source-target.language`; None for `language.txt`."""
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file, ended by LF or CRLF alone; UsageError where it cannot be read as such."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
+def language_files(folder: Path) -> list[LanguageFile]:
+    """The text files of `folder`, by name: `LANGUAGE.txt`, or `NAME.SOURCE-TARGET.LANGUAGE` with one of the two.
+
+    Hidden files, Markdown, READMEs and licences are passed over. UsageError where another file has no such name, both
+    kinds are there, or nothing is.
+    """
+    files = [_language_file(path) for path in sorted(folder.iterdir()) if path.is_file() and not _is_about(path)]
+    if not files:
+        raise UsageError(f"{folder}: no text files: expected LANGUAGE.txt or NAME.SOURCE-TARGET.LANGUAGE")
+    if len({file.pair is None for file in files}) > 1:
+        raise UsageError(f"{folder}: both LANGUAGE.txt and NAME.SOURCE-TARGET.LANGUAGE files: keep them apart")
+    return files
+
+
+def _is_about(path: Path) -> bool:
+    return path.name.startswith((".", "README", "LICENSE", "LICENCE")) or path.suffix.lower() == ".md"
+
+
+def _language_file(path: Path) -> LanguageFile:
+    if path.suffix == TEXT_SUFFIX:
+        return LanguageFile(path=path, language=path.stem, pair=None)
+    language = path.suffix.removeprefix(".")
+    both = path.stem.rpartition(".")[2]
+    if language and both.startswith(f"{language}-"):
+        return LanguageFile(path=path, language=language, pair=(language, both.removeprefix(f"{language}-")))
+    if language and both.endswith(f"-{language}"):
+        return LanguageFile(path=path, language=language, pair=(both.removesuffix(f"-{language}"), language))
+    raise UsageError(f"{path}: its name says no language: expected LANGUAGE.txt or NAME.SOURCE-TARGET.LANGUAGE")
