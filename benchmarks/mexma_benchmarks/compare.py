@@ -10,6 +10,7 @@ runs where a small change matters.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -148,7 +149,7 @@ def _settings_differences(a: Result, b: Result) -> Iterator[Difference]:
     one, other = a.environment, b.environment
     facts: list[tuple[str, object, object]] = [
         ("commit", one.commit, other.commit),
-        ("command", " ".join(one.command), " ".join(other.command)),
+        ("command", shlex.join(one.command), shlex.join(other.command)),
         ("Python", one.python, other.python),
         ("system", one.system, other.system),
         ("started", one.started, other.started),

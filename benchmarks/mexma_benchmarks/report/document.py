@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -147,7 +148,7 @@ def _conditions(result: Result) -> str:
         "started": e.started,
     }
     rows = [[escape(what), escape(value)] for what, value in facts.items()]
-    return table(["condition", "value"], rows, n_text=2) + f"\n\nCommand: {code(' '.join(e.command))}"
+    return table(["condition", "value"], rows, n_text=2) + f"\n\nCommand: {code(shlex.join(e.command))}"
 
 
 def _versions(environment: Environment) -> str:
