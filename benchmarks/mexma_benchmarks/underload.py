@@ -59,8 +59,9 @@ def measure_load(
     bound_ms = model.p99_bound_ms = plan.p99_bound_ms or 4 * one_text_ms
     rates = plan.rates_per_s
     if not rates:
-        rates = tuple(multiple * 1e3 / one_text_ms for multiple in plan.relative_rates)
-        rates += tuple(rates[-1] * 2**i for i in range(1, N_DOUBLINGS + 1))
+        last = plan.relative_rates[-1]
+        multiples = (*plan.relative_rates, *(last * 2**i for i in range(1, N_DOUBLINGS + 1)))
+        rates = tuple(float(f"{multiple * 1e3 / one_text_ms:.2g}") for multiple in multiples)
     for name in names:
 
         def p99_at(rate: float, name: str = name) -> float | None:
