@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenizers.normalizers import Lowercase
+
 from mexma_benchmarks.adapters.protocol import Task
 from mexma_benchmarks.subjects import Subject
 from mexma_benchmarks.workload import SHORT_TEXT
@@ -55,8 +57,10 @@ class Prepared:
         return sum(manifest.file(name).size for name in (engine.file, *engine.weights, manifest.text.tokenizer))
 
     def prompted(self, texts: Sequence[str]) -> list[str]:
-        """The texts behind the checkpoint's default prompt."""
-        return [self.checkpoint.settings.default_prompt + text for text in texts]
+        """The texts as every subject gets them: behind the checkpoint's default prompt, in lower case if it asks for it."""
+        settings = self.checkpoint.settings
+        whole = [settings.default_prompt + text for text in texts]
+        return [Lowercase().normalize_str(text) for text in whole] if settings.lower_case else whole
 
     def tokenize(self, texts: Sequence[str]) -> Ragged:
         """The ids of texts that have their prompt already."""
