@@ -18,6 +18,8 @@ class BenchPlan:
     """Of real lengths."""
     n_judged: int
     """Most sentences that fidelity is measured on."""
+    n_judged_standin: int
+    """The same where the weights are random, and it only shows that all compute the same."""
     share_s: float
     """Seconds that a workload may take in one heat."""
     min_rounds: int
@@ -60,6 +62,7 @@ _SMOKE = BenchPlan(
     grid=((1, 16), (2, 8)),
     n_texts=6,
     n_judged=12,
+    n_judged_standin=12,
     share_s=0,
     min_rounds=2,
     max_rounds=2,
@@ -72,33 +75,35 @@ _SMOKE = BenchPlan(
     p99_bound_ms=None,
 )
 _QUICK = BenchPlan(
-    grid=((1, 16), (1, 32), (1, 128), (8, 32), (32, 32)),
-    n_texts=64,
-    n_judged=64,
-    share_s=12,
+    grid=((1, 16), (1, 128), (8, 32), (32, 32)),
+    n_texts=48,
+    n_judged=160,
+    n_judged_standin=48,
+    share_s=6,
     min_rounds=5,
     max_rounds=30,
     n_cold_starts=3,
     all_under_load=False,
-    load_s=10,
+    load_s=8,
     rates_per_s=(),
-    relative_rates=(0.5, 1.0, 1.5),
+    relative_rates=(0.5, 1.0, 2.0),
     n_refinements=1,
     p99_bound_ms=None,
 )
 _FULL = BenchPlan(
-    grid=((1, 8), (1, 16), (1, 32), (1, 64), (1, 128), (1, 256), (4, 32), (8, 32), (16, 32), (32, 32), (8, 128)),
-    n_texts=256,
+    grid=((1, 16), (1, 32), (1, 64), (1, 128), (1, 256), (8, 32), (32, 32)),
+    n_texts=96,
     n_judged=320,
-    share_s=40,
-    min_rounds=6,
+    n_judged_standin=64,
+    share_s=15,
+    min_rounds=5,
     max_rounds=60,
-    n_cold_starts=6,
+    n_cold_starts=5,
     all_under_load=True,
-    load_s=30,
+    load_s=10,
     rates_per_s=(),
-    relative_rates=(0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0),
-    n_refinements=2,
+    relative_rates=(0.5, 1.0, 2.0, 4.0),
+    n_refinements=1,
     p99_bound_ms=None,
 )
 PLANS = MappingProxyType({Effort.SMOKE: _SMOKE, Effort.QUICK: _QUICK, Effort.FULL: _FULL})

@@ -57,7 +57,7 @@ class Prepared:
         return sum(manifest.file(name).size for name in (engine.file, *engine.weights, manifest.text.tokenizer))
 
     def prompted(self, texts: Sequence[str]) -> list[str]:
-        """The texts as every subject gets them: behind the checkpoint's default prompt, in lower case if it asks for it."""
+        """The texts as subjects get them: behind the checkpoint's default prompt, in lower case if it asks for it."""
         settings = self.checkpoint.settings
         whole = [settings.default_prompt + text for text in texts]
         return [Lowercase().normalize_str(text) for text in whole] if settings.lower_case else whole

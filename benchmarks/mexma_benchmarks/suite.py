@@ -31,8 +31,8 @@ MEMORY_SHARE = 0.8
 """Of the free memory that subjects may fill together."""
 OVERHEAD_BYTES = 400 << 20
 """Of a library, beside its weights."""
-COPIES = 1.5
-"""Times the weights' size that a subject takes: many repack the matrices and keep the table."""
+COPIES = 1.0
+"""Times the weights' size that a subject takes beside the files it maps, on average: int8 takes less, some take two."""
 
 Chosen = dict[str, tuple[Subject, Task]]
 
@@ -54,7 +54,8 @@ def measure_model(prepared: Prepared, subjects: Sequence[Subject], model: ModelR
     """Measure every subject, the first one being the baseline, into `model`; saved after each step."""
     chosen = _choose(prepared, subjects, model, run)
     what = f"{prepared.name}, reference vectors"
-    judge = Judge.of(prepared, run.corpus, run.plan.n_judged, model, functools.partial(run.report, what))
+    n_judged = run.plan.n_judged_standin if prepared.is_standin else run.plan.n_judged
+    judge = Judge.of(prepared, run.corpus, n_judged, model, functools.partial(run.report, what))
     run.save()
     jobs = _jobs(prepared, run)
     available = detect_hardware().memory_available_bytes or 0

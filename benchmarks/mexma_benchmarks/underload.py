@@ -11,7 +11,7 @@ from mexma_benchmarks.plan import BenchPlan
 from mexma_benchmarks.result import LoadRun, ModelResult
 
 SEED = 0
-N_DOUBLINGS = 4
+N_DOUBLINGS = 3
 """How often the highest of the relative rates is doubled where it did not break the bound."""
 MAX_REQUESTS = 12_000
 """Enough for a 99.9th percentile; a run at a high rate is shorter for it."""
