@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from mexma_benchmarks.fidelity import calibration_texts
@@ -45,12 +45,6 @@ def run_bench(order: Order, result: Result, result_file: Path, *, report: Progre
     order.cache.mkdir(parents=True, exist_ok=True)
     calibration = order.cache / CALIBRATION_FILE
     calibration.write_text("\n".join(calibration_texts()) + "\n", encoding="utf-8")
-    others = [
-        replace(subject, options={**subject.options, "calibration": str(calibration.absolute())})
-        if subject.converts
-        else subject
-        for subject in order.others
-    ]
     for name in order.sources:
         prepared = prepare_model(
             _find(name, report),
@@ -61,14 +55,21 @@ def run_bench(order: Order, result: Result, result_file: Path, *, report: Progre
             report=report,
         )
         baselines = baseline_subjects(order.device)
-        subjects = [*baselines, *engine_subjects(prepared.bundle, order.device), *others]
+        subjects = [*baselines, *engine_subjects(prepared.bundle, order.device), *order.others]
         model = _empty(prepared, baseline=baselines[0].name)
         result.models.append(model)
         measure_model(
             prepared,
             subjects,
             model,
-            Run(plan=order.plan, corpus=order.corpus, cache=order.cache, save=save, report=report),
+            Run(
+                plan=order.plan,
+                corpus=order.corpus,
+                cache=order.cache,
+                calibration=calibration.absolute(),
+                save=save,
+                report=report,
+            ),
         )
     result.is_complete = True
     save()

@@ -33,6 +33,8 @@ def convert(subject: Subject, task: Task, *, weights_sha256: str, cache: Path) -
     What was made belongs to the weights, the task and the subject's environment; half-made folders are made again.
     """
     settings = dataclasses.asdict(dataclasses.replace(task, folder="", first_text="", checkpoint="", tokenizer=""))
+    if calibration := settings["options"].pop("calibration", None):
+        settings["calibration"] = Path(calibration).read_text(encoding="utf-8")
     content = json.dumps([weights_sha256, settings, subject.environment], sort_keys=True)
     key = hashlib.sha256(content.encode()).hexdigest()[:12]
     slug = re.sub(r"[^\w.]+", "-", subject.name)

@@ -46,6 +46,8 @@ class Run:
     """Real text; None: texts of drawn lengths, and the package's own sentences for fidelity."""
     cache: Path
     """Where converted checkpoints are kept."""
+    calibration: Path
+    """Sentences, one a line, for peers that calibrate."""
     save: Callable[[], None]
     report: Progress
 
@@ -98,6 +100,7 @@ def _choose(prepared: Prepared, subjects: Sequence[Subject], model: ModelResult,
         task = dataclasses.replace(prepared.task, options=dict(subject.options))
         result.disk_bytes = prepared.subject_bytes(subject)
         if subject.converts:
+            task.options["calibration"] = str(run.calibration)
             try:
                 made = convert(subject, task, weights_sha256=model.weights_sha256, cache=run.cache)
             except SubjectError as error:
