@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from mexma_benchmarks.models import MINILM
 from mexma_benchmarks.plan import PLANS, Effort
-from mexma_runtime.errors import MexmaError, UsageError
+from mexma_runtime.errors import MexmaError, MissingDependencyError, UsageError
 from mexma_runtime.terminal import note, progress_bars
 from mexma_runtime.types import Pooling
 
@@ -32,7 +33,7 @@ HELP = "\n\n".join(
 
 def register_bench(app: typer.Typer) -> None:
     """Add `mexma bench`."""
-    bench = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
+    bench = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, callback=_require)
     bench.command("run")(run_command)
     bench.command("compare")(compare_command)
     bench.command("report")(report_command)
@@ -179,3 +180,9 @@ def peers_command(
         for peer in wanted:
             table.add_row(peer.name, peer_subject(peer, peers_folder).unavailable or "ready", peer.note)
         Console().print(table)
+
+
+def _require() -> None:
+    for package in ("markdown_it", "matplotlib", "pydantic"):
+        if find_spec(package) is None:
+            raise MissingDependencyError(package, needed_for="mexma bench", extra="bench")

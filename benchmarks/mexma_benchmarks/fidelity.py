@@ -52,12 +52,19 @@ class Judge:
     ) -> Judge:
         """Embed at most `n` sentences of `corpus` (None: the package's own) with the reference; `model` says which."""
         corpus = _every(corpus, slice(None), n, corpus.name) if corpus else held_out_corpus(n)
+        # By length, so that a subject that batches texts as they come pads little; its speed is not what is judged.
+        lengths = prepared.tokenize(prepared.prompted(corpus.texts)).lengths
+        order = np.argsort(lengths, kind="stable")
+        corpus = replace(
+            corpus,
+            texts=tuple(corpus.texts[row] for row in order),
+            languages=corpus.languages and tuple(corpus.languages[row] for row in order),
+        )
         reference = pytorch_reference(prepared.checkpoint, corpus, progress=report)
         model.reference, model.fidelity_corpus = reference.description, f"{corpus.name}, {len(corpus.texts)} sentences"
-        texts = prepared.prompted(corpus.texts)
         return cls(
-            corpus=replace(corpus, texts=tuple(texts)),
-            lengths=prepared.tokenize(texts).lengths,
+            corpus=replace(corpus, texts=tuple(prepared.prompted(corpus.texts))),
+            lengths=lengths[order],
             vectors=reference.vectors,
             device=prepared.task.device,
         )

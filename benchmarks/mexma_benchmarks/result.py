@@ -100,6 +100,8 @@ class SubjectResult:
     """Size of what it needs to run, tokenizer included."""
     peak_rss_bytes: list[int] = field(default_factory=list)
     """Of each cold start, after its first vector, pages of mapped files included."""
+    peak_rss_after_bytes: int | None = None
+    """The same after all workloads of one process."""
     device_bytes: int | None = None
     """GPU memory held after all workloads, where there is a GPU."""
     fidelity: Fidelity | None = None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mexma_benchmarks.adapters.protocol import Task
+from mexma_benchmarks.adapters.protocol import Task, peak_rss_bytes
 from mexma_benchmarks.conversion import convert, folder_bytes
 from mexma_benchmarks.environment import device_bytes
 from mexma_benchmarks.estimates import estimate_median
@@ -80,8 +80,9 @@ def measure_model(prepared: Prepared, subjects: Sequence[Subject], model: ModelR
                 heat.time(job, run.plan.n_rounds, functools.partial(run.report, what))
                 run.save()
             _measure_load(heat, model, prepared, jobs[-1], run)
-            for name in heat.names("texts"):
-                model.subject(name).device_bytes = device_bytes(heat.pid(name))
+            for name in heat.names("cold start"):  # of the others another process computes, or another row tells it
+                result, pid = model.subject(name), heat.pid(name)
+                result.peak_rss_after_bytes, result.device_bytes = peak_rss_bytes(pid), device_bytes(pid)
     _measure_cold_starts(chosen, model, run, prepared)
 
 
@@ -174,10 +175,10 @@ def _measure_cold_starts(chosen: Chosen, model: ModelResult, run: Run, prepared:
     }
     what = f"{prepared.name}, cold starts"
     for done, started in zip(range(run.plan.n_cold_starts + 1), take_turns(starters), strict=False):
-        for name, (ms, peak_rss_bytes) in ((name, one) for name, one in started.items() if one and done):
+        for name, (ms, peak_bytes) in ((name, one) for name, one in started.items() if one and done):
             timing.samples_ms.setdefault(name, []).append(ms)
-            if peak_rss_bytes:
-                model.subject(name).peak_rss_bytes.append(peak_rss_bytes)
+            if peak_bytes:
+                model.subject(name).peak_rss_bytes.append(peak_bytes)
         run.report(what, done, run.plan.n_cold_starts)
         run.save()
 

@@ -119,9 +119,7 @@ class Encoder:
     @property
     def times(self) -> Times:
         """Where the time went since the encoder was loaded, all calls together."""
-        return Times(
-            tokenize_s=self._flow.tokenize_s, copy_s=self._backend.copy_s, compute_s=self._backend.compute_s
-        )
+        return Times(tokenize_s=self._flow.tokenize_s, copy_s=self._backend.copy_s, compute_s=self._backend.compute_s)
 
     @overload
     def encode(

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,10 +163,10 @@ def unpack(answer: Mapping[str, Any]) -> Vectors:
     return np.frombuffer(base64.b64decode(answer["float32"]), dtype="<f4").reshape(answer["shape"])
 
 
-def peak_rss_bytes() -> int:
-    """Peak resident memory of this process, pages of mapped files included. Linux only."""
+def peak_rss_bytes(pid: int | Literal["self"] = "self") -> int:
+    """Peak resident memory of a process, pages of mapped files included. Linux only."""
     # ru_maxrss would count what the parent held when it forked.
-    with Path("/proc/self/status").open(encoding="ascii") as status:
+    with Path(f"/proc/{pid}/status").open(encoding="ascii") as status:
         return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Point = tuple[float, float]
 
-MAX_LINES = 12
+MAX_LINES = 14
 """More cannot be told apart."""
 WIDTH_INCHES, HEIGHT_INCHES = 9.2, 5.0
 LEGEND_LINE_INCHES = 0.19
@@ -91,8 +91,8 @@ def keep_ticks(ax: Axes, low: float, high: float) -> None:
     ax.set_yticks([tick for tick in ax.get_yticks() if low <= tick <= high])
 
 
-def set_log(ax: Axes, which: Literal["x", "y"], ticks: Sequence[float] | None = None) -> None:
-    """A log scale with plain numbers: `ticks` as far as they keep apart, or 1, 2 and 5 times powers of ten."""
+def set_log(ax: Axes, which: Literal["x", "y"], ticks: Sequence[float] | None = None, *, gap: float = 0.07) -> None:
+    """A log scale with plain numbers: 1, 2 and 5 times powers of ten, or those of `ticks` that are `gap` axes apart."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     (ax.set_xscale if which == "x" else ax.set_yscale)("log")
@@ -103,7 +103,7 @@ def set_log(ax: Axes, which: Literal["x", "y"], ticks: Sequence[float] | None = 
         ticks = [digit * 10.0**power for power, digit in product(powers, (1, 2, 5))]
     shown: list[float] = []
     for tick in ticks:
-        if low <= tick <= high and (not shown or np.log(tick / shown[-1]) > 0.07 * np.log(high / low)):
+        if low <= tick <= high and (not shown or np.log(tick / shown[-1]) > gap * np.log(high / low)):
             shown.append(tick)
     axis.set_major_locator(FixedLocator(shown))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"))

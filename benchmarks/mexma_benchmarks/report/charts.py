@@ -157,7 +157,7 @@ def _load(model: ModelResult, slug: str, looks: Mapping[str, Style]) -> Iterator
     left.set_ylabel("ms from scheduled arrival")
     if bound := model.p99_bound_ms:
         right.axhline(bound, color=INK, linewidth=0.8, linestyle=":", label=f"bound on p99: {bound:,.0f} ms")
-    set_log(left, "x", rates)
+    set_log(left, "x", rates, gap=0.16)  # a panel is half as wide
     set_log(left, "y")
     add_legend(figure, by_end(right.lines))
     yield Chart(name=f"load-{slug}", title=f"{title}, {model.name}", figure=figure)

@@ -23,13 +23,14 @@ def subjects(model: ModelResult) -> Iterator[str]:
     if not model.subjects:
         return
     has_gpu = any(subject.device_bytes is not None for subject in model.subjects)
-    head = ["subject", "role", "versions", "runs on", "batches", "on disk", "made in", "peak memory"]
+    head = ["subject", "role", "versions", "runs on", "batches", "on disk", "made in", "peak memory", "after all"]
     rows = [_subject_row(subject, has_gpu=has_gpu) for subject in model.subjects]
     yield "### Subjects"
     yield table([*head, *(["GPU memory"] if has_gpu else [])], rows, n_text=5)
     yield (
         "On disk: all that it needs to run. Made in: the time to convert the checkpoint, - where it is run as it is or "
-        "was converted before. Peak memory: resident after the first vector of a cold start, mapped files too."
+        "was converted before. Peak memory: resident after the first vector of a cold start, mapped files too, and "
+        "after all workloads of one process."
     )
     # The others' reasons are in their rows.
     lost = [subject for subject in model.subjects if subject.reason and subject.versions]
@@ -50,6 +51,7 @@ def _subject_row(subject: SubjectResult, *, has_gpu: bool) -> list[str]:
         megabytes(subject.disk_bytes),
         NOTHING if subject.prepare_s is None else f"{subject.prepare_s:,.0f} s",
         megabytes(peak),
+        megabytes(subject.peak_rss_after_bytes),
         *([megabytes(subject.device_bytes)] if has_gpu else []),
     ]
 

@@ -19,7 +19,7 @@ from mexma_benchmarks.cli import register_bench
 from mexma_benchmarks.plan import PLANS, Effort
 from mexma_benchmarks.result import ModelResult, Result
 from mexma_export.standin import write_standin
-from mexma_runtime.errors import MexmaError, UsageError
+from mexma_runtime.errors import MexmaError, MissingDependencyError, UsageError
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -89,6 +89,8 @@ def test_a_cold_start_tells_the_peak_memory_of_its_own_process(model: ModelResul
 
     assert len(ours) == len(pytorch) == 1
     assert 20e6 < ours[0] < pytorch[0]
+    assert (model.subject(ENGINES[0]).peak_rss_after_bytes or 0) >= 0.9 * ours[0]
+    assert model.subject(SORTED).peak_rss_after_bytes is None
 
 
 def test_vectors_are_held_against_the_reference_by_length_and_language(model: ModelResult) -> None:
@@ -166,6 +168,15 @@ def test_what_cannot_be_meant_is_refused_before_anything_runs(app: typer.Typer, 
         error = failure(app, "run", *words)
         assert isinstance(error, UsageError)
         assert said in str(error)
+
+
+def test_what_is_not_installed_is_named_before_anything_runs(app: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+    error = failure(app, "run", "standin:tiny")
+
+    assert isinstance(error, MissingDependencyError)
+    assert "mexma-runtime[bench]" in str(error)
 
 
 def test_results_of_another_schema_or_of_none_are_refused(app: typer.Typer, tmp_path: Path) -> None:

@@ -63,6 +63,17 @@ def test_no_text_of_any_chart_lies_on_another_or_outside(full_result: Result) ->
         assert outside(chart) == []
 
 
+def test_rates_close_together_do_not_lie_on_each_other(full_result: Result) -> None:
+    """Those of a real run, where every subject was refined between other rates."""
+    rates = (2.6, 3.95, 5.3, 8.15, 11.0, 16.0, 21.0, 32.0, 42.0, 63.5, 85.0)
+    runs = full_result.models[0].load_runs
+    full_result.models[0].load_runs = [dataclasses.replace(runs[0], rate_per_s=rate) for rate in rates]
+
+    [load] = [chart for chart in draw_charts(full_result) if chart.name == "load-standin-mexma"]
+
+    assert overlaps(load) == []
+
+
 def test_long_names_are_folded(full_result: Result) -> None:
     for model in full_result.models:
         model.name += " from some folder with a long name, pooled by its first token, once more"

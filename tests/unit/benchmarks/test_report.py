@@ -96,6 +96,13 @@ def test_cold_starts_have_times_and_memory(small_result: Result, model: ModelRes
     assert rows(text, "theirs") == [["3,000 [3,000, 3,000]*", "1", "-", "3"]]
 
 
+def test_memory_is_told_at_the_start_and_after_all_workloads(small_result: Result, model: ModelResult) -> None:
+    model.subject("ours").peak_rss_bytes = [110_000_000]
+    model.subject("ours").peak_rss_after_bytes = 450_000_000
+
+    assert rows(section(markdown(small_result, {}), "Subjects"), "ours")[0][-2:] == ["110 MB", "450 MB"]
+
+
 def test_load_has_percentiles_and_the_highest_rate_in_bounds(small_result: Result, model: ModelResult) -> None:
     def run(rate: float, latencies_ms: list[float], n_arrivals: int) -> None:
         model.load_runs.append(
