@@ -50,10 +50,8 @@ class Prepared:
             return None
         if subject.role != "engine":
             return self.checkpoint_bytes
-        manifest, wanted = self.bundle.manifest, subject.options
-        engine = next(
-            e for e in manifest.engines if (e.precision, e.dialect) == (wanted["precision"], wanted["dialect"])
-        )
+        manifest = self.bundle.manifest
+        engine = next(engine for engine in manifest.engines if engine.name == subject.options["engine"])
         return sum(manifest.file(name).size for name in (engine.file, *engine.weights, manifest.text.tokenizer))
 
     def prompted(self, texts: Sequence[str]) -> list[str]:

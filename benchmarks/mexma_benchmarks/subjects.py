@@ -44,7 +44,7 @@ def engine_subjects(bundle: Bundle, device: str) -> list[Subject]:
             name=f"mexma {engine.name}" + (f" on {backend}" if n_backends > 1 else ""),
             role="engine",
             adapter="mexma",
-            options={"precision": engine.precision, "dialect": engine.dialect, "backend": backend},
+            options={"engine": engine.name, "precision": engine.precision, "backend": backend},
         )
         for backend, engine in found
     ]

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from mexma_export.breakdown import Side
+from mexma_export.quantize.inputs import Activation
 from mexma_runtime.errors import MissingDependencyError, ParityError, UsageError
 from mexma_runtime.terminal import note, progress_bars
 from mexma_runtime.types import Dialect, Pooling, Precision
@@ -42,16 +43,49 @@ def register_export(app: typer.Typer) -> None:
         skip_parity: Annotated[
             bool, typer.Option("--skip-parity", help="Publish engines that were never judged.")
         ] = False,
+        recipe: Annotated[
+            list[str] | None,
+            typer.Option(help="Of int8: fast, precise, or a JSON file; may be given several times; default: fast."),
+        ] = None,
+        calibration: Annotated[
+            Path | None,
+            typer.Option(help="Of int8: text to take ranges from, as --corpus of parity; default: the package's own."),
+        ] = None,
+        activation: Annotated[
+            Activation, typer.Option(help="Of int8: uint8 for x86, int8 (symmetric) for NVIDIA.")
+        ] = Activation.UINT8,
+        min_cosine: Annotated[
+            float | None, typer.Option(help="Of int8: leave the worst products in float until the mean cosine is this.")
+        ] = None,
+        max_float_share: Annotated[
+            float, typer.Option(help="Most multiplications that --min-cosine may leave in float, as a share.")
+        ] = 0.1,
+        seed: Annotated[int, typer.Option(help="Of int8: which tokens of the calibration text are sampled.")] = 0,
         as_json: JsonOption = False,
     ) -> None:
         """Turn a checkpoint into a bundle, or add engines to one."""
         _require("onnx_ir", "safetensors", "ml_dtypes")
         from mexma_export.pipeline import EnginesRefusedError, ExportPlan, export
+        from mexma_export.quantize.options import Int8Options
+        from mexma_export.quantize.recipe import load_recipe
         from mexma_export.sources import resolve_source
 
+        precisions = tuple(dict.fromkeys(precision or [Precision.FP32, Precision.FP16]))
+        is_int8 = Precision.INT8 in precisions
+        if not is_int8 and (recipe or calibration or min_cosine is not None):
+            raise UsageError("--recipe, --calibration and --min-cosine are for int8: add --precision int8")
+        int8 = Int8Options(
+            recipes=tuple(load_recipe(name) for name in dict.fromkeys(recipe or ["fast"])),
+            calibration=calibration,
+            activation=activation,
+            seed=seed,
+            min_cosine=min_cosine,
+            max_float_share=max_float_share,
+        )
         plan = ExportPlan(
             out=out,
-            precisions=tuple(dict.fromkeys(precision or [Precision.FP32, Precision.FP16])),
+            precisions=precisions,
+            int8=int8 if is_int8 else None,
             dialects=tuple(dict.fromkeys(dialect or Dialect)),
             pooling=pooling,
             check_parity=not skip_parity,

@@ -29,7 +29,6 @@ from mexma_runtime.errors import (
     TruncationWarning,
     UsageError,
 )
-from mexma_runtime.hardware import describe_processor
 from mexma_runtime.manifest import Certificate, EngineEntry
 from mexma_runtime.types import Dialect, Precision, Vectors
 
@@ -157,7 +156,7 @@ def judge(bundle: Bundle, engine: EngineEntry, reference: ReferenceVectors, *, p
     corpus, mining, sts = reference.corpus, reference.mining, reference.sts
     mining_figures = sts_figures = None
     n_corpus = len(corpus.texts) + n_texts_again(len(corpus.texts))
-    with Encoder.from_bundle(bundle, precision=engine.precision, dialect=engine.dialect) as encoder:
+    with Encoder.from_bundle(bundle, engine=engine.name) as encoder:
         info = encoder.info
         embed = _counted(functools.partial(_encode, encoder), n_corpus + _n_task_texts(mining, sts), progress)
         lengths = encoder.tokenize(corpus.texts).ragged.lengths
@@ -183,7 +182,7 @@ def judge(bundle: Bundle, engine: EngineEntry, reference: ReferenceVectors, *, p
         corpus_sha256=reference.corpus.sha256,
         backend=f"{info.backend} {info.version}",
         provider=info.providers[0],
-        processor=describe_processor(),
+        processor=info.processor,
         certified=note is None,
         note=note,
         figures=_certified_figures(breakdown.overall, invariance),

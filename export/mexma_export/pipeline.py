@@ -7,28 +7,27 @@ import functools
 import importlib.metadata
 import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-
-import onnx_ir as ir
 
 from mexma_export.checkpoint import Checkpoint, WeightStatistics, check_fp16, load_checkpoint, scan_weights
 from mexma_export.corpus import gate_corpus
-from mexma_export.gate import Verdict, judge, reference_for
-from mexma_export.graph.encoder import INPUTS, OUTPUT, write_encoder
+from mexma_export.engines import EngineWriter
+from mexma_export.gate import ReferenceVectors, Verdict, judge, reference_for
+from mexma_export.quantize.options import Int8Options
+from mexma_export.quantize.recipe import Recipe
 from mexma_export.sources import Source
 from mexma_export.staging import Staging
 from mexma_export.thresholds import THRESHOLDS
-from mexma_export.weights import WeightsFile, weights_bytes, write_weights
+from mexma_export.weights import weights_bytes
 from mexma_runtime.bundle import Bundle, sha256_of
 from mexma_runtime.errors import BundleError, ParityError, UsageError
-from mexma_runtime.manifest import SCHEMA, EngineEntry, FileEntry, Manifest, ModelEntry, TextEntry, space_fingerprint
+from mexma_runtime.manifest import SCHEMA, EngineEntry, FileEntry, Manifest, ModelEntry, TextEntry
 from mexma_runtime.terminal import Progress
 from mexma_runtime.types import Dialect, Pooling, Precision
 
 GRAPH_BYTES = 16 << 20
 """More than the graphs of one export take together, for the check of free disk."""
-LEAST_ONNXRUNTIME = "1.20.1"
-"""The oldest release that runs both dialects in both precisions; 1.20.0 fails in fp16 SkipLayerNormalization."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +39,8 @@ class ExportPlan:
     dialects: tuple[Dialect, ...] = (Dialect.PORTABLE, Dialect.FUSED)
     pooling: Pooling | None = None
     """None: as the checkpoint says."""
+    int8: Int8Options | None = None
+    """What int8 needs to know."""
     check_parity: bool = True
     """False publishes engines that nothing has judged; the manifest shows it by their having no certificate."""
 
@@ -48,6 +49,10 @@ class ExportPlan:
             raise UsageError("nothing to export: name a precision and a dialect or more")
         if unknown := set(self.precisions) - THRESHOLDS.keys():
             raise UsageError(f"precision {', '.join(unknown)}: this version writes {' and '.join(THRESHOLDS)}")
+        if (Precision.INT8 in self.precisions) != (self.int8 is not None):
+            raise UsageError("int8 goes with a recipe and calibration text, other precisions do without")
+        if self.int8 and self.int8.min_cosine and not self.check_parity:
+            raise UsageError("min_cosine is measured by the parity check: leave out --skip-parity, or --min-cosine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,46 +87,130 @@ def export(source: Source, plan: ExportPlan, *, progress: Progress | None = None
     report: Progress = progress or (lambda what, done, total: None)
     checkpoint = load_checkpoint(source, pooling=plan.pooling)
     with Staging(plan.out) as staging:
-        staging.require_space(GRAPH_BYTES + sum(weights_bytes(checkpoint, p) for p in plan.precisions))
+        staging.require_space(GRAPH_BYTES + _weights_bytes(checkpoint, plan))
         statistics = scan_weights(checkpoint, progress=functools.partial(report, "checking the weights"))
         if Precision.FP16 in plan.precisions:
             check_fp16(checkpoint, statistics)
+        dialects, warnings = _int8_dialects(plan)
         manifest = _without_engines(checkpoint, statistics, _keep_tokenizer(checkpoint, staging))
         if staging.previous:
             _require_same_checkpoint(plan.out, staging.previous, manifest)
             manifest = dataclasses.replace(
                 manifest, engines=staging.previous.engines, files=[*staging.previous.files, *manifest.files]
             )
-        written: list[EngineEntry] = []
+        writer = EngineWriter(checkpoint, manifest, staging, report)
+        gate = _Gate(checkpoint, plan, manifest, writer, report)
         for precision in plan.precisions:
-            engines, files = _write_engines(checkpoint, plan, precision, manifest, staging, report)
-            written += engines
-            manifest = dataclasses.replace(manifest, files=[*manifest.files, *files])
-
-        verdicts: list[Verdict] = []
-        refused: list[str] = []
-        if plan.check_parity:
-            candidate = Bundle(folder=plan.out, manifest=_with_engines(manifest, written))
-            reference = reference_for(
-                checkpoint, candidate, gate_corpus(), progress=functools.partial(report, "reference vectors")
-            )
-            for engine in written:
-                what = f"judging {engine.name}"
-                try:
-                    verdict = judge(candidate, engine, reference, progress=functools.partial(report, what))
-                except ParityError as error:  # NaN in its vectors, say
-                    refused.append(str(error))
-                else:
-                    verdicts.append(verdict)
-                    refused += [f"{engine.name}: {shortfall}" for shortfall in verdict.shortfalls]
-            written = [verdict.engine for verdict in verdicts if not verdict.shortfalls]
-        manifest = _with_engines(manifest, written)
-        if written:
-            staging.publish(manifest)
-    exported = Exported(manifest=manifest, verdicts=verdicts, refused=refused, warnings=checkpoint.settings.warnings)
-    if refused:
+            if precision is not Precision.INT8:
+                gate.admit(writer.floats(precision, plan.dialects))
+        if plan.int8:
+            for recipe in plan.int8.recipes:
+                _admit_int8(gate, writer, recipe, plan.int8, dialects)
+        if gate.admitted:
+            staging.publish(gate.manifest)
+    exported = Exported(
+        manifest=gate.manifest,
+        verdicts=gate.verdicts,
+        refused=gate.refused,
+        warnings=(*checkpoint.settings.warnings, *warnings),
+    )
+    if gate.refused:
         raise EnginesRefusedError(exported)
     return exported
+
+
+def _weights_bytes(checkpoint: Checkpoint, plan: ExportPlan) -> int:
+    floats = sum(weights_bytes(checkpoint, p) for p in plan.precisions if p is not Precision.INT8)
+    return floats + len(plan.int8.recipes if plan.int8 else ()) * weights_bytes(checkpoint, Precision.FP32) // 4
+
+
+class _Gate:
+    """Judges what was written, and remembers which engines may be published."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, plan: ExportPlan, base: Manifest, writer: EngineWriter, report: Progress
+    ) -> None:
+        self._checkpoint, self._plan, self._base, self._writer, self._report = checkpoint, plan, base, writer, report
+        self._reference: ReferenceVectors | None = None
+        self.admitted: list[EngineEntry] = []
+        self.verdicts: list[Verdict] = []
+        self.refused: list[str] = []
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle with all that was admitted."""
+        return self._bundle_with(self.admitted)
+
+    def admit(self, engines: list[EngineEntry]) -> None:
+        """Judge `engines` and admit those that meet their thresholds; all of them where parity is not to be checked."""
+        if self._plan.check_parity:
+            self.decide(self.judge(engines))
+        else:
+            self.admitted += engines
+
+    def judge(self, engines: list[EngineEntry]) -> list[Verdict]:
+        """A verdict for each engine whose vectors can be compared; the others are refused."""
+        candidate = Bundle(folder=self._plan.out, manifest=self._bundle_with([*self.admitted, *engines]))
+        if self._reference is None:
+            progress = functools.partial(self._report, "reference vectors")
+            self._reference = reference_for(self._checkpoint, candidate, gate_corpus(), progress=progress)
+        verdicts = []
+        for engine in engines:
+            progress = functools.partial(self._report, f"judging {engine.name}")
+            try:
+                verdicts.append(judge(candidate, engine, self._reference, progress=progress))
+            except ParityError as error:  # NaN in its vectors, say
+                self.refused.append(str(error))
+        return verdicts
+
+    def decide(self, verdicts: list[Verdict]) -> None:
+        """Admit or refuse what was judged."""
+        self.verdicts += verdicts
+        for verdict in verdicts:
+            self.refused += [f"{verdict.engine.name}: {shortfall}" for shortfall in verdict.shortfalls]
+        self.admitted += [verdict.engine for verdict in verdicts if not verdict.shortfalls]
+
+    def _bundle_with(self, engines: list[EngineEntry]) -> Manifest:
+        files = [*self._base.files, *self._writer.files]
+        return _with_engines(dataclasses.replace(self._base, files=files), engines)
+
+
+def _admit_int8(
+    gate: _Gate, writer: EngineWriter, recipe: Recipe, options: Int8Options, dialects: tuple[Dialect, ...]
+) -> None:
+    """Write the engines of one recipe; for `min_cosine`, again with the worst products in float, until it is met."""
+    floats: frozenset[str] = frozenset()
+    while True:
+        engines = writer.int8(recipe, options, dialects, floats=floats)
+        if options.min_cosine is None:
+            gate.admit(engines)
+            return
+        verdicts = gate.judge(engines)
+        least = min((verdict.figures.cosine_mean for verdict in verdicts), default=-1.0)
+        if least >= options.min_cosine:
+            gate.decide(verdicts)
+            return
+        more = writer.more_floats(engines, floats, least_cosine=least, options=options)
+        if more == floats:
+            gate.refused.append(
+                f"recipe {recipe.name}: mean cosine: expected >= {options.min_cosine:g}, got {least:.6f} with "
+                f"{writer.float_share(floats):.1%} of the multiplications in float, and {options.max_float_share:.1%} "
+                "are allowed: allow more by --max-float-share, or choose the recipe precise, or fp32"
+            )
+            return
+        floats = more
+
+
+def _int8_dialects(plan: ExportPlan) -> tuple[tuple[Dialect, ...], list[str]]:
+    """The dialects that can be judged here, and what to tell the user of the others."""
+    is_judged = plan.int8 is not None and plan.check_parity
+    if not is_judged or Dialect.PORTABLE not in plan.dialects or find_spec("openvino"):
+        return plan.dialects, []
+    what = "portable int8 engines are for OpenVINO, which is not installed to judge them"
+    advice = "pip install 'mexma-runtime[openvino]', or export with --skip-parity"
+    if plan.dialects == (Dialect.PORTABLE,):
+        raise UsageError(f"{what}: {advice}")
+    return tuple(d for d in plan.dialects if d is not Dialect.PORTABLE), [f"{what}: none was written: {advice}"]
 
 
 def _without_engines(checkpoint: Checkpoint, statistics: WeightStatistics, tokenizer: FileEntry) -> Manifest:
@@ -183,74 +272,6 @@ def _require_same_checkpoint(out: Path, old: Manifest, new: Manifest) -> None:
             f"holds a bundle of {old.model.id}, and this checkpoint ({new.model.id}) differs: {'; '.join(differing)}. "
             "Export it into another folder",
         )
-
-
-def _write_engines(
-    checkpoint: Checkpoint,
-    plan: ExportPlan,
-    precision: Precision,
-    manifest: Manifest,
-    staging: Staging,
-    report: Progress,
-) -> tuple[list[EngineEntry], list[FileEntry]]:
-    """One weights file and a graph for each dialect, under their final names but not yet published."""
-    weights = write_weights(
-        checkpoint,
-        precision,
-        staging.temporary(f"weights.{precision}"),
-        progress=functools.partial(report, f"writing {precision} weights"),
-    )
-    files = [staging.keep(weights.written, weights.name, sha256=weights.sha256)]
-    engines = []
-    for dialect in plan.dialects:
-        name = f"{dialect}.{precision}"
-        entry = _keep_graph(checkpoint, weights, dialect, precision, f"model.{name}", staging)
-        files.append(entry)
-        engines.append(
-            EngineEntry(
-                name=name,
-                dialect=dialect,
-                precision=precision,
-                recipe=None,
-                activation=None,
-                file=entry.name,
-                weights=[weights.name],
-                inputs=list(INPUTS),
-                output=OUTPUT,
-                requires={"onnxruntime": LEAST_ONNXRUNTIME},
-                space=space_fingerprint(
-                    weights_sha256=manifest.model.weights_sha256,
-                    tokenizer_sha256=manifest.file(manifest.text.tokenizer).sha256,
-                    text=manifest.text,
-                    pooling=manifest.pooling_mode,
-                    normalize=manifest.is_normalized,
-                    precision=precision,
-                    recipe=None,
-                ),
-            )
-        )
-    return engines, files
-
-
-def _keep_graph(
-    checkpoint: Checkpoint,
-    weights: WeightsFile,
-    dialect: Dialect,
-    precision: Precision,
-    stem: str,
-    staging: Staging,
-) -> FileEntry:
-    model = write_encoder(
-        checkpoint.config,
-        weights.tensors,
-        dialect=dialect,
-        precision=precision,
-        pooling=checkpoint.settings.pooling_mode,
-    )
-    path = staging.temporary(stem)
-    ir.save(model, path, format="protobuf")
-    sha256 = sha256_of(path)
-    return staging.keep(path, f"{stem}.{sha256[:16]}.onnx", sha256=sha256)
 
 
 def _with_engines(manifest: Manifest, new: list[EngineEntry]) -> Manifest:

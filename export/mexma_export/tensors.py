@@ -90,12 +90,7 @@ def chunks(info: TensorInfo) -> Iterator[NDArray[np.float32]]:
 
     The file is mapped for each tensor anew, so that no more than one tensor's pages count as this process's memory.
     """
-    dtype = np.dtype(_DTYPES[info.dtype])
-    with info.file.open("rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(start - 8))
-    begin, _end = header[info.name]["data_offsets"]
-    mapped = np.memmap(info.file, dtype=dtype, mode="r", offset=start + begin, shape=info.shape)
+    mapped = _mapped(info)
     row_bytes = np.dtype(np.float32).itemsize * int(np.prod(info.shape[1:]))
     step = max(1, CHUNK_BYTES // row_bytes)
     for row in range(0, mapped.shape[0], step):
@@ -105,3 +100,17 @@ def chunks(info: TensorInfo) -> Iterator[NDArray[np.float32]]:
 def whole(info: TensorInfo) -> NDArray[np.float32]:
     """The tensor as fp32."""
     return np.concatenate(list(chunks(info)))
+
+
+def rows_of(info: TensorInfo, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+    """The rows of a table, as fp32: `(*rows.shape, columns)`; only they are read from the file."""
+    return np.asarray(_mapped(info)[rows]).astype(np.float32, copy=False)
+
+
+def _mapped(info: TensorInfo) -> NDArray[Any]:
+    dtype = np.dtype(_DTYPES[info.dtype])
+    with info.file.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+    begin, _end = header[info.name]["data_offsets"]
+    return np.memmap(info.file, dtype=dtype, mode="r", offset=start + begin, shape=info.shape)

@@ -36,6 +36,11 @@ THRESHOLDS = MappingProxyType(
             Threshold(metric="relative_error_mean", relation="<=", bound=0.02),
             Threshold(metric="top10_agreement", relation=">=", bound=0.98),
         ),
+        Precision.INT8: (
+            Threshold(metric="cosine_min", relation=">=", bound=0.97),
+            Threshold(metric="relative_error_mean", relation="<=", bound=0.1),
+            Threshold(metric="top10_agreement", relation=">=", bound=0.85),
+        ),
     }
 )
 """`max_abs_difference` is in the vectors' own units: it suits entries of order 1, as LayerNorm and L2 norms give.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import onnx_ir as ir
@@ -32,7 +32,59 @@ class WeightsFile:
     sha256: str
     size: int
     tensors: Mapping[str, ir.TensorProtocol]
-    """Every tensor that a graph may name: matrices in this file, vectors to stand in the graph's own."""
+    """Tensors that a graph may name: matrices in this file, and vectors to stand in the graph's own."""
+
+
+class WeightsWriter:
+    """Writes tensors end to end, each on a page boundary, and hashes them on the way."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the new file `path`."""
+        self.path = path
+        self.size = 0
+        """Bytes written so far."""
+        self._file = path.open("xb")
+        self._digest = hashlib.sha256()
+        self._places: dict[str, tuple[int, int, tuple[int, ...], ir.DataType]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, name: str, array: NDArray[Any]) -> None:
+        """Append one tensor."""
+        self.add_pieces(name, array.shape, (array,))
+
+    def add_pieces(self, name: str, shape: tuple[int, ...], pieces: Iterable[NDArray[Any]]) -> None:
+        """Append one tensor of `shape` that comes in pieces along its first axis."""
+        start = _aligned(self.size)
+        self._append(bytes(start - self.size))
+        element = None
+        for piece in pieces:
+            data = np.ascontiguousarray(piece)
+            element = ir.DataType.from_numpy(data.dtype)
+            self._append(data.data.cast("B"))
+        assert element is not None
+        self._places[name] = (start, self.size - start, shape, element)
+
+    def finish(self, vectors: Mapping[str, NDArray[Any]] | None = None) -> WeightsFile:
+        """Close the file; `vectors` join its tensors."""
+        self._file.close()
+        sha256 = self._digest.hexdigest()
+        final = f"weights.{sha256[:16]}.bin"
+        tensors: dict[str, ir.TensorProtocol] = {
+            name: ir.ExternalTensor(final, start, length, element, shape=ir.Shape(shape), name=name)
+            for name, (start, length, shape, element) in self._places.items()
+        }
+        tensors |= {name: ir.tensor(vector, name=name) for name, vector in (vectors or {}).items()}
+        return WeightsFile(written=self.path, name=final, sha256=sha256, size=self.size, tensors=tensors)
+
+    def _append(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.size += len(data)
 
 
 def weights_bytes(checkpoint: Checkpoint, precision: Precision) -> int:
@@ -57,35 +109,20 @@ def write_weights(
     The same checkpoint gives the same bytes. One tensor is in memory at a time.
     """
     dtype = np.dtype(_FLOATS[precision])
-    element = ir.DataType.from_numpy(dtype)
     total = weights_bytes(checkpoint, precision)
-    places: dict[str, tuple[int, int, tuple[int, ...]]] = {}
-    digest = hashlib.sha256()
-    end = 0
-    with path.open("xb") as file:
-        for name, info in checkpoint.tensors.items():
-            if not _is_stored(name, info.shape):
-                continue
-            start = _aligned(end)
-            _append(file, digest, bytes(start - end))
-            end = start
-            for piece in _pieces(checkpoint, name):
-                data = np.ascontiguousarray(piece, dtype=dtype)
-                _append(file, digest, data.data)
-                end += data.nbytes
+    with WeightsWriter(path) as writer:
+
+        def counted(pieces: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[Any]]:
+            for piece in pieces:
+                yield piece.astype(dtype, copy=False)
                 if progress:
-                    progress(end, total)
-            shape = info.shape if name.startswith("embeddings.") else info.shape[::-1]
-            places[name] = (start, end - start, shape)
-    sha256 = digest.hexdigest()
-    final = f"weights.{sha256[:16]}.bin"
-    tensors: dict[str, ir.TensorProtocol] = {
-        name: ir.ExternalTensor(final, start, length, element, shape=ir.Shape(shape), name=name)
-        for name, (start, length, shape) in places.items()
-    }
-    for name, vector in _vectors(checkpoint):
-        tensors[name] = ir.tensor(vector.astype(dtype), name=name)
-    return WeightsFile(written=path, name=final, sha256=sha256, size=end, tensors=tensors)
+                    progress(writer.size, total)
+
+        for name, info in checkpoint.tensors.items():
+            if _is_stored(name, info.shape):
+                shape = info.shape if name.startswith("embeddings.") else info.shape[::-1]
+                writer.add_pieces(name, shape, counted(_pieces(checkpoint, name)))
+        return writer.finish({name: vector.astype(dtype) for name, vector in _vectors(checkpoint)})
 
 
 def _is_stored(name: str, shape: tuple[int, ...]) -> bool:
@@ -94,11 +131,6 @@ def _is_stored(name: str, shape: tuple[int, ...]) -> bool:
 
 def _aligned(offset: int) -> int:
     return -(-offset // ALIGNMENT) * ALIGNMENT
-
-
-def _append(file: Any, digest: Any, data: Any) -> None:
-    file.write(data)
-    digest.update(data)
 
 
 def _pieces(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[np.float32]]:
@@ -119,3 +151,28 @@ def _vectors(checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.float32]]
         path = f"layer.{layer}.attention"
         biases = [whole(checkpoint.tensors[f"{path}.{part}.bias"]) for part in ("query", "key", "value")]
         yield f"{path}.bias", np.concatenate(biases)
+
+
+def write_int8_tables(
+    checkpoint: Checkpoint, path: Path, *, progress: Callable[[int, int], None] | None = None
+) -> WeightsFile:
+    """Write the embedding tables to `path`: words in int8 with a scale for each row, positions (few) in fp32."""
+    info = checkpoint.tensors["embeddings.word"]
+    scales: list[NDArray[np.float32]] = []
+
+    def quantized() -> Iterator[NDArray[np.int8]]:
+        n_done = 0
+        for rows in chunks(info):
+            largest = np.abs(rows).max(axis=1, keepdims=True)
+            # A row of zeros, as padding's may be, stays zero.
+            scales.append(np.where(largest > 0, largest / np.float32(127), np.float32(1)))
+            yield np.rint(rows / scales[-1]).astype(np.int8)
+            n_done += len(rows)
+            if progress:
+                progress(n_done, info.shape[0])
+
+    with WeightsWriter(path) as writer:
+        writer.add_pieces("embeddings.word", info.shape, quantized())
+        writer.add("embeddings.word.scale", np.concatenate(scales))
+        writer.add("embeddings.position", np.concatenate(list(_pieces(checkpoint, "embeddings.position"))))
+        return writer.finish({name: vector for name, vector in _vectors(checkpoint) if name.startswith("embeddings.")})

@@ -92,6 +92,10 @@ def embed_command(
     bundle: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .npy file to write: float32, one row a line.")],
     precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8; default: the only one, or fp32.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Of int8: fast, precise or your own; default: fast.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="onnxruntime or openvino; default: the faster one that is installed.")
+    ] = None,
     normalize: Annotated[
         bool | None,
         typer.Option("--normalize/--no-normalize", help="Vectors of length 1, or as pooled; default: the model's way."),
@@ -107,7 +111,7 @@ def embed_command(
     n_sentences = 0
     with ExitStack() as stack:
         lines = stack.enter_context(_open(file))
-        encoder = stack.enter_context(Encoder.load(bundle, precision=precision))
+        encoder = stack.enter_context(Encoder.load(bundle, precision=precision, recipe=recipe, backend=backend))
         caught = stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always")
         writer = stack.enter_context(NpyWriter(output, dim=encoder.info.dim))
@@ -135,13 +139,14 @@ def embed_command(
                 "n_truncated": sum(w.message.n_truncated for w in caught if isinstance(w.message, TruncationWarning)),
                 "seconds": round(seconds, 3),
                 "engine": info.engine,
+                "backend": info.backend,
                 "space": info.space,
             }
         )
     else:
         rate = n_sentences / seconds
         note(
-            f"wrote {n_sentences} vectors of {info.dim} numbers to {output}: engine {info.engine}, "
+            f"wrote {n_sentences} vectors of {info.dim} numbers to {output}: engine {info.engine} on {info.backend}, "
             f"{seconds:.1f} s, {rate:.1f} sentences/s with loading"
         )
 

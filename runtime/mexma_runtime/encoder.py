@@ -15,7 +15,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mexma_runtime.backends import choose_backend, choose_engine, open_backend
+from mexma_runtime.backends import choose, open_backend
 from mexma_runtime.backends.base import Backend, BackendOptions
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.embedding import check_ids
@@ -58,7 +58,9 @@ class Encoder:
         path: str | os.PathLike[str],
         *,
         precision: str | None = None,
+        recipe: str | None = None,
         dialect: str | None = None,
+        engine: str | None = None,
         device: str = "cpu",
         backend: str | None = None,
         n_threads: int | None = None,
@@ -68,12 +70,15 @@ class Encoder:
     ) -> Encoder:
         """Open the bundle in folder `path`; `encoder.info` says what was chosen.
 
-        precision: `fp32`, `fp16`, `int8`; None: the only one there is, or fp32.
+        precision: `fp32`, `fp16`, `int8`; None: int8 for a recipe, else the only one there is, or fp32.
+        recipe: of int8, `fast`, `precise` or one's own; None: the first of DEFAULT_RECIPES that the bundle has.
         dialect: `fused` or `portable`; None: the one that the backend runs best.
+        engine: one engine by its name, instead of the three above.
         device, backend: what to run on and which library to insist on; nothing else is ever used in their place.
+            No backend: OpenVINO for int8, where it is installed and the processor has VNNI; else onnxruntime first.
         n_threads: threads that compute one batch; None: the physical cores that this process may use.
         spinning: whether idle threads wait busily; None: unless a CPU quota holds. With several encoders in one
-            process give each its share of the cores, and spinning=False.
+            process give each its share of the cores, and spinning=False. OpenVINO's threads never do.
         verify: check the weights' hash too (everything else is always checked).
         max_waiting: calls that may wait for the running one; the next gets EncoderBusyError.
 
@@ -82,7 +87,9 @@ class Encoder:
         return cls.from_bundle(
             Bundle.open(Path(path).absolute(), verify=verify),
             precision=precision,
+            recipe=recipe,
             dialect=dialect,
+            engine=engine,
             device=device,
             backend=backend,
             n_threads=n_threads,
@@ -96,7 +103,9 @@ class Encoder:
         bundle: Bundle,
         *,
         precision: str | None = None,
+        recipe: str | None = None,
         dialect: str | None = None,
+        engine: str | None = None,
         device: str = "cpu",
         backend: str | None = None,
         n_threads: int | None = None,
@@ -106,10 +115,18 @@ class Encoder:
         """The same with a bundle that is open already."""
         # What another process needs to load this encoder again.
         arguments = {name: value for name, value in locals().items() if name not in ("cls", "bundle")}
-        engine = choose_engine(bundle, choose_backend(device, backend), precision=precision, dialect=dialect)
+        spec, entry = choose(
+            bundle,
+            device=device,
+            backend=backend,
+            engine=engine,
+            precision=precision,
+            dialect=dialect,
+            recipe=recipe,
+        )
         options = BackendOptions(device=device, n_threads=n_threads, spinning=spinning)
-        opened = open_backend(bundle, engine, options, backend=backend)
-        return cls(bundle, engine, opened, max_waiting=max_waiting, arguments=arguments)
+        opened = open_backend(bundle, entry, options, backend=spec.name)
+        return cls(bundle, entry, opened, max_waiting=max_waiting, arguments=arguments)
 
     @property
     def info(self) -> EncoderInfo:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -13,6 +13,28 @@ INSTRUCTION_SETS = (
     *("neon", "asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve"),
 )
 """Those that change the speed or the rounding of an engine, as Linux spells them."""
+VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+"""x86: any of them sums products of uint8 and int8 exactly; without, pairs of products saturate at 16 bits."""
+ONEDNN_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""Environment variables that keep oneDNN, which computes for OpenVINO, from using all of an x86 processor."""
+
+_AVX512 = ("avx2", "avx512f")
+_AVX512_FP16 = (*_AVX512, "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni")
+_AMX = (*_AVX512_FP16, "amx_bf16", "amx_int8")
+_LEFT_BY_LIMIT: dict[str, tuple[str, ...]] = {
+    "sse41": (),
+    "avx": (),
+    "avx2": ("avx2",),
+    "avx2_vnni": ("avx2", "avx_vnni"),
+    "avx2_vnni_2": ("avx2", "avx_vnni"),
+    "avx512_core": _AVX512,
+    "avx512_core_vnni": (*_AVX512, "avx512_vnni"),
+    "avx512_core_bf16": (*_AVX512, "avx512_vnni", "avx512_bf16"),
+    **dict.fromkeys(("avx512_core_fp16", "avx10_1_512", "avx10_2_512"), _AVX512_FP16),
+    **dict.fromkeys(("avx512_core_amx", "avx512_core_amx_fp16", "avx10_1_512_amx", "avx10_1_512_amx_fp16"), _AMX),
+    "avx10_2_512_amx_2": _AMX,
+}
+"""What each value of ONEDNN_LIMITS leaves of INSTRUCTION_SETS (oneDNN's guide, "CPU Dispatcher Control")."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +78,27 @@ def detect_hardware(root: Path = Path("/")) -> Hardware:
     )
 
 
-def describe_processor() -> str:
-    """The processor's name and its relevant instruction sets, as a certificate keeps them."""
+def describe_processor(*, uses_onednn: bool = False) -> str:
+    """The processor's name and the relevant instruction sets that a library uses of it, as a certificate keeps them."""
     hardware = detect_hardware()
-    return f"{hardware.processor} ({' '.join(hardware.instruction_sets) or 'no instruction sets known'})"
+    used = onednn_instruction_sets(hardware.instruction_sets) if uses_onednn else hardware.instruction_sets
+    words = " ".join(used) or "no instruction sets known"
+    limit = "" if used == hardware.instruction_sets else "; {}={}".format(*_onednn_limit(os.environ))
+    return f"{hardware.processor} ({words}{limit})"
+
+
+def onednn_instruction_sets(
+    instruction_sets: tuple[str, ...], environment: Mapping[str, str] = os.environ
+) -> tuple[str, ...]:
+    """Those that oneDNN uses, which ONEDNN_LIMITS may hold down; a value that it does not know changes nothing."""
+    _, value = _onednn_limit(environment)
+    left = _LEFT_BY_LIMIT.get(value.lower(), _AMX)
+    return tuple(name for name in instruction_sets if name in left or name not in _AMX)
+
+
+def sums_int8_exactly(instruction_sets: Iterable[str]) -> bool:
+    """Whether products of uint8 and int8 are summed without saturating: VNNI on x86, always on ARM."""
+    return not {*VNNI, "asimd", "neon"}.isdisjoint(instruction_sets)
 
 
 def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
@@ -141,6 +180,10 @@ def cpu_cgroup_folders(membership: str, mounts: str) -> Iterator[str]:
         visible = group.is_relative_to(mount_root) and ".." not in group.parts
         own = PurePosixPath(mount_point, group.relative_to(mount_root) if visible else "")
         yield from (str(folder) for folder in (own, *own.parents) if folder.is_relative_to(mount_point))
+
+
+def _onednn_limit(environment: Mapping[str, str]) -> tuple[str, str]:
+    return next(((name, environment[name]) for name in ONEDNN_LIMITS if environment.get(name)), ("", ""))
 
 
 def _allowed_cpus() -> set[int]:

@@ -21,6 +21,10 @@ class EncoderInfo:
     engine: str
     dialect: Dialect
     precision: Precision
+    recipe: str | None
+    """Of int8; None where nothing is quantized."""
+    activation: str | None
+    """Number format of quantized activations; None where there are none."""
     backend: str
     version: str
     """Of the backend's library."""
@@ -29,6 +33,8 @@ class EncoderInfo:
     """Execution providers as the library names them, in order."""
     n_threads: int
     spinning: bool
+    processor: str
+    """The processor and the instruction sets that the library uses of it, as certificates keep it."""
     dim: int
     """Numbers in a vector."""
     max_tokens: int
@@ -65,12 +71,15 @@ def describe(bundle: Bundle, engine: EngineEntry, backend: BackendInfo) -> Encod
         engine=engine.name,
         dialect=engine.dialect,
         precision=engine.precision,
+        recipe=engine.recipe,
+        activation=engine.activation,
         backend=backend.backend,
         version=backend.version,
         device=backend.device,
         providers=backend.providers,
         n_threads=backend.n_threads,
         spinning=backend.spinning,
+        processor=backend.processor,
         dim=manifest.dim,
         max_tokens=manifest.text.max_tokens,
         pooling=manifest.pooling_mode,

@@ -2,6 +2,7 @@
 
 History of the schema (a reader knows every version up to its own):
   1  first release
+  2  int8: EngineEntry.quantization
 """
 
 from __future__ import annotations
@@ -9,17 +10,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import types
-import typing
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from mexma_runtime.errors import BundleError
+from mexma_runtime.strictjson import read_value
 from mexma_runtime.types import Dialect, Pooling, Precision
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST_NAME = "bundle.json"
 DIGEST = "content_sha256"
 """The field of bundle.json that tells a flipped bit; not part of the Manifest."""
@@ -105,17 +105,68 @@ class Certificate:
     figures: dict[str, float | int | None]
 
 
+class ProductMode(StrEnum):
+    """How the activations of one matrix product are quantized."""
+
+    STATIC = "static"
+    """By one scale for all text, found in calibration."""
+    DYNAMIC = "dynamic"
+    """By scales found while computing, one for each token or group of its channels."""
+    FLOAT = "float"
+    """Not at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedProduct:
+    """What became of one matrix product."""
+
+    name: str
+    """Its path in the graph: `layer.3.ffn.down`."""
+    mode: ProductMode
+    migration: float | None
+    """Exponent alpha of the scale migration; None: none."""
+    scale: float | None
+    zero_point: int | None
+    """Of static activations, like `scale`; None for others."""
+    error: float
+    """Relative error of the product's output on calibration text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """How an int8 engine was made: enough to make it again."""
+
+    recipe_sha256: str
+    seed: int
+    calibration: str
+    """Name of the text."""
+    calibration_sha256: str
+    n_texts: int
+    n_tokens: int
+    weight_bits: int
+    """8, or 7: then products of uint8 and int8 do not saturate on processors without VNNI."""
+    group_size: int | None
+    """Input channels that share a dynamic scale; None: those of a whole token."""
+    products: list[QuantizedProduct]
+
+    @property
+    def has_dynamic(self) -> bool:
+        """Whether a product finds its scales while computing."""
+        return any(product.mode is ProductMode.DYNAMIC for product in self.products)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineEntry:
     """One graph of the bundle and what it takes to run it."""
 
     name: str
-    """`DIALECT.PRECISION[.RECIPE]`, unique in the bundle."""
+    """`DIALECT.PRECISION[.RECIPE.ACTIVATION]`, such as `portable.int8.fast.uint8`; unique in the bundle."""
     dialect: Dialect
     precision: Precision
     recipe: str | None
+    """`fast`, `precise` or a user's own name; None where nothing is quantized."""
     activation: str | None
-    """Number format of quantized activations; None where there are none."""
+    """Number format of quantized activations, `uint8` or `int8`; None where there are none."""
     file: str
     weights: list[str]
     """Files of external data that the graph refers to."""
@@ -126,6 +177,8 @@ class EngineEntry:
     space: str
     """Fingerprint of the vector space: vectors of equal fingerprints may be compared without a thought."""
     certificates: list[Certificate] = field(default_factory=list)
+    quantization: Quantization | None = None
+    """How its products were quantized; None where they were not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +186,7 @@ class Manifest:
     """All of bundle.json."""
 
     schema: int
+    """SCHEMA: what an older file lacks is filled in when it is read."""
     writer: str
     """Name and version of what wrote the bundle."""
     model: ModelEntry
@@ -184,7 +238,7 @@ class Manifest:
             raise BundleError(
                 path, f"its {DIGEST} is not that of its content: damaged or edited: remove it and export again"
             )
-        manifest = _read(cls, data, path, "")
+        manifest = read_value(cls, _upgraded(data, schema), path=path)
         assert isinstance(manifest, cls)
         _check_references(manifest, path)
         return manifest
@@ -211,6 +265,15 @@ def _digest(data: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
+def _upgraded(data: dict[str, Any], schema: int) -> dict[str, Any]:
+    """What an older writer's `data` is in SCHEMA; what is no manifest is left as it is, to be refused."""
+    engines = data.get("engines")
+    if schema < 2 and isinstance(engines, list):
+        engines = [{"quantization": None, **engine} if isinstance(engine, dict) else engine for engine in engines]
+        return {**data, "schema": SCHEMA, "engines": engines}
+    return data
+
+
 def _check_references(manifest: Manifest, path: Path) -> None:
     files = [entry.name for entry in manifest.files]
     for name in files:
@@ -224,41 +287,3 @@ def _check_references(manifest: Manifest, path: Path) -> None:
     names = [engine.name for engine in manifest.engines]
     if len(set(names)) != len(names) or len(set(files)) != len(files):
         raise BundleError(path, "an engine or a file is listed twice")
-
-
-def _read(expected: Any, value: Any, path: Path, where: str) -> Any:
-    """Turn JSON `value` into `expected` (a dataclass, enumeration, list, dict, union or plain type), strictly."""
-
-    def refuse(wanted: str) -> BundleError:
-        return BundleError(path, f"{where or 'top level'}: expected {wanted}, got {json.dumps(value)[:80]}")
-
-    origin = typing.get_origin(expected)
-    if dataclasses.is_dataclass(expected):
-        assert isinstance(expected, type)
-        if not isinstance(value, dict):
-            raise refuse("an object")
-        hints = typing.get_type_hints(expected)
-        if value.keys() != hints.keys():
-            differing = ", ".join(sorted(value.keys() ^ hints.keys()))
-            raise BundleError(path, f"{where or 'top level'}: missing or unknown fields: {differing}")
-        return expected(**{k: _read(hints[k], v, path, f"{where}.{k}".lstrip(".")) for k, v in value.items()})
-    if origin is types.UnionType:
-        if value is None and type(None) in typing.get_args(expected):
-            return None
-        options = [option for option in typing.get_args(expected) if option is not type(None)]
-        return _read(type(value) if type(value) in options else options[0], value, path, where)
-    if origin is list:
-        if not isinstance(value, list):
-            raise refuse("a list")
-        return [_read(typing.get_args(expected)[0], item, path, f"{where}[{i}]") for i, item in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise refuse("an object")
-        return {k: _read(typing.get_args(expected)[1], v, path, f"{where}.{k}") for k, v in value.items()}
-    if isinstance(expected, type) and issubclass(expected, StrEnum):
-        if value not in list(expected):
-            raise refuse(f"one of {', '.join(expected)}")
-        return expected(value)
-    if type(value) is not expected:
-        raise refuse(expected.__name__)
-    return value

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 
 import typer
 
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.doctor import Diagnosis
-from mexma_runtime.manifest import EngineEntry
+from mexma_runtime.manifest import EngineEntry, ProductMode
 from mexma_runtime.terminal import print_json
+from mexma_runtime.types import Precision
 
 
 def show_bundle(bundle: Bundle, *, is_verified: bool, as_json: bool) -> None:
@@ -42,6 +44,7 @@ def show_bundle(bundle: Bundle, *, is_verified: bool, as_json: bool) -> None:
             {
                 "  file": f"{engine.file}, {size / 1e6:,.1f} MB with its weights",
                 "  needs": needs or "no backend of this version",
+                **({"  quantized": _quantized(engine)} if engine.precision is Precision.INT8 else {}),
                 "  judged": _judged(engine),
                 "  space": engine.space,
             }
@@ -77,16 +80,30 @@ def show_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
         typer.secho(f"problem: {problem}", fg=typer.colors.RED)
 
 
+def _quantized(engine: EngineEntry) -> str:
+    words = f"recipe {engine.recipe or 'unknown'}, activations {engine.activation or 'unknown'}"
+    if engine.quantization is None:
+        return words
+    counts = Counter(product.mode for product in engine.quantization.products)
+    products = ", ".join(f"{counts[mode]} {mode}" for mode in ProductMode if counts[mode])
+    calibration = f"calibrated on {engine.quantization.n_texts} texts of {engine.quantization.calibration}"
+    return f"{words}, weights {engine.quantization.weight_bits} bits; products: {products}; {calibration}"
+
+
 def _judged(engine: EngineEntry) -> str:
-    if not engine.certificates:
-        return "never"
-    certificate = engine.certificates[-1]
-    cosine = certificate.figures.get("cosine_min")
-    verdict = "certified" if certificate.certified else f"uncertified ({certificate.note})"
-    return f"{verdict}, least cosine {cosine} to {certificate.reference} on {certificate.corpus}"
+    """A line for each certificate."""
+    lines = []
+    for certificate in engine.certificates:
+        cosine = certificate.figures.get("cosine_min")
+        verdict = "certified" if certificate.certified else f"uncertified ({certificate.note})"
+        lines.append(
+            f"{verdict}, least cosine {cosine} to {certificate.reference} on {certificate.corpus}; "
+            f"{certificate.backend} on {certificate.processor}"
+        )
+    return "\n".join(lines) or "never"
 
 
 def _print_pairs(pairs: dict[str, str]) -> None:
     width = max(map(len, pairs))
     for name, value in pairs.items():
-        typer.echo(f"{name:<{width}}  {value}")
+        typer.echo(f"{name:<{width}}  " + value.replace("\n", "\n" + " " * (width + 2)))

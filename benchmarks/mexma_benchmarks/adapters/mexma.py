@@ -11,12 +11,11 @@ from mexma_runtime.types import Ragged
 
 
 def open_model(task: Task) -> Model:
-    """Load the engine that `options` name: `precision`, `dialect` and `backend`."""
+    """Load the engine that `options` name: `engine` and `backend`."""
     options = task.options
     encoder = Encoder.load(
         task.folder,
-        precision=options["precision"],
-        dialect=options["dialect"],
+        engine=options["engine"],
         backend=options["backend"],
         device=task.device,
         n_threads=task.n_threads,

@@ -29,9 +29,9 @@ class GraphBuilder:
         self._initializers: dict[str, ir.Value] = {}
         self.float_type = ir.DataType.FLOAT16 if precision is Precision.FP16 else ir.DataType.FLOAT
 
-    def input(self, name: str, shape: Sequence[Dimension]) -> ir.Value:
-        """An int32 input of the graph."""
-        value = ir.val(name, ir.DataType.INT32, list(shape))
+    def input(self, name: str, shape: Sequence[Dimension], dtype: ir.DataType = ir.DataType.INT32) -> ir.Value:
+        """An input of the graph."""
+        value = ir.val(name, dtype, list(shape))
         self._inputs.append(value)
         return value
 
@@ -48,6 +48,10 @@ class GraphBuilder:
         output = ir.val(name)
         self._nodes.append(ir.node(op_type, inputs, attributes, domain=domain, outputs=[output], name=name))
         return output
+
+    def value(self, name: str) -> ir.Value:
+        """What the node `name` gives."""
+        return next(node.outputs[0] for node in self._nodes if node.name == name)
 
     def weight(self, name: str) -> ir.Value:
         """An initializer that holds the tensor `name` of the model."""
@@ -66,14 +70,15 @@ class GraphBuilder:
             self._initializers[name] = ir.val(name, const_value=tensor)
         return self._initializers[name]
 
-    def finish(self, output: ir.Value, *, shape: Sequence[Dimension], name: str) -> ir.Model:
-        """The model whose single output is `output`, float32 of `shape`."""
-        output.type = ir.TensorType(ir.DataType.FLOAT)
-        output.shape = ir.Shape(list(shape))
+    def finish(self, outputs: Mapping[ir.Value, Sequence[Dimension]], *, name: str) -> ir.Model:
+        """The model with `outputs` and their shapes, all of them float32."""
+        for output, shape in outputs.items():
+            output.type = ir.TensorType(ir.DataType.FLOAT)
+            output.shape = ir.Shape(list(shape))
         opsets = {"": OPSET} | {node.domain: 1 for node in self._nodes if node.domain}
         graph = ir.Graph(
             self._inputs,
-            [output],
+            list(outputs),
             nodes=self._nodes,
             initializers=list(self._initializers.values()),
             opset_imports=opsets,

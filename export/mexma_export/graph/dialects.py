@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from mexma_export.config import ModelConfig
 from mexma_export.graph.builder import FUSED_DOMAIN, GraphBuilder
+from mexma_export.graph.products import Products
 from mexma_runtime.types import Dialect
 
 MASKED = -3.0e38
@@ -43,8 +44,8 @@ class Steps(Protocol):
 class Portable:
     """Standard ONNX operators alone."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self._config = config
+    def __init__(self, config: ModelConfig, product: Products) -> None:
+        self._config, self._product = config, product
 
     def key_mask(self, g: GraphBuilder, attention_mask: ir.Value) -> ir.Value:
         """fp32 `(batch, 1, 1, length)`: 0 for tokens, MASKED for padding."""
@@ -91,8 +92,7 @@ class Portable:
         return g.op("LayerNormalization", inputs, name, axis=-1, epsilon=epsilon, stash_type=1)
 
     def _linear(self, g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
-        product = g.op("MatMul", [x, g.weight(f"{path}.weight")], f"{path}.product")
-        return g.op("Add", [product, g.weight(f"{path}.bias")], f"{path}.out")
+        return g.op("Add", [self._product(g, x, path), g.weight(f"{path}.bias")], f"{path}.out")
 
     def _heads(self, g: GraphBuilder, x: ir.Value, path: str, perm: list[int]) -> ir.Value:
         sizes = np.array([0, 0, self._config.n_heads, self._config.head_size], dtype=np.int64)
@@ -103,8 +103,8 @@ class Portable:
 class Fused:
     """onnxruntime's own operators, which take the biases of the products before them."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self._config = config
+    def __init__(self, config: ModelConfig, product: Products) -> None:
+        self._config, self._product = config, product
 
     def key_mask(self, g: GraphBuilder, attention_mask: ir.Value) -> ir.Value:
         """int32 `(batch,)`: tokens a sentence; the form that keeps flash kernels possible on CUDA."""
@@ -141,9 +141,6 @@ class Fused:
         inputs = [x, residual, g.weight(f"{norm}.gamma"), g.weight(f"{norm}.beta"), *([bias] if bias else [])]
         epsilon = self._config.layer_norm_epsilon
         return g.op("SkipLayerNormalization", inputs, name, domain=FUSED_DOMAIN, epsilon=epsilon)
-
-    def _product(self, g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
-        return g.op("MatMul", [x, g.weight(f"{path}.weight")], f"{path}.product")
 
 
 STEPS: dict[Dialect, type[Portable] | type[Fused]] = {Dialect.PORTABLE: Portable, Dialect.FUSED: Fused}

@@ -13,10 +13,13 @@ import onnx_ir as ir
 from mexma_export.config import ModelConfig
 from mexma_export.graph.builder import GraphBuilder
 from mexma_export.graph.dialects import STEPS, Steps
+from mexma_export.graph.products import Products, float_product
 from mexma_runtime.types import Dialect, Pooling, Precision
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 """int32 `(batch, length)` each; the mask is 1 for tokens and 0 for padding, which is on the right."""
+LAYER_INPUTS = ("hidden", "attention_mask")
+"""Of `write_layer`."""
 OUTPUT = "sentence_embedding"
 """float32 `(batch, hidden)`, pooled and not normalised, in every precision."""
 
@@ -28,10 +31,11 @@ def write_encoder(
     dialect: Dialect,
     precision: Precision,
     pooling: Pooling,
+    product: Products = float_product,
 ) -> ir.Model:
-    """The graph of one engine over `weights` (names and layout: weights.write_weights)."""
+    """The graph of one engine over `weights` (names and layout: weights.write_weights), its products by `product`."""
     g = GraphBuilder(weights, precision=precision)
-    steps: Steps = STEPS[dialect](config)
+    steps: Steps = STEPS[dialect](config, product)
     input_ids, attention_mask, position_ids = (g.input(name, ["batch", "length"]) for name in INPUTS)
     mask = steps.key_mask(g, attention_mask)
 
@@ -45,18 +49,57 @@ def write_encoder(
     if g.float_type is not ir.DataType.FLOAT:
         x = g.op("Cast", [x], "pooling.fp32", to=ir.DataType.FLOAT)
     output = _drop_row_axis(g, x) if pooling is Pooling.CLS else _mean(g, x, attention_mask)
-    return g.finish(
-        output,
-        shape=["batch", config.hidden_size],
-        name=f"{config.family}.{dialect}.{precision}.{pooling}",
-    )
+    return g.finish({output: ["batch", config.hidden_size]}, name=f"{config.family}.{dialect}.{precision}.{pooling}")
+
+
+def write_layer(
+    config: ModelConfig,
+    weights: Mapping[str, ir.TensorProtocol],
+    layer: int,
+    *,
+    dialect: Dialect,
+    pooling: Pooling,
+    product: Products = float_product,
+) -> ir.Model:
+    """The graph of one layer, for calibration: LAYER_INPUTS in, the values that its products read and its output out.
+
+    `hidden` is float32 `(batch, length, hidden)`, all sentences of one length. The outputs: `layer_taps(layer)`.
+    """
+    g = GraphBuilder(weights, precision=Precision.FP32)
+    steps: Steps = STEPS[dialect](config, product)
+    x = g.input(LAYER_INPUTS[0], ["batch", "length", config.hidden_size], ir.DataType.FLOAT)
+    mask = steps.key_mask(g, g.input(LAYER_INPUTS[1], ["batch", "length"]))
+    is_pooled_row = pooling is Pooling.CLS and layer == config.n_layers - 1
+    _layer(g, steps, _first_row(g, x) if is_pooled_row else x, x, mask, f"layer.{layer}")
+    width = {f"layer.{layer}.ffn.gelu": config.ffn_size}
+    taps: dict[ir.Value, list[int | str]] = {
+        g.value(name): ["batch", "rows", width.get(name, config.hidden_size)] for name in layer_taps(layer)
+    }
+    return g.finish(taps, name=f"{config.family}.layer.{layer}")
+
+
+def layer_taps(layer: int) -> tuple[str, str, str, str]:
+    """What the attention's output, FFN-up and FFN-down of a layer read, and the layer's own output."""
+    path = f"layer.{layer}"
+    return f"{path}.attention.out", f"{path}.attention.normed", f"{path}.ffn.gelu", f"{path}.out"
 
 
 def _embeddings(g: GraphBuilder, steps: Steps, input_ids: ir.Value, position_ids: ir.Value) -> ir.Value:
     """LayerNorm(word + position); the one token type's row is part of the position table."""
-    words = g.op("Gather", [g.weight("embeddings.word"), input_ids], "embeddings.words", axis=0)
+    words = _word_vectors(g, input_ids)
     positions = g.op("Gather", [g.weight("embeddings.position"), position_ids], "embeddings.positions", axis=0)
     return steps.add_norm(g, words, positions, "embeddings.norm", "embeddings.out")
+
+
+def _word_vectors(g: GraphBuilder, input_ids: ir.Value) -> ir.Value:
+    """Rows of the word table; of a table in int8, times the scale of each row."""
+    table = g.weight("embeddings.word")
+    if table.const_value is None or table.const_value.dtype is not ir.DataType.INT8:
+        return g.op("Gather", [table, input_ids], "embeddings.words", axis=0)
+    integers = g.op("Gather", [table, input_ids], "embeddings.words.int8", axis=0)
+    scales = g.op("Gather", [g.weight("embeddings.word.scale"), input_ids], "embeddings.words.scale", axis=0)
+    floats = g.op("Cast", [integers], "embeddings.words.float", to=g.float_type)
+    return g.op("Mul", [floats, scales], "embeddings.words")
 
 
 def _layer(g: GraphBuilder, steps: Steps, rows: ir.Value, x: ir.Value, mask: ir.Value, path: str) -> ir.Value:

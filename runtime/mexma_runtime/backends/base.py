@@ -16,7 +16,7 @@ class BackendOptions:
     n_threads: int | None = None
     """Threads that compute one batch; None: the physical cores that the process may use."""
     spinning: bool | None = None
-    """Whether idle threads wait busily: lower latency, more processor time."""
+    """Whether idle threads wait busily: lower latency, more processor time. Only onnxruntime has the choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class BackendInfo:
     """What was chosen; nothing in it is a wish."""
 
     backend: str
-    """`onnxruntime`."""
+    """`onnxruntime` or `openvino`."""
     version: str
     """Version of the library."""
     device: str
@@ -42,6 +42,9 @@ class BackendInfo:
     """Execution providers as the library names them, in order."""
     n_threads: int
     spinning: bool
+    """Whether idle threads wait busily."""
+    processor: str
+    """The processor and the instruction sets that the library uses of it."""
     policy: BatchPolicy
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Any
 
 import numpy as np
 
 from mexma_runtime.backends.base import BackendInfo, BackendOptions, BatchPolicy
-from mexma_runtime.backends.padding import INPUT_NAMES, padded_inputs
+from mexma_runtime.backends.padding import padded_inputs
+from mexma_runtime.backends.requirements import n_threads_for, require_names, require_version, saturates
 from mexma_runtime.bundle import Bundle
-from mexma_runtime.errors import BundleError, EngineUnavailableError, MexmaError, MissingDependencyError, UsageError
-from mexma_runtime.hardware import detect_hardware
+from mexma_runtime.errors import EngineUnavailableError, MexmaError, MissingDependencyError
+from mexma_runtime.hardware import describe_processor, detect_hardware
 from mexma_runtime.manifest import EngineEntry, Manifest
 from mexma_runtime.types import Ragged, Vectors
 from mexma_runtime.vectors import rows_to_fill
@@ -28,30 +28,26 @@ SILENT = 4
 def open_engine(bundle: Bundle, engine: EngineEntry, options: BackendOptions) -> OnnxRuntimeCpu:
     """Open a session for `engine`."""
     version = library_version()
-    least = engine.requires.get(NAME)
-    if least is None:
-        raise EngineUnavailableError(f"engine {engine.name} is for {', '.join(engine.requires)}, not for {NAME}")
-    if version_key(version) < version_key(least):
-        raise EngineUnavailableError(
-            f"engine {engine.name} needs {NAME} {least} or later, {version} is installed: "
-            f"pip install --upgrade 'mexma-runtime[cpu]'"
-        )
+    require_version(engine, NAME, version, extra="cpu")
     hardware = detect_hardware()
-    n_threads = hardware.n_usable_cores if options.n_threads is None else options.n_threads
-    if n_threads < 1:
-        raise UsageError(f"n_threads: expected 1 or more, got {n_threads}")
+    n_threads = n_threads_for(options, hardware)
     # Threads that wait busily would use up a quota that others could compute with.
     spinning = hardware.cpu_quota is None if options.spinning is None else options.spinning
     path = bundle.path(engine.file)
     try:
-        session = _session(str(path), n_threads=n_threads, spinning=spinning)
+        settings = {
+            "session.intra_op.allow_spinning": "1" if spinning else "0",
+            # Weights become uint8, whose products with uint8 onnxruntime sums exactly, and more slowly.
+            "session.x64quantprecision": "1" if saturates(engine, hardware.instruction_sets) else "0",
+        }
+        if engine.quantization and engine.quantization.has_dynamic and engine.quantization.group_size:
+            # Products of floats and int8 weights: onnxruntime finds scales for groups of 32 unless told otherwise.
+            settings["session.qdq_matmulnbits_block_size"] = str(engine.quantization.group_size)
+        session = _session(str(path), n_threads, settings)
     except Exception as error:
         raise EngineUnavailableError(f"{path}: {NAME} {version} cannot open this graph: {error}") from error
-    names = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
-    if names != (engine.inputs, [engine.output]) or not set(engine.inputs) <= set(INPUT_NAMES):
-        raise BundleError(
-            path, f"expected inputs {engine.inputs} and output {engine.output}, the graph has {names[0]} and {names[1]}"
-        )
+    inputs, outputs = ([value.name for value in found] for found in (session.get_inputs(), session.get_outputs()))
+    require_names(path, engine, inputs, outputs)
     info = BackendInfo(
         backend=NAME,
         version=version,
@@ -59,6 +55,7 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: BackendOptions) ->
         providers=tuple(session.get_providers()),
         n_threads=n_threads,
         spinning=spinning,
+        processor=describe_processor(),
         policy=POLICY,
     )
     return OnnxRuntimeCpu(session, engine=engine, manifest=bundle.manifest, info=info)
@@ -112,13 +109,11 @@ def library_version() -> str:
     return str(ort.__version__)
 
 
-def version_key(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version, to compare: 1.31.1 and 1.31.1+cpu are (1, 31, 1)."""
-    match = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(part) for part in match.group().split(".")) if match else ()
+def obstacle(engine: EngineEntry) -> None:
+    """Nothing: onnxruntime finds a way on every processor."""
 
 
-def _session(path: str, *, n_threads: int, spinning: bool) -> Any:
+def _session(path: str, n_threads: int, settings: dict[str, str]) -> Any:
     ort = _import_onnxruntime()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -128,7 +123,8 @@ def _session(path: str, *, n_threads: int, spinning: bool) -> Any:
     # all-MiniLM-L6-v2, fused, 2,000 random shapes of up to 512 tokens: from 101 MB, memory levels off at 125 MB after
     # 100 of them; with patterns, kept for each shape, at 136 MB; without the arena at 120 to 130 MB, and no faster.
     options.enable_mem_pattern = False
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    for name, value in settings.items():
+        options.add_session_config_entry(name, value)
     return ort.InferenceSession(path, options, providers=[PROVIDER])
 
 

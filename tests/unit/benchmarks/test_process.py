@@ -19,7 +19,7 @@ from mexma_benchmarks.workload import Job
 from mexma_runtime import Encoder
 
 TEXTS = ["the ferry leaves at noon", "rain", "two words"]
-ENGINE = {"precision": "fp32", "dialect": "fused", "backend": "onnxruntime"}
+ENGINE = {"engine": "fused.fp32", "precision": "fp32", "backend": "onnxruntime"}
 
 
 @pytest.fixture(scope="module")

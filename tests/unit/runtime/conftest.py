@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from mexma_runtime import Encoder
-from mexma_runtime.bundle import sha256_of
+from mexma_runtime.bundle import Bundle, sha256_of
 from mexma_runtime.manifest import (
     MANIFEST_NAME,
     SCHEMA,
@@ -25,6 +25,9 @@ from mexma_runtime.manifest import (
     Manifest,
     ModelEntry,
     PositionScheme,
+    ProductMode,
+    Quantization,
+    QuantizedProduct,
     Setting,
     TextEntry,
 )
@@ -33,8 +36,11 @@ from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
 DIM, MAX_TOKENS, PADDING_ID = 8, 16, 1
 VOCABULARY = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", *string.ascii_lowercase, "\u2581the", "\u2581a", "and"]
 WEIGHTS = "weights.bin"
+INT8_WIDTH, INT8_SCALE = 64, 0.01
 
 MakeBundle = Callable[..., Path]
+MakeInt8Bundle = Callable[..., Bundle]
+Int8Reference = Callable[..., Vectors]
 ReferenceVectors = Callable[[Ragged], Vectors]
 
 
@@ -74,6 +80,90 @@ def write_graph(path: Path) -> None:
     )
 
 
+def int8_weights(bits: int) -> tuple[NDArray[np.float32], NDArray[np.int8], NDArray[np.float32]]:
+    """Words `(n, INT8_WIDTH)` from 0 to 2.55, weights `(INT8_WIDTH, INT8_WIDTH)` and their scales.
+
+    Neighbouring weights are large and of one sign: sums of 16 bits cannot hold their products with bytes.
+    """
+    random = np.random.default_rng(11)
+    words = random.uniform(0, 2.55, (len(VOCABULARY), INT8_WIDTH)).astype(np.float32)
+    largest = 2 ** (bits - 1) - 1
+    signs = random.choice([-1, 1], (INT8_WIDTH // 2, INT8_WIDTH)).repeat(2, axis=0)
+    dense = (random.integers(largest * 3 // 4, largest, (INT8_WIDTH, INT8_WIDTH), endpoint=True) * signs).astype(
+        np.int8
+    )
+    return words, dense, random.uniform(0.005, 0.02, INT8_WIDTH).astype(np.float32)
+
+
+def write_int8_graph(path: Path, mode: ProductMode, bits: int) -> None:
+    """word @ dense, averaged over the tokens; all tokens count, and positions do not."""
+    words, dense, scales = int8_weights(bits)
+    arrays = {
+        "words": words,
+        "dense": dense,
+        "scales": scales,
+        "scale": np.float32(INT8_SCALE),
+        "zero_point": np.uint8(0),
+        "none": np.array([0], dtype=np.int32),
+    }
+    names = ("input_ids", "attention_mask", "position_ids")
+    factor = "quantized" if mode is ProductMode.STATIC else "word"
+    graph = helper.make_graph(
+        [
+            helper.make_node("Mul", ["attention_mask", "none"], ["no_mask"]),
+            helper.make_node("Mul", ["position_ids", "none"], ["no_position"]),
+            helper.make_node("Add", ["input_ids", "no_mask"], ["ids"]),
+            helper.make_node("Add", ["ids", "no_position"], ["ids_again"]),
+            helper.make_node("Gather", ["words", "ids_again"], ["word"]),
+            helper.make_node("QuantizeLinear", ["word", "scale", "zero_point"], ["bytes"]),
+            helper.make_node("DequantizeLinear", ["bytes", "scale", "zero_point"], ["quantized"]),
+            helper.make_node("DequantizeLinear", ["dense", "scales"], ["weights"], axis=1),
+            helper.make_node("MatMul", [factor, "weights"], ["product"]),
+            helper.make_node("ReduceMean", ["product"], ["sentence_embedding"], axes=[1], keepdims=0),
+        ],
+        "tiny_int8",
+        [helper.make_tensor_value_info(name, TensorProto.INT32, ["batch", "length"]) for name in names],
+        [helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, ["batch", INT8_WIDTH])],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
+    )
+    onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+
+
+def int8_bundle(folder: Path, mode: ProductMode, *, bits: int = 8, group_size: int | None = None) -> Bundle:
+    """A bundle of one int8 engine whose one product is quantized by `mode`; DYNAMIC is up to the backend."""
+    write_bundle(folder)
+    path = folder / "model.portable.int8.fast.uint8.onnx"
+    write_int8_graph(path, mode, bits)
+    manifest = Bundle.open(folder).manifest
+    product = QuantizedProduct(name="dense", mode=mode, migration=None, scale=INT8_SCALE, zero_point=0, error=0.01)
+    quantization = Quantization(
+        recipe_sha256="0" * 64,
+        seed=0,
+        calibration="by hand",
+        calibration_sha256="0" * 64,
+        n_texts=1,
+        n_tokens=1,
+        weight_bits=bits,
+        group_size=group_size,
+        products=[product],
+    )
+    engine = replace(
+        next(engine for engine in manifest.engines if engine.dialect is Dialect.PORTABLE),
+        name="portable.int8.fast.uint8",
+        precision=Precision.INT8,
+        recipe="fast",
+        activation="uint8",
+        file=path.name,
+        weights=[],
+        quantization=quantization,
+    )
+    entry = FileEntry(name=path.name, sha256=sha256_of(path), size=path.stat().st_size)
+    model = replace(manifest.model, hidden_size=INT8_WIDTH)
+    manifest = replace(manifest, model=model, files=[*manifest.files, entry], engines=[engine])
+    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    return Bundle.open(folder)
+
+
 def write_tokenizer(path: Path) -> None:
     tokenizer = Tokenizer(models.Unigram([(token, -float(i)) for i, token in enumerate(VOCABULARY)], unk_id=3))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -102,7 +192,7 @@ def write_bundle(folder: Path, *, requires: str = "1.16", normalize: bool = Fals
             weights=[WEIGHTS],
             inputs=["input_ids", "attention_mask", "position_ids"],
             output="sentence_embedding",
-            requires={"onnxruntime": requires},
+            requires={"onnxruntime": requires} | ({"openvino": requires} if dialect is Dialect.PORTABLE else {}),
             space="0123456789abcdef",
         )
         for dialect, name in names.items()
@@ -149,6 +239,13 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
     return lambda **options: write_bundle(tmp_path / f"bundle-{next(counter)}", **options)
 
 
+@pytest.fixture
+def make_int8_bundle(tmp_path: Path) -> MakeInt8Bundle:
+    """`int8_bundle` in a fresh folder."""
+    counter = iter(range(100))
+    return lambda mode, **options: int8_bundle(tmp_path / f"int8-{next(counter)}", mode, **options)
+
+
 @pytest.fixture(scope="session")
 def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that tests only read."""
@@ -175,5 +272,20 @@ def reference() -> ReferenceVectors:
             hidden = np.tanh((table["words"][ids] + table["positions"][positions]) @ table["dense"])
             rows.append(hidden.mean(axis=0))
         return np.array(rows, dtype=np.float32).reshape(len(ragged), DIM)
+
+    return vectors
+
+
+@pytest.fixture
+def int8_reference() -> Int8Reference:
+    """What the int8 graph computes, in NumPy, and exactly: of DYNAMIC, with activations that are not quantized."""
+
+    def vectors(ragged: Ragged, bits: int, mode: ProductMode = ProductMode.STATIC) -> Vectors:
+        words, dense, scales = int8_weights(bits)
+        levels = words / np.float32(INT8_SCALE)
+        if mode is ProductMode.STATIC:
+            levels = np.clip(np.rint(levels), 0, 255)
+        products = (levels.astype(np.float64) @ dense) * (INT8_SCALE * scales.astype(np.float64))
+        return np.array([products[ragged[row]].mean(axis=0) for row in range(len(ragged))], dtype=np.float32)
 
     return vectors

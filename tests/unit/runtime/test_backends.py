@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mexma_runtime.backends import backend_statuses, choose_backend, choose_engine, open_backend, runnable_engines
+from mexma_runtime.backends import backend_statuses, onnxruntime_cpu, open_backend
 from mexma_runtime.backends.base import Backend, BackendOptions
-from mexma_runtime.backends.onnxruntime_cpu import version_key
 from mexma_runtime.backends.padding import padded_inputs
+from mexma_runtime.backends.requirements import version_key
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.errors import (
     BundleError,
@@ -22,7 +22,8 @@ from mexma_runtime.errors import (
     MissingDependencyError,
     UsageError,
 )
-from mexma_runtime.manifest import EngineEntry, PositionScheme, TextEntry
+from mexma_runtime.hardware import VNNI, describe_processor, detect_hardware
+from mexma_runtime.manifest import EngineEntry, PositionScheme, ProductMode, TextEntry
 from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
 
 MakeBundle = Callable[..., Path]
@@ -34,10 +35,6 @@ SENTENCES = [[0, 5, 6, 2], [0, 2], [0, 7, PAD, 8, 9, 2], [0, 5, 6, 2]]
 @pytest.fixture
 def bundle(bundle_folder: Path) -> Bundle:
     return Bundle.open(bundle_folder)
-
-
-def with_engines(bundle: Bundle, *engines: EngineEntry) -> Bundle:
-    return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, engines=list(engines)))
 
 
 def variant(bundle: Bundle, dialect: Dialect, precision: Precision, backend: str = "onnxruntime") -> EngineEntry:
@@ -141,7 +138,7 @@ def test_info_says_what_runs(bundle: Bundle) -> None:
     info = backend.info
     assert (info.backend, info.version, info.device) == ("onnxruntime", onnxruntime.__version__, "cpu")
     assert info.providers == ("CPUExecutionProvider",)
-    assert (info.n_threads, info.spinning) == (2, False)
+    assert (info.n_threads, info.spinning, info.processor) == (2, False, describe_processor())
     assert info.policy.equal_length
     backend.close()
     backend.close()
@@ -229,90 +226,41 @@ def test_an_engine_for_another_backend_is_refused(bundle: Bundle) -> None:
         open_backend(bundle, engine, BackendOptions())
 
 
-@pytest.mark.parametrize(
-    ("device", "name", "said"),
-    [
-        ("cuda", None, r"a backend for device 'cuda' is not in this version.*it has onnxruntime on cpu"),
-        ("cuda:1", "onnxruntime", r"onnxruntime on cuda:1 is not in this version"),
-        ("cpu", "openvino", r"openvino on cpu is not in this version"),
-        ("cpu", "tensorrt", r"tensorrt on cpu is not in this version"),
-        ("cpu", "caffe", r"there is no backend 'caffe'; this version has onnxruntime on cpu"),
-    ],
-)
-def test_no_other_device_or_backend_takes_over(device: str, name: str | None, said: str) -> None:
-    with pytest.raises(EngineUnavailableError, match=said):
-        choose_backend(device, name)
-
-
-@pytest.mark.parametrize("device", ["", "gpu", "cpu:0", "cuda:one", "CPU"])
-def test_what_is_no_device_is_refused(device: str) -> None:
-    with pytest.raises(UsageError, match="device: expected"):
-        choose_backend(device)
-
-
-@pytest.mark.parametrize(
-    ("precision", "dialect", "expected"),
-    [
-        (None, None, "fused.fp32"),
-        ("fp32", None, "fused.fp32"),
-        (Precision.FP16, None, "portable.fp16"),
-        ("fp32", "portable", "portable.fp32"),
-    ],
-)
-def test_the_engine_that_the_backend_runs_best(
-    bundle: Bundle, precision: str | None, dialect: str | None, expected: str
+@pytest.mark.parametrize("bits", [7, 8])
+@pytest.mark.parametrize("instruction_sets", [("avx2",), ("avx2", "avx512_vnni"), ("asimd",)])
+def test_int8_saturates_on_no_processor(
+    make_int8_bundle: Callable[..., Bundle],
+    int8_reference: Callable[[Ragged, int], Vectors],
+    monkeypatch: pytest.MonkeyPatch,
+    bits: int,
+    instruction_sets: tuple[str, ...],
 ) -> None:
-    engines = [
-        variant(bundle, Dialect.PORTABLE, Precision.FP16),
-        variant(bundle, Dialect.PORTABLE, Precision.FP32),
-        variant(bundle, Dialect.FUSED, Precision.FP32),
-        variant(bundle, Dialect.FUSED, Precision.FP16, "another"),
-    ]
+    hardware = dataclasses.replace(detect_hardware(), instruction_sets=instruction_sets)
+    monkeypatch.setattr(onnxruntime_cpu, "detect_hardware", lambda: hardware)
+    backend = opened(make_int8_bundle(ProductMode.STATIC, bits=bits), n_threads=1)
+    ragged = Ragged.from_sequences([[0, 5, 6, 2], [0, 7, 8, 2]])
+    out = np.zeros((2, 64), np.float32)
 
-    chosen = choose_engine(with_engines(bundle, *engines), choose_backend("cpu"), precision=precision, dialect=dialect)
+    backend.run(ragged, out)
 
-    assert chosen.name == expected
-
-
-def test_every_engine_that_a_backend_runs_is_listed_the_best_dialects_first(bundle: Bundle) -> None:
-    engines = [
-        variant(bundle, Dialect.PORTABLE, Precision.FP32),
-        variant(bundle, Dialect.FUSED, Precision.FP32, "another"),
-        variant(bundle, Dialect.FUSED, Precision.FP16),
-        variant(bundle, Dialect.FUSED, Precision.FP32),
-    ]
-
-    found = runnable_engines(with_engines(bundle, *engines), "cpu")
-
-    assert [(name, engine.name) for name, engine in found] == [
-        ("onnxruntime", "fused.fp32"),
-        ("onnxruntime", "fused.fp16"),
-        ("onnxruntime", "portable.fp32"),
-    ]
-    with pytest.raises(EngineUnavailableError, match="a backend for device 'cuda' is not in this version"):
-        runnable_engines(bundle, "cuda")
-    with pytest.raises(UsageError, match="expected 'cpu', 'cuda' or 'cuda:N', got 'tpu'"):
-        runnable_engines(bundle, "tpu")
+    np.testing.assert_allclose(out, int8_reference(ragged, bits), rtol=1e-5)
+    assert isinstance(backend, onnxruntime_cpu.OnnxRuntimeCpu)
+    options = backend._session.get_session_options()
+    expected = "1" if (bits, instruction_sets) == (8, ("avx2",)) else "0"
+    assert options.get_session_config_entry("session.x64quantprecision") == expected
 
 
-def test_the_only_precision_is_taken(bundle: Bundle) -> None:
-    only = with_engines(bundle, variant(bundle, Dialect.FUSED, Precision.FP16))
+@pytest.mark.skipif(VNNI.isdisjoint(detect_hardware().instruction_sets), reason="the processor has no VNNI")
+def test_dynamic_int8_takes_scales_by_groups_of_channels(
+    make_int8_bundle: Callable[..., Bundle], int8_reference: Callable[..., Vectors]
+) -> None:
+    ragged = Ragged.from_sequences([[0, 5, 6, 2], [0, 7, 8, 2]])
+    exact = int8_reference(ragged, 8, ProductMode.DYNAMIC)
+    errors = {}
+    for size in (16, 32, 64):
+        out = np.zeros((2, 64), np.float32)
+        opened(make_int8_bundle(ProductMode.DYNAMIC, group_size=size), n_threads=1).run(ragged, out)
+        errors[size] = np.linalg.norm(out - exact) / np.linalg.norm(exact)
 
-    assert choose_engine(only, choose_backend("cpu")).precision is Precision.FP16
-
-
-def test_an_engine_that_is_not_there_is_answered_with_those_that_are(bundle: Bundle) -> None:
-    two = [variant(bundle, Dialect.FUSED, Precision.FP16), variant(bundle, Dialect.FUSED, Precision.INT8)]
-    said = r"no fp32 engine for backend onnxruntime; the bundle has fused.fp16 \(for onnxruntime\), fused.int8"
-
-    with pytest.raises(EngineUnavailableError, match=said):
-        choose_engine(with_engines(bundle, *two), choose_backend("cpu"))
-    with pytest.raises(EngineUnavailableError, match="no int8 engine in dialect portable for backend onnxruntime"):
-        choose_engine(with_engines(bundle, *two), choose_backend("cpu"), precision="int8", dialect="portable")
-    with pytest.raises(EngineUnavailableError, match="the bundle has no engines"):
-        choose_engine(with_engines(bundle), choose_backend("cpu"))
-
-
-def test_what_is_no_precision_is_refused(bundle: Bundle) -> None:
-    with pytest.raises(UsageError, match="precision: expected one of fp32, fp16, int8, got 'fp64'"):
-        choose_engine(bundle, choose_backend("cpu"), precision="fp64")
+    assert all(1e-4 < error < 1e-2 for error in errors.values()), errors
+    assert len(set(errors.values())) == 3

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,8 +16,10 @@ import onnxruntime
 import pytest
 
 from mexma_runtime import Encoder
+from mexma_runtime.bundle import Bundle
 from mexma_runtime.cli import main
 from mexma_runtime.lines import count_lines, read_sentences
+from mexma_runtime.manifest import MANIFEST_NAME, Certificate, ProductMode
 from mexma_runtime.types import Vectors
 
 MakeBundle = Callable[..., Path]
@@ -199,6 +202,50 @@ def test_info_shows_what_the_bundle_holds(run: Run, bundle_folder: Path) -> None
     assert document["weights_verified"] is False
 
 
+def test_info_shows_how_an_engine_was_quantized_and_judged(run: Run, make_int8_bundle: Callable[..., Bundle]) -> None:
+    bundle = make_int8_bundle(ProductMode.STATIC, bits=7)
+    certificates = [
+        Certificate(
+            reference="PyTorch",
+            corpus="sample",
+            corpus_sha256="0" * 64,
+            backend=backend,
+            provider="CPU",
+            processor="a processor (avx2)",
+            certified=True,
+            note=None,
+            figures={"cosine_min": 0.99},
+        )
+        for backend in ("onnxruntime 1.31.1", "openvino 2026.4.1")
+    ]
+    engine = dataclasses.replace(bundle.manifest.engines[0], certificates=certificates)
+    manifest = dataclasses.replace(bundle.manifest, engines=[engine])
+    (bundle.folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+
+    _, stdout, _ = run("info", bundle.folder)
+
+    assert (
+        "recipe fast, activations uint8, weights 7 bits; products: 1 static; calibrated on 1 texts of by han" in stdout
+    )
+    for certificate in certificates:
+        assert f"least cosine 0.99 to PyTorch on sample; {certificate.backend} on a processor (avx2)\n" in stdout
+
+
+def test_embed_insists_on_a_backend_and_a_recipe(
+    run: Run, make_int8_bundle: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    bundle = make_int8_bundle(ProductMode.STATIC, bits=7)
+    (tmp_path / "in.txt").write_text("the cat\na dog\n")
+    command = ["embed", tmp_path / "in.txt", "--bundle", bundle.folder, "-o", tmp_path / "out.npy"]
+
+    for backend in ("onnxruntime", "openvino"):
+        _, stdout, _ = run(*command, "--backend", backend, "--recipe", "fast", "--json")
+        assert json.loads(stdout)["backend"] == backend
+    code, _, stderr = run(*command, "--recipe", "precise")
+    assert code == 6
+    assert "no int8 engine of recipe precise" in stderr
+
+
 def test_info_verifies_the_weights_when_asked(run: Run, make_bundle: MakeBundle) -> None:
     folder = make_bundle()
     weights = folder / "weights.bin"
@@ -216,6 +263,7 @@ def test_doctor_tells_what_works(run: Run) -> None:
 
     assert code == 0
     assert f"onnxruntime on cpu: works, {onnxruntime.__version__}" in stdout
+    assert "openvino on cpu: works, 20" in stdout
     assert "tensorrt on cuda: not in this version of mexma-runtime" in stdout
     assert document["versions"]["numpy"] == np.__version__
     assert document["hardware"]["n_logical_cpus"] == len(os.sched_getaffinity(0))

@@ -11,11 +11,13 @@ from mexma_runtime.hardware import (
     cpu_cgroup_folders,
     describe_processor,
     detect_hardware,
+    onednn_instruction_sets,
     parse_cpu_list,
     parse_cpuinfo,
     parse_meminfo,
     parse_quota,
     read_cpu_quota,
+    sums_int8_exactly,
 )
 
 X86 = """processor\t: 0
@@ -195,3 +197,52 @@ def test_this_machine_is_plausible() -> None:
     assert 1 <= hardware.n_usable_cores <= hardware.n_physical_cores <= hardware.n_logical_cpus
     assert hardware.n_logical_cpus == len(os.sched_getaffinity(0))
     assert hardware.processor in describe_processor()
+
+
+ALL = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_bf16", "amx_int8")
+
+
+@pytest.mark.parametrize(
+    ("environment", "left"),
+    [
+        ({}, ALL),
+        ({"ONEDNN_MAX_CPU_ISA": "ALL"}, ALL),
+        ({"ONEDNN_MAX_CPU_ISA": "no such set"}, ALL),
+        ({"ONEDNN_MAX_CPU_ISA": "SSE41"}, ()),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, ("avx2",)),
+        ({"DNNL_MAX_CPU_ISA": "avx2_vnni"}, ("avx2", "avx_vnni")),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "DNNL_MAX_CPU_ISA": "AVX2"}, ("avx2", "avx512f")),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}, ("avx2", "avx512f", "avx512_vnni")),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX10_1_512"}, ALL[:-2]),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_AMX"}, ALL),
+    ],
+)
+def test_what_a_limit_leaves_to_onednn(environment: dict[str, str], left: tuple[str, ...]) -> None:
+    assert onednn_instruction_sets(ALL, environment) == left
+    assert onednn_instruction_sets(("asimd", "i8mm"), environment) == ("asimd", "i8mm")
+
+
+@pytest.mark.parametrize(
+    ("instruction_sets", "is_exact"),
+    [
+        ((), False),
+        (("avx2", "avx512f", "avx512_bf16"), False),
+        (("avx2", "avx_vnni"), True),
+        (("avx512_vnni",), True),
+        (("amx_int8",), True),
+        (("asimd",), True),
+    ],
+)
+def test_who_sums_int8_exactly(instruction_sets: tuple[str, ...], is_exact: bool) -> None:
+    assert sums_int8_exactly(instruction_sets) == is_exact
+
+
+def test_a_limit_is_named_where_it_takes_something_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = describe_processor()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+
+    assert describe_processor() == whole
+    if set(ALL) & set(detect_hardware().instruction_sets):
+        assert describe_processor(uses_onednn=True).endswith("(no instruction sets known; ONEDNN_MAX_CPU_ISA=SSE41)")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "ALL")
+    assert describe_processor(uses_onednn=True) == whole

@@ -17,13 +17,34 @@ from mexma_runtime.manifest import (
     Certificate,
     Manifest,
     PositionScheme,
+    ProductMode,
+    Quantization,
+    QuantizedProduct,
     TextEntry,
     space_fingerprint,
 )
-from mexma_runtime.types import Dialect, Pooling, Precision
+from mexma_runtime.types import Pooling, Precision
 
 PATH = Path("a/bundle.json")
-GOLDEN = Path(__file__).parents[2] / "golden" / f"bundle.schema-{SCHEMA}.json"
+GOLDEN = Path(__file__).parents[2] / "golden"
+QUANTIZATION = Quantization(
+    recipe_sha256="2" * 64,
+    seed=0,
+    calibration="calibration.txt",
+    calibration_sha256="3" * 64,
+    n_texts=2,
+    n_tokens=30,
+    weight_bits=8,
+    group_size=128,
+    products=[
+        QuantizedProduct(
+            name="layer.0.ffn.up", mode=ProductMode.STATIC, migration=0.5, scale=0.125, zero_point=3, error=0.01
+        ),
+        QuantizedProduct(
+            name="layer.0.ffn.down", mode=ProductMode.FLOAT, migration=None, scale=None, zero_point=None, error=0.0
+        ),
+    ],
+)
 
 
 @pytest.fixture
@@ -52,20 +73,61 @@ def test_what_is_written_is_read(manifest: Manifest) -> None:
         note=None,
         figures={"cosine_min": 0.5, "n_sentences": 3, "top1_agreement": None},
     )
-    engine = dataclasses.replace(manifest.engines[0], certificates=[certificate], recipe="r", activation="uint8")
+    engine = dataclasses.replace(
+        manifest.engines[0], certificates=[certificate], recipe="r", activation="uint8", quantization=QUANTIZATION
+    )
     changed = dataclasses.replace(manifest, engines=[engine])
 
     assert Manifest.from_json(changed.to_json(), path=PATH) == changed
 
 
 def test_the_golden_file_is_read_and_written_as_it_is() -> None:
-    text = GOLDEN.read_text(encoding="utf-8")
+    path = GOLDEN / f"bundle.schema-{SCHEMA}.json"
+    text = path.read_text(encoding="utf-8")
 
-    read = Manifest.from_json(text, path=GOLDEN)
+    read = Manifest.from_json(text, path=path)
 
     assert read.to_json() == text
-    assert (read.schema, read.dim, read.pooling_mode, read.is_normalized) == (1, 1024, Pooling.CLS, False)
-    assert [(e.dialect, e.precision) for e in read.engines] == [(Dialect.FUSED, Precision.FP32)]
+    assert (read.schema, read.dim, read.pooling_mode, read.is_normalized) == (2, 1024, Pooling.CLS, False)
+    assert [(e.name, e.quantization is None) for e in read.engines] == [
+        ("fused.fp32", True),
+        ("portable.int8.fast.uint8", False),
+    ]
+
+
+def test_what_schema_1_lacks_is_filled_in() -> None:
+    path = GOLDEN / "bundle.schema-1.json"
+
+    read = Manifest.from_json(path.read_text(encoding="utf-8"), path=path)
+
+    newer = GOLDEN / "bundle.schema-2.json"
+    expected = Manifest.from_json(newer.read_text(encoding="utf-8"), path=newer)
+    assert read.engines == expected.engines[:1]
+    assert Manifest.from_json(read.to_json(), path=path) == read
+    assert read.schema == SCHEMA
+
+
+def test_a_whole_number_will_do_for_a_float(manifest: Manifest) -> None:
+    engine = dataclasses.replace(manifest.engines[0], quantization=QUANTIZATION)
+    manifest = dataclasses.replace(manifest, engines=[engine])
+
+    def edit(data: Any) -> None:
+        data["engines"][0]["quantization"]["products"][0].update(migration=1, error=0)
+
+    quantization = Manifest.from_json(edited(manifest, edit), path=PATH).engines[0].quantization
+
+    assert quantization is not None
+    product = quantization.products[0]
+    assert (product.migration, product.error) == (1.0, 0.0)
+    assert {type(product.migration), type(product.error)} == {float}
+
+
+@pytest.mark.parametrize("mode", ProductMode)
+def test_dynamic_products_are_seen(mode: ProductMode) -> None:
+    product = dataclasses.replace(QUANTIZATION.products[1], mode=mode)
+    quantization = dataclasses.replace(QUANTIZATION, products=[QUANTIZATION.products[0], product])
+
+    assert quantization.has_dynamic == (mode is ProductMode.DYNAMIC)
 
 
 def test_a_newer_schema_is_refused_before_anything_else(manifest: Manifest) -> None:

@@ -1,0 +1,261 @@
+"""Writing the engines of an export: weights and graphs under their final names, and their entries in the manifest."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import onnx_ir as ir
+
+from mexma_export.checkpoint import Checkpoint
+from mexma_export.graph.encoder import INPUTS, OUTPUT, write_encoder
+from mexma_export.graph.products import Products, float_product, int8_products
+from mexma_export.quantize.calibration import Calibration, load_calibration
+from mexma_export.quantize.groups import all_groups, linears_of, n_multiplications
+from mexma_export.quantize.model import FLOAT_SUFFIX, DialectPlan, quantize_model
+from mexma_export.quantize.options import Int8Options
+from mexma_export.quantize.recipe import Recipe
+from mexma_export.staging import Staging
+from mexma_export.weights import WeightsFile, WeightsWriter, write_int8_tables, write_weights
+from mexma_runtime.bundle import sha256_of
+from mexma_runtime.hardware import detect_hardware
+from mexma_runtime.manifest import (
+    EngineEntry,
+    FileEntry,
+    Manifest,
+    ProductMode,
+    Quantization,
+    QuantizedProduct,
+    space_fingerprint,
+)
+from mexma_runtime.terminal import Progress
+from mexma_runtime.types import Dialect, Precision
+
+LEAST_ONNXRUNTIME = "1.20.1"
+"""The oldest release that runs both dialects in both precisions; 1.20.0 fails in fp16 SkipLayerNormalization."""
+LEAST_OPENVINO = "2026.4"
+"""The only release that int8 was measured with."""
+
+
+class EngineWriter:
+    """Writes engines of one checkpoint into a bundle that is being made."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        manifest: Manifest,
+        staging: Staging,
+        report: Progress,
+    ) -> None:
+        self._checkpoint, self._manifest, self._staging, self._report = checkpoint, manifest, staging, report
+        self._groups = all_groups(checkpoint.config)
+        self._tables: WeightsFile | None = None
+        self._calibration: Calibration | None = None
+        self.files: list[FileEntry] = []
+        """Written so far."""
+
+    def floats(self, precision: Precision, dialects: tuple[Dialect, ...]) -> list[EngineEntry]:
+        """One weights file of fp32 or fp16, and a graph for each dialect."""
+        weights = write_weights(
+            self._checkpoint,
+            precision,
+            self._staging.temporary(f"weights.{precision}"),
+            progress=functools.partial(self._report, f"writing {precision} weights"),
+        )
+        self._keep_weights(weights)
+        engines = []
+        for dialect in dialects:
+            name = f"{dialect}.{precision}"
+            entry = self._keep_graph(f"model.{name}", dialect, precision, dict(weights.tensors))
+            requires = {"onnxruntime": LEAST_ONNXRUNTIME}
+            if dialect is Dialect.PORTABLE and precision is Precision.FP32:
+                requires["openvino"] = LEAST_OPENVINO
+            engines.append(self._entry(name, dialect, precision, entry, [weights], requires))
+        return engines
+
+    def int8(
+        self,
+        recipe: Recipe,
+        options: Int8Options,
+        dialects: tuple[Dialect, ...],
+        *,
+        floats: frozenset[str] = frozenset(),
+    ) -> list[EngineEntry]:
+        """The tables, once; int8 weights of `recipe` that all dialects share; a graph for each dialect.
+
+        `floats`: groups of products to leave in float, whatever the recipe says.
+        """
+        recipe.check(self._groups)
+        if self._tables is None:
+            self._tables = write_int8_tables(
+                self._checkpoint,
+                self._staging.temporary("weights.tables"),
+                progress=functools.partial(self._report, "quantizing the embeddings"),
+            )
+            self._keep_weights(self._tables)
+        if self._calibration is None:
+            self._calibration = load_calibration(self._checkpoint, options.calibration)
+        calibration = self._calibration
+        with WeightsWriter(self._staging.temporary(f"weights.{recipe.name}")) as writer:
+            plans = quantize_model(
+                self._checkpoint,
+                recipe,
+                calibration,
+                activation=options.activation,
+                dialects=dialects,
+                floats=floats,
+                store=writer.add,
+                seed=options.seed,
+                n_threads=detect_hardware().n_usable_cores,
+                progress=functools.partial(self._report, f"quantizing, recipe {recipe.name}"),
+            )
+            linears = writer.finish()
+        self._keep_weights(linears)
+        return [
+            self._int8_entry(recipe, options, calibration, dialect, plan, linears) for dialect, plan in plans.items()
+        ]
+
+    def more_floats(
+        self, engines: list[EngineEntry], floats: frozenset[str], *, least_cosine: float, options: Int8Options
+    ) -> frozenset[str]:
+        """`floats` and the groups of the largest measured errors, as many as bring `least_cosine` to the bound.
+
+        As if errors added up to the cosine's distance from 1; never over the allowed share, at least one if it allows.
+        """
+        assert options.min_cosine is not None
+        errors = dict.fromkeys(self._groups, 0.0)
+        for product in (
+            product for engine in engines if engine.quantization for product in engine.quantization.products
+        ):
+            errors[product.name] = max(errors[product.name], product.error)
+        bound = sum(errors.values()) * (1 - options.min_cosine) / (1 - least_cosine)
+        chosen = set(floats)
+        for group in sorted(set(self._groups) - floats, key=lambda group: -errors[group]):
+            if chosen != floats and sum(errors[g] for g in self._groups if g not in chosen) <= bound:
+                break
+            if self.float_share(frozenset({*chosen, group})) <= options.max_float_share:
+                chosen.add(group)
+        return frozenset(chosen)
+
+    def float_share(self, floats: frozenset[str]) -> float:
+        """The share of all multiplications that `floats` are."""
+        config = self._checkpoint.config
+        total = sum(n_multiplications(config, group) for group in self._groups)
+        return sum(n_multiplications(config, group) for group in floats) / total
+
+    def _int8_entry(
+        self,
+        recipe: Recipe,
+        options: Int8Options,
+        calibration: Calibration,
+        dialect: Dialect,
+        plan: DialectPlan,
+        linears: WeightsFile,
+    ) -> EngineEntry:
+        assert self._tables is not None
+        tensors = {**self._tables.tensors, **linears.tensors}
+        for group, how in plan.inputs.items():
+            if how.mode is ProductMode.FLOAT:
+                for linear in linears_of(group):
+                    tensors[f"{linear}.weight"] = linears.tensors[f"{linear}.weight{FLOAT_SUFFIX}"]
+        tensors |= {name: ir.tensor(vector, name=name) for name, vector in plan.vectors.items()}
+        name = f"{dialect}.{Precision.INT8}.{recipe.name}.{options.activation}"
+        product = int8_products(dialect, plan.inputs)
+        entry = self._keep_graph(f"model.{name}", dialect, Precision.INT8, tensors, product)
+        quantization = Quantization(
+            recipe_sha256=recipe.sha256,
+            seed=options.seed,
+            calibration=calibration.name,
+            calibration_sha256=calibration.sha256,
+            n_texts=calibration.n_texts,
+            n_tokens=calibration.n_tokens,
+            weight_bits=recipe.weight_bits,
+            group_size=group_size(recipe, self._checkpoint) if dialect is Dialect.PORTABLE else None,
+            products=[
+                QuantizedProduct(
+                    name=report.group,
+                    mode=report.mode,
+                    migration=report.migration,
+                    scale=plan.inputs[report.group].scale,
+                    zero_point=plan.inputs[report.group].zero_point if report.mode is ProductMode.STATIC else None,
+                    error=report.errors.final if report.errors else 0.0,
+                )
+                for report in sorted(plan.reports, key=lambda report: self._groups.index(report.group))
+            ],
+        )
+        if dialect is Dialect.FUSED:
+            requires = {"onnxruntime": LEAST_ONNXRUNTIME}
+        else:
+            requires = {"openvino": LEAST_OPENVINO}
+            if not quantization.has_dynamic:  # which onnxruntime would compute in float
+                requires["onnxruntime"] = LEAST_ONNXRUNTIME
+        weights = [self._tables, linears]
+        return self._entry(name, dialect, Precision.INT8, entry, weights, requires, recipe, options, quantization)
+
+    def _entry(
+        self,
+        name: str,
+        dialect: Dialect,
+        precision: Precision,
+        file: FileEntry,
+        weights: list[WeightsFile],
+        requires: dict[str, str],
+        recipe: Recipe | None = None,
+        options: Int8Options | None = None,
+        quantization: Quantization | None = None,
+    ) -> EngineEntry:
+        manifest = self._manifest
+        return EngineEntry(
+            name=name,
+            dialect=dialect,
+            precision=precision,
+            recipe=recipe.name if recipe else None,
+            activation=options.activation if options else None,
+            file=file.name,
+            weights=[weight.name for weight in weights],
+            inputs=list(INPUTS),
+            output=OUTPUT,
+            requires=requires,
+            space=space_fingerprint(
+                weights_sha256=manifest.model.weights_sha256,
+                tokenizer_sha256=manifest.file(manifest.text.tokenizer).sha256,
+                text=manifest.text,
+                pooling=manifest.pooling_mode,
+                normalize=manifest.is_normalized,
+                precision=precision,
+                # What int8 engines give depends on every scale: only the same graph gives the same vectors.
+                recipe=file.sha256 if quantization else None,
+            ),
+            quantization=quantization,
+        )
+
+    def _keep_weights(self, weights: WeightsFile) -> None:
+        self.files.append(self._staging.keep(weights.written, weights.name, sha256=weights.sha256))
+
+    def _keep_graph(
+        self,
+        stem: str,
+        dialect: Dialect,
+        precision: Precision,
+        tensors: dict[str, ir.TensorProtocol],
+        product: Products = float_product,
+    ) -> FileEntry:
+        model = write_encoder(
+            self._checkpoint.config,
+            tensors,
+            dialect=dialect,
+            precision=precision,
+            pooling=self._checkpoint.settings.pooling_mode,
+            product=product,
+        )
+        path = self._staging.temporary(stem)
+        ir.save(model, path, format="protobuf")
+        sha256 = sha256_of(path)
+        entry = self._staging.keep(path, f"{stem}.{sha256[:16]}.onnx", sha256=sha256)
+        self.files.append(entry)
+        return entry
+
+
+def group_size(recipe: Recipe, checkpoint: Checkpoint) -> int:
+    """Channels that share a dynamic scale: the recipe's number, or the largest part of it that fits a small model."""
+    return math.gcd(recipe.group_size, checkpoint.config.hidden_size, checkpoint.config.ffn_size)

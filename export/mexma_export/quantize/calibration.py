@@ -1,0 +1,116 @@
+"""The text that ranges are taken from: the package's own or a user's, as token ids."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from mexma_export.checkpoint import Checkpoint
+from mexma_export.corpus import Corpus, read_corpus
+from mexma_runtime.errors import UsageError
+from mexma_runtime.tokenizer import TextTokenizer, TokenizerSpec
+from mexma_runtime.types import Ragged
+
+LEAST_TEXTS, LEAST_TOKENS = 64, 1_000
+"""Fewer say too little of the ranges that other text will reach."""
+MOST_UNKNOWN = 0.1
+"""Share of a text's tokens that may be unknown; beyond it the text says nothing of the model."""
+MOST_LEFT_OUT = 0.5
+"""Share of a user's texts that may be left out before the file is refused."""
+BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Calibration text, as the model reads it."""
+
+    name: str
+    sha256: str
+    """Of the texts that are used, one a line."""
+    ragged: Ragged
+    n_left_out: int
+    """Texts of more unknown tokens than MOST_UNKNOWN."""
+
+    @property
+    def n_texts(self) -> int:
+        """Texts that are used."""
+        return len(self.ragged)
+
+    @property
+    def n_tokens(self) -> int:
+        """Their tokens, special ones included."""
+        return int(self.ragged.ids.size)
+
+    def batches(self) -> Iterator[NDArray[np.int64]]:
+        """Rows of one length each, in a fixed order: int64 `(n,)`."""
+        lengths = self.ragged.lengths
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length)
+            yield from np.split(rows, range(0, rows.size, max(1, BATCH_TOKENS // int(length)))[1:])
+
+
+def shipped_corpus() -> Corpus:
+    """The package's calibration text: its languages, short queries to long paragraphs; no line of it judges engines."""
+    text = (files("mexma_export") / "data" / "calibration.tsv").read_text(encoding="utf-8")
+    rows = [line.split("\t") for line in text.removesuffix("\n").split("\n")]
+    return Corpus(
+        name="mexma-runtime calibration text",
+        texts=tuple(text for _, text in rows),
+        languages=tuple(language for language, _ in rows),
+    )
+
+
+def load_calibration(checkpoint: Checkpoint, path: Path | None = None) -> Calibration:
+    """The texts of `path` (text or .tsv; None: the package's own) as ids of `checkpoint`'s tokenizer.
+
+    Texts that are mostly unknown to the tokenizer are left out. UsageError where too little is left to calibrate on.
+    """
+    corpus = read_corpus(path) if path else shipped_corpus()
+    where = str(path) if path else corpus.name
+    settings = checkpoint.settings
+    tokenizer = TextTokenizer(
+        checkpoint.source.tokenizer, TokenizerSpec(max_tokens=settings.max_tokens, lower_case=settings.lower_case)
+    )
+    ragged = tokenizer.encode([settings.default_prompt + text for text in corpus.texts]).ragged
+    unknown = _unknown_shares(ragged, _unknown_id(checkpoint.source.tokenizer))
+    kept = np.flatnonzero(unknown <= MOST_UNKNOWN)
+    n_left_out = len(ragged) - kept.size
+    known = ragged.take(kept)
+    if path and n_left_out > MOST_LEFT_OUT * len(ragged):
+        raise UsageError(
+            f"{where}: {n_left_out} of {len(ragged)} texts have more than {MOST_UNKNOWN:.0%} tokens that are unknown "
+            "to the model's tokenizer: calibrate on text in languages that the model reads"
+        )
+    if kept.size < LEAST_TEXTS or known.ids.size < LEAST_TOKENS:
+        raise UsageError(
+            f"{where}: expected at least {LEAST_TEXTS} texts and {LEAST_TOKENS} tokens to calibrate on, got "
+            f"{kept.size} texts and {known.ids.size} tokens ({n_left_out} texts left out as unknown to the tokenizer): "
+            "give more text, or leave --calibration out to use the package's own"
+        )
+    used = "\n".join(corpus.texts[row] for row in kept)
+    return Calibration(
+        name=corpus.name,
+        sha256=hashlib.sha256(used.encode()).hexdigest(),
+        ragged=known,
+        n_left_out=n_left_out,
+    )
+
+
+def _unknown_id(path: Path) -> int | None:
+    tokenizer = Tokenizer.from_file(str(path))
+    candidates = (getattr(tokenizer.model, "unk_token", None), "<unk>", "[UNK]")
+    ids = [tokenizer.token_to_id(token) for token in candidates if token]
+    return next((number for number in ids if number is not None), None)
+
+
+def _unknown_shares(ragged: Ragged, unknown_id: int | None) -> NDArray[np.float64]:
+    """float64 `(n,)`: the share of unknown tokens in each text."""
+    counts = np.add.reduceat((ragged.ids == unknown_id).astype(np.int64), ragged.offsets[:-1])
+    return counts / ragged.lengths

@@ -1,0 +1,51 @@
+"""What a group of products does to its input before it multiplies: migration, and quantization of one kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexma_runtime.manifest import ProductMode
+
+
+class Activation(StrEnum):
+    """The integers that static activations become."""
+
+    UINT8 = "uint8"
+    """With any zero point: exact and fast on x86 with VNNI."""
+    INT8 = "int8"
+    """Symmetric, zero point 0: what TensorRT takes."""
+
+    @property
+    def lowest(self) -> int:
+        """The smallest integer used."""
+        return 0 if self is Activation.UINT8 else -127
+
+    @property
+    def highest(self) -> int:
+        """The largest."""
+        return 255 if self is Activation.UINT8 else 127
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8] | np.dtype[np.int8]:
+        """NumPy's type."""
+        return np.dtype(np.uint8) if self is Activation.UINT8 else np.dtype(np.int8)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuantizedInput:
+    """The input of one group of products: `x * multiplier + shift`, then quantized as `mode` says."""
+
+    mode: ProductMode
+    activation: Activation = Activation.UINT8
+    multiplier: NDArray[np.float32] | None = None
+    """float32 `(in,)`: the migration's 1 / t. None: 1, or already part of the layer that gives the input."""
+    shift: NDArray[np.float32] | None = None
+    """float32 `(in,)`: moves each channel's range to the middle. None: 0, or part of the layer before."""
+    scale: float | None = None
+    """Of static quantization."""
+    zero_point: int = 128
+    """Of static quantization, and of scales a token on onnxruntime."""

@@ -1,0 +1,206 @@
+"""A whole model quantized, a layer at a time: run it on calibration text, search each group, write its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexma_export.checkpoint import Checkpoint
+from mexma_export.quantize.calibration import Calibration
+from mexma_export.quantize.groups import PARTS, linears_of
+from mexma_export.quantize.inputs import Activation, QuantizedInput
+from mexma_export.quantize.layers import Layer, embed_tokens, layer_tensors, open_layer
+from mexma_export.quantize.recipe import Recipe
+from mexma_export.quantize.search import Errors, GroupResult, Migration, quantize_group
+from mexma_export.quantize.statistics import InputStatistics, Observer
+from mexma_runtime.manifest import ProductMode
+from mexma_runtime.types import Dialect
+
+Floats = NDArray[np.float32]
+Store = Callable[[str, NDArray[Any]], None]
+"""Takes a matrix under the name that graphs will know it by."""
+FLOAT_SUFFIX = ".float"
+"""Of the stored name of a weight that is left in fp32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupReport:
+    """What became of one group of products in one dialect."""
+
+    group: str
+    mode: ProductMode
+    migration: float | None
+    errors: Errors | None
+    """None: left in float."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DialectPlan:
+    """What the graph of one dialect is written from, beside the stored matrices."""
+
+    inputs: dict[str, QuantizedInput] = field(default_factory=dict)
+    """By group."""
+    vectors: dict[str, Floats] = field(default_factory=dict)
+    """Biases, gammas, betas and the scales of weights, by name."""
+    reports: list[GroupReport] = field(default_factory=list)
+
+
+def quantize_model(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    calibration: Calibration,
+    *,
+    activation: Activation,
+    dialects: tuple[Dialect, ...],
+    floats: frozenset[str] = frozenset(),
+    store: Store,
+    seed: int,
+    n_threads: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[Dialect, DialectPlan]:
+    """Quantize every layer; int8 weights (and fp32 ones of products left in float) go to `store`, (in, out).
+
+    `floats`: groups left in float whatever the recipe says. The fp32 model runs over the calibration text once; each
+    product sees what it would see there.
+    """
+    plans = {dialect: DialectPlan() for dialect in dialects}
+    batches = [hidden for _, hidden in embed_tokens(checkpoint, calibration)]
+    n_layers = checkpoint.config.n_layers
+    for layer in range(n_layers):
+        tensors = layer_tensors(checkpoint, layer)
+        run = open_layer(checkpoint, layer, tensors, n_threads=n_threads)
+        statistics = _observe(run, batches, layer, seed=seed)
+        del run
+        _Layer(f"layer.{layer}", tensors, statistics, recipe, activation, plans, floats, store).quantize()
+        if progress:
+            progress(layer + 1, n_layers)
+    return plans
+
+
+def _observe(run: Layer, batches: list[Floats], layer: int, *, seed: int) -> dict[str, InputStatistics]:
+    """Statistics of each group's input by part; `batches` become the layer's output."""
+    observers: dict[str, Observer] = {}
+    n_tokens = sum(hidden.shape[0] * hidden.shape[1] for hidden in batches)
+    n_texts = sum(len(hidden) for hidden in batches)
+    for index, hidden in enumerate(batches):
+        *inputs, output = run(hidden).values()
+        for part, values in zip(PARTS, [hidden, *inputs], strict=True):
+            if part not in observers:
+                is_pooled_row = values.shape[1] != hidden.shape[1]
+                n_rows = n_texts if is_pooled_row else n_tokens
+                observers[part] = Observer(values.shape[2], n_rows, seed=seed + layer)
+            observers[part].add(values.reshape(-1, values.shape[2]))
+        batches[index] = output
+    return {part: observer.finish() for part, observer in observers.items()}
+
+
+class _Layer:
+    """One layer on its way into the plans."""
+
+    def __init__(
+        self,
+        path: str,
+        tensors: Mapping[str, Floats],
+        statistics: Mapping[str, InputStatistics],
+        recipe: Recipe,
+        activation: Activation,
+        plans: Mapping[Dialect, DialectPlan],
+        floats: frozenset[str],
+        store: Store,
+    ) -> None:
+        self._path, self._tensors, self._statistics = path, dict(tensors), statistics
+        self._recipe, self._activation, self._plans, self._floats, self._store = (
+            recipe,
+            activation,
+            plans,
+            floats,
+            store,
+        )
+
+    def quantize(self) -> None:
+        """All groups; the attention's output first, since its migration becomes part of the values' weights."""
+        for plan in self._plans.values():
+            plan.vectors.update((n, a) for n, a in self._tensors.items() if n.endswith((".gamma", ".beta")))
+        self._group("attention.output", is_foldable=True)
+        for part in ("attention.qkv", "ffn.up", "ffn.down"):
+            self._group(part)
+        for plan in self._plans.values():
+            parts = [plan.vectors[f"{linear}.bias"] for linear in linears_of(f"{self._path}.attention.qkv")]
+            plan.vectors[f"{self._path}.attention.bias"] = np.concatenate(parts)
+
+    def _group(self, part: str, *, is_foldable: bool = False) -> None:
+        group = f"{self._path}.{part}"
+        linears = linears_of(group)
+        weight = np.concatenate([self._tensors[f"{linear}.weight"] for linear in linears], axis=1)
+        bias = np.concatenate([self._tensors[f"{linear}.bias"] for linear in linears])
+        is_float = group in self._floats
+        modes = {d: ProductMode.FLOAT if is_float else self._recipe.mode(d, group) for d in self._plans}
+        quantized = {dialect: mode for dialect, mode in modes.items() if mode is not ProductMode.FLOAT}
+        result = None
+        if quantized:
+            result = quantize_group(
+                self._statistics[part],
+                weight,
+                bias,
+                modes=quantized,
+                recipe=self._recipe,
+                activation=self._activation,
+                shiftable=() if is_foldable else self._recipe.shifted,
+            )
+            self._keep(linears, result)
+        if result and is_foldable:
+            self._fold(result.migration)
+            weight = weight * result.migration.scale[:, np.newaxis]
+        for dialect, mode in modes.items():
+            if mode is ProductMode.FLOAT:
+                self._leave_in_float(dialect, group, weight, bias)
+            elif result:
+                self._plan(dialect, group, mode, result, is_folded=is_foldable)
+
+    def _fold(self, migration: Migration) -> None:
+        """Attention mixes tokens, not channels: what its output is divided by, the values may be divided by."""
+        value = f"{self._path}.attention.value"
+        self._tensors[f"{value}.weight"] = self._tensors[f"{value}.weight"] / migration.scale
+        self._tensors[f"{value}.bias"] = self._tensors[f"{value}.bias"] / migration.scale
+
+    def _keep(self, linears: tuple[str, ...], result: GroupResult) -> None:
+        for linear, columns in self._columns(linears):
+            self._store(f"{linear}.weight", result.weight[:, columns])
+
+    def _leave_in_float(self, dialect: Dialect, group: str, weight: Floats, bias: Floats) -> None:
+        plan = self._plans[dialect]
+        plan.inputs[group] = QuantizedInput(mode=ProductMode.FLOAT)
+        plan.reports.append(GroupReport(group=group, mode=ProductMode.FLOAT, migration=None, errors=None))
+        linears = linears_of(group)
+        others = [p for p in self._plans.values() if p is not plan and group in p.inputs]
+        is_stored = any(p.inputs[group].mode is ProductMode.FLOAT for p in others)
+        for linear, columns in self._columns(linears):
+            plan.vectors[f"{linear}.bias"] = bias[columns]
+            if not is_stored:
+                self._store(f"{linear}.weight{FLOAT_SUFFIX}", weight[:, columns])
+
+    def _plan(self, dialect: Dialect, group: str, mode: ProductMode, result: GroupResult, *, is_folded: bool) -> None:
+        plan, migration, how = self._plans[dialect], result.migration, result.inputs[dialect]
+        if not is_folded and migration.alpha is not None:
+            how = dataclasses.replace(how, multiplier=np.float32(1) / migration.scale)
+        plan.inputs[group] = how
+        for linear, columns in self._columns(linears_of(group)):
+            plan.vectors[f"{linear}.bias"] = result.bias[dialect][columns]
+            plan.vectors[f"{linear}.weight.scale"] = result.weight_scale[columns]
+        plan.reports.append(
+            GroupReport(group=group, mode=mode, migration=migration.alpha, errors=result.errors[dialect])
+        )
+
+    def _columns(self, linears: tuple[str, ...]) -> list[tuple[str, slice]]:
+        """The columns of each linear layer in the group's weight."""
+        columns, start = [], 0
+        for linear in linears:
+            end = start + self._tensors[f"{linear}.weight"].shape[1]
+            columns.append((linear, slice(start, end)))
+            start = end
+        return columns

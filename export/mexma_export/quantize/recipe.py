@@ -1,0 +1,172 @@
+"""A recipe: which products are quantized how, and what the search may try. JSON, checked as a whole when it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from mexma_runtime.errors import UsageError
+from mexma_runtime.manifest import ProductMode
+from mexma_runtime.types import Dialect
+
+SCHEMA = 1
+SHIPPED = ("fast", "precise")
+MOST_CHOICES = 64
+"""Longest list of migrations or clippings: each costs a pass over a sample of every product's input."""
+
+
+class Rounding(StrEnum):
+    """How weights become integers."""
+
+    NEAREST = "nearest"
+    """Each to the integer next to it."""
+    COMPENSATED = "compensated"
+    """GPTQ (Frantar et al., 2022, arXiv:2210.17323): what rounding one input channel changes, the next ones make up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model is quantized; `load_recipe` reads one."""
+
+    name: str
+    weight_bits: int
+    """8, or 7: for processors without VNNI, where sums of two products of 8 bits saturate."""
+    group_size: int
+    """Input channels that share a dynamic scale in OpenVINO; in onnxruntime those of a whole token do."""
+    modes: Mapping[Dialect, Mapping[str, ProductMode]]
+    """Dialect -> pattern (`layer.*.ffn.down`) -> mode; the last pattern that fits a product decides."""
+    migrations: tuple[float, ...]
+    """Exponents alpha of the scale migration to choose from, for each group of products; empty: none."""
+    clippings: tuple[float, ...]
+    """Shares of the range seen in calibration to choose from."""
+    shifted: tuple[Dialect, ...]
+    """Dialects in which each channel's range may be moved around zero: free in OpenVINO, an addition in onnxruntime."""
+    rounding: Rounding
+    correct_bias: bool
+    """Whether the mean error of each product's output is taken out by its bias."""
+
+    @property
+    def sha256(self) -> str:
+        """Of all fields."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as its file has it."""
+        return {"schema": SCHEMA, **{name: getattr(self, name) for name in self.__dataclass_fields__}}
+
+    def mode(self, dialect: Dialect, group: str) -> ProductMode:
+        """How `group` is quantized in `dialect`."""
+        fitting = [mode for pattern, mode in self.modes[dialect].items() if fnmatchcase(group, pattern)]
+        return fitting[-1]
+
+    def check(self, groups: Sequence[str]) -> None:
+        """UsageError that names each pattern that fits none of the model's `groups`, and groups that none fits."""
+        problems = []
+        for dialect, modes in self.modes.items():
+            for pattern in modes:
+                if not any(fnmatchcase(group, pattern) for group in groups):
+                    problems.append(f"modes.{dialect}: {pattern!r} fits no product of this model")
+            if missing := [g for g in groups if not any(fnmatchcase(g, pattern) for pattern in modes)]:
+                problems.append(f"modes.{dialect}: no pattern fits {missing[0]} and {len(missing) - 1} others")
+        if problems:
+            first, last = groups[0], groups[-1]
+            raise _refused(f"recipe {self.name}", [*problems, f"its products are called {first} to {last}"])
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """A shipped recipe by its name, or one of a JSON file; UsageError lists all that is wrong with it."""
+    if name_or_path in SHIPPED:
+        text = (files("mexma_export") / "data" / "recipes" / f"{name_or_path}.json").read_text(encoding="utf-8")
+        return parse_recipe(text, where=name_or_path)
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise UsageError(f"recipe {name_or_path!r}: neither a file nor one of {', '.join(SHIPPED)}")
+    try:
+        return parse_recipe(path.read_text(encoding="utf-8"), where=str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe {path}: cannot be read as UTF-8: {error}") from None
+
+
+def parse_recipe(text: str, *, where: str) -> Recipe:
+    """The recipe in JSON `text`; UsageError names `where` and all problems."""
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"recipe {where}: not JSON: {error}") from None
+    fields = set(Recipe.__dataclass_fields__) | {"schema"}
+    if not isinstance(data, dict) or data.keys() != fields:
+        there = set(data) if isinstance(data, dict) else set()
+        lacking, unknown = ", ".join(sorted(fields - there)), ", ".join(sorted(there - fields))
+        raise _refused(where, [f"missing fields: {lacking or 'none'}; unknown fields: {unknown or 'none'}"])
+    problems = [
+        f"{name}: expected {expected}, got {json.dumps(data[name])}"
+        for name, (expected, holds) in _EXPECTED.items()
+        if not holds(data[name])
+    ]
+    if problems:
+        raise _refused(where, problems)
+    modes = {Dialect(d): {pattern: ProductMode(m) for pattern, m in of.items()} for d, of in data["modes"].items()}
+    return Recipe(
+        name=data["name"],
+        weight_bits=data["weight_bits"],
+        group_size=data["group_size"],
+        modes=modes,
+        migrations=tuple(map(float, data["migrations"])),
+        clippings=tuple(map(float, data["clippings"])),
+        shifted=tuple(map(Dialect, data["shifted"])),
+        rounding=Rounding(data["rounding"]),
+        correct_bias=data["correct_bias"],
+    )
+
+
+def _is_shares(values: Any, lowest: float) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) <= MOST_CHOICES
+        and all(type(value) in (int, float) and lowest <= value <= 1 for value in values)
+    )
+
+
+def _is_modes(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == set(Dialect)
+        and all(
+            isinstance(of, dict) and of and all(m in list(ProductMode) for m in of.values()) for of in value.values()
+        )
+    )
+
+
+_EXPECTED: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "schema": (f"{SCHEMA}", lambda v: v == SCHEMA and type(v) is int),
+    "name": (
+        "letters, digits and hyphens",
+        lambda v: isinstance(v, str) and v.isascii() and v.replace("-", "").isalnum(),
+    ),
+    "weight_bits": ("8 or 7", lambda v: type(v) is int and v in (7, 8)),
+    "group_size": ("a multiple of 16", lambda v: type(v) is int and v > 0 and v % 16 == 0),
+    "modes": (
+        f"for each of {', '.join(Dialect)} an object of pattern -> {', '.join(ProductMode)}",
+        _is_modes,
+    ),
+    "migrations": (f"at most {MOST_CHOICES} numbers from 0 to 1", lambda v: _is_shares(v, 0)),
+    "clippings": (f"1 to {MOST_CHOICES} numbers from 0.1 to 1", lambda v: _is_shares(v, 0.1) and v),
+    "shifted": (
+        f"a list of {', '.join(Dialect)}",
+        lambda v: isinstance(v, list) and all(d in list(Dialect) for d in v),
+    ),
+    "rounding": (f"one of {', '.join(Rounding)}", lambda v: v in list(Rounding)),
+    "correct_bias": ("true or false", lambda v: type(v) is bool),
+}
+"""Field -> what it must be, in words and as a check."""
+
+
+def _refused(where: str, problems: Sequence[str]) -> UsageError:
+    return UsageError(f"recipe {where}:\n" + "\n".join(f"  - {problem}" for problem in problems))

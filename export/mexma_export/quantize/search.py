@@ -1,0 +1,227 @@
+"""The choice of one group's quantization: migration, ranges, rounding and bias, by the error of its output.
+
+The error is measured on sampled tokens, against the product in float, as a share of the output's variance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexma_export.quantize.activations import quantized, static_parameters
+from mexma_export.quantize.inputs import Activation, QuantizedInput
+from mexma_export.quantize.recipe import Recipe, Rounding
+from mexma_export.quantize.rounding import round_weights
+from mexma_export.quantize.statistics import InputStatistics
+from mexma_runtime.manifest import ProductMode
+from mexma_runtime.types import Dialect
+
+Floats = NDArray[np.float32]
+LEAST_RANGE = 1e-3
+"""A channel's range, or its weights, count as no less than this share of the median: a dead one is not blown up."""
+TOKEN_ZERO_POINTS = (128, 64, 32, 16)
+"""To choose from for scales a token: inputs after GELU are nearly one-sided."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errors:
+    """The output's error after each step, as a share of its variance."""
+
+    plain: float
+    """Nearest rounding, no migration, the whole range."""
+    migrated: float
+    """With migration and ranges as chosen."""
+    final: float
+    """With rounding and bias as the recipe says."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Migration:
+    """`x / scale` goes into the product, whose weights are multiplied by `scale`."""
+
+    alpha: float | None
+    scale: Floats
+    """float32 `(in,)`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroupResult:
+    """One group, quantized."""
+
+    migration: Migration
+    inputs: Mapping[Dialect, QuantizedInput]
+    """With shift, but without multiplier: where the migration is computed is the caller's business."""
+    weight: NDArray[np.int8]
+    """int8 `(in, out)`."""
+    weight_scale: Floats
+    """float32 `(out,)`."""
+    bias: Mapping[Dialect, Floats]
+    """float32 `(out,)`: with what the shift takes away, and the correction."""
+    errors: Mapping[Dialect, Errors]
+
+
+def quantize_group(
+    statistics: InputStatistics,
+    weight: Floats,
+    bias: Floats,
+    *,
+    modes: Mapping[Dialect, ProductMode],
+    recipe: Recipe,
+    activation: Activation,
+    shiftable: Collection[Dialect],
+) -> GroupResult:
+    """Quantize the product of one input with `weight`, float32 `(in, out)`, for all dialects at once.
+
+    `modes` has no FLOAT. `shiftable`: dialects in which each channel's range may be moved around zero.
+    """
+    search = _Search(statistics, weight, modes, recipe, activation, shiftable)
+    plain = search.try_migration(search.migration(None), is_plain=True)
+    candidates = [plain, *(search.try_migration(search.migration(alpha)) for alpha in recipe.migrations)]
+    best = min(candidates, key=lambda candidate: sum(candidate.errors.values()))
+    chosen = best.migration
+    migrated = weight * chosen.scale[:, np.newaxis]
+    covariance = None
+    if recipe.rounding is Rounding.COMPENSATED:
+        covariance = statistics.covariance / np.outer(chosen.scale, chosen.scale)
+        covariance[np.diag_indices_from(covariance)] += search.noise(best)
+    integers, scales = round_weights(migrated, bits=recipe.weight_bits, rounding=recipe.rounding, covariance=covariance)
+    errors, biases = {}, {}
+    for dialect, how in best.inputs.items():
+        difference = search.difference(chosen, how, dialect, integers * scales)
+        correction = search.mean(difference) if recipe.correct_bias else np.float32(0)
+        biases[dialect] = (bias - search.shifted(chosen, how) - correction).astype(np.float32)
+        errors[dialect] = Errors(
+            plain=plain.errors[dialect],
+            migrated=best.errors[dialect],
+            final=search.error(difference - correction),
+        )
+    return GroupResult(
+        migration=chosen,
+        inputs=best.inputs,
+        weight=integers,
+        weight_scale=scales,
+        bias=biases,
+        errors=errors,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Candidate:
+    migration: Migration
+    inputs: Mapping[Dialect, QuantizedInput]
+    errors: Mapping[Dialect, float]
+
+
+class _Search:
+    """Errors of one group on its sample."""
+
+    def __init__(
+        self,
+        statistics: InputStatistics,
+        weight: Floats,
+        modes: Mapping[Dialect, ProductMode],
+        recipe: Recipe,
+        activation: Activation,
+        shiftable: Collection[Dialect],
+    ) -> None:
+        self._statistics, self._weight = statistics, weight
+        self._modes, self._recipe, self._activation, self._shiftable = modes, recipe, activation, shiftable
+        self._group_size = math.gcd(recipe.group_size, len(weight))
+        self._share = statistics.sample_weights / statistics.sample_weights.sum()
+        self._output = statistics.sample @ weight
+        centred = self._output - self.mean(self._output)
+        self._variance = max(float(self._share @ np.square(centred).sum(axis=1)), float(np.finfo(np.float32).tiny))
+
+    def mean(self, y: Floats) -> Floats:
+        """float32 `(out,)`: over the text that the sample stands for."""
+        result: Floats = self._share @ y
+        return result
+
+    def error(self, difference: Floats) -> float:
+        """Mean square of `difference`, as a share of the output's variance."""
+        return float(self._share @ np.square(difference).sum(axis=1)) / self._variance
+
+    def migration(self, alpha: float | None) -> Migration:
+        """SmoothQuant's scale (Xiao et al., 2022, arXiv:2211.10438), range^alpha / weight^(1 - alpha)."""
+        lowest, highest = self._statistics.lowest, self._statistics.highest
+        if alpha is None:
+            return Migration(alpha=None, scale=np.ones_like(lowest))
+        ranges = _no_less((highest - lowest) / np.float32(2) if self._shiftable else np.maximum(highest, -lowest))
+        weights = _no_less(np.abs(self._weight).max(axis=1))
+        logarithm = alpha * np.log(ranges) - (1 - alpha) * np.log(weights)
+        return Migration(alpha=alpha, scale=np.exp(logarithm - logarithm.mean()).astype(np.float32))
+
+    def try_migration(self, migration: Migration, *, is_plain: bool = False) -> _Candidate:
+        """The best ranges under `migration`, and the error with weights rounded to the nearest."""
+        integers, scales = round_weights(
+            self._weight * migration.scale[:, np.newaxis], bits=self._recipe.weight_bits, rounding=Rounding.NEAREST
+        )
+        weight = integers * scales
+        inputs, errors = {}, {}
+        for dialect, mode in self._modes.items():
+            tried = []
+            for how in self._inputs(migration, mode, dialect, is_plain=is_plain):
+                difference = self.difference(migration, how, dialect, weight)
+                if self._recipe.correct_bias:
+                    difference = difference - self.mean(difference)
+                tried.append((self.error(difference), how))
+            errors[dialect], inputs[dialect] = min(tried, key=lambda pair: pair[0])
+        return _Candidate(migration=migration, inputs=inputs, errors=errors)
+
+    def difference(self, migration: Migration, how: QuantizedInput, dialect: Dialect, weight: Floats) -> Floats:
+        """What quantization adds to the output of each sampled token: float32 `(tokens, out)`."""
+        product = quantized(self._migrated(migration, how), how, dialect, self._group_size) @ weight
+        result: Floats = product - self.shifted(migration, how) - self._output
+        return result
+
+    def shifted(self, migration: Migration, how: QuantizedInput) -> Floats:
+        """float32 `(out,)`, or 0: what the shift adds to every output."""
+        if how.shift is None:
+            return np.zeros(1, np.float32)
+        result: Floats = (how.shift * migration.scale).astype(np.float32) @ self._weight
+        return result
+
+    def noise(self, candidate: _Candidate) -> NDArray[np.float64]:
+        """float64 `(in,)`: mean square of what rounding adds to each channel, the dialects' mean."""
+        total = np.zeros(self._statistics.sample.shape[1])
+        for dialect, how in candidate.inputs.items():
+            z = self._migrated(candidate.migration, how)
+            total += self._share @ np.square(quantized(z, how, dialect, self._group_size) - z)
+        return total / len(candidate.inputs)
+
+    def _migrated(self, migration: Migration, how: QuantizedInput) -> Floats:
+        z: Floats = self._statistics.sample / migration.scale
+        return z if how.shift is None else z + how.shift
+
+    def _inputs(
+        self, migration: Migration, mode: ProductMode, dialect: Dialect, *, is_plain: bool
+    ) -> list[QuantizedInput]:
+        """The ways to quantize the input that are tried."""
+        ends = np.stack([self._statistics.lowest, self._statistics.highest]) / migration.scale
+        base = QuantizedInput(mode=mode, activation=self._activation)
+        bases = [base]
+        if not is_plain and dialect in self._shiftable:
+            bases.append(dataclasses.replace(base, shift=-ends.mean(axis=0)))
+        if mode is ProductMode.STATIC:
+            tried = []
+            for base in bases:
+                whole = ends if base.shift is None else ends + base.shift
+                for clipping in (1.0,) if is_plain else self._recipe.clippings:
+                    scale, zero_point = static_parameters(whole, self._activation, clipping)
+                    tried.append(dataclasses.replace(base, scale=scale, zero_point=zero_point))
+            return tried
+        if dialect is Dialect.FUSED:
+            unsigned = [dataclasses.replace(base, activation=Activation.UINT8) for base in bases]
+            return [dataclasses.replace(base, zero_point=zero) for base in unsigned for zero in TOKEN_ZERO_POINTS]
+        return bases
+
+
+def _no_less(values: Floats) -> Floats:
+    floor = LEAST_RANGE * float(np.median(values))
+    result: Floats = np.maximum(values, floor if floor > 0 else 1.0)
+    return result

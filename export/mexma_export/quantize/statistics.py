@@ -1,0 +1,94 @@
+"""What calibration keeps of one input: ranges, covariance and sampled tokens, however long the text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+N_SAMPLED = 1024
+"""Tokens drawn at random."""
+BUFFER_TOKENS = 4096
+"""Tokens gathered before their products are added up: adding a matrix costs more than a few more tokens in it."""
+N_EXTREME = 128
+"""Tokens kept beside them for the size of their largest outlier, in deviations of its channel."""
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InputStatistics:
+    """One input over all calibration text."""
+
+    n_tokens: int
+    lowest: Floats
+    """float32 `(channels,)`: the least number seen in each channel."""
+    highest: Floats
+    """float32 `(channels,)`."""
+    covariance: NDArray[np.float64]
+    """float64 `(channels, channels)`."""
+    sample: Floats
+    """float32 `(tokens, channels)`: random tokens and extreme ones."""
+    sample_weights: Floats
+    """float32 `(tokens,)`: how many tokens of the text each stands for."""
+
+
+class Observer:
+    """Gathers InputStatistics of one input from batches of tokens."""
+
+    def __init__(self, n_channels: int, n_tokens: int, *, seed: int) -> None:
+        """`n_tokens` will be added in all; which are sampled depends on `seed` alone."""
+        n_sampled = min(N_SAMPLED, n_tokens)
+        self._chosen = np.sort(np.random.default_rng(seed).choice(n_tokens, n_sampled, replace=False))
+        self._sampled: list[Floats] = []
+        self._extreme: list[tuple[float, int, Floats]] = []
+        self._n_seen, self._n_tokens = 0, n_tokens
+        self._lowest = np.full(n_channels, np.inf, np.float32)
+        self._highest = np.full(n_channels, -np.inf, np.float32)
+        self._buffer: list[Floats] = []
+        self._n_buffered = 0
+        self._sum = np.zeros(n_channels)
+        self._products = np.zeros((n_channels, n_channels))
+
+    def add(self, x: Floats) -> None:
+        """Look at more tokens: float32 `(tokens, channels)`, kept for a while."""
+        self._buffer.append(x)
+        self._n_buffered += len(x)
+        if self._n_buffered >= BUFFER_TOKENS:
+            self._flush()
+
+    def _flush(self) -> None:
+        x = np.concatenate(self._buffer)
+        self._buffer, self._n_buffered = [], 0
+        start, self._n_seen = self._n_seen, self._n_seen + len(x)
+        np.minimum(self._lowest, x.min(axis=0), out=self._lowest)
+        np.maximum(self._highest, x.max(axis=0), out=self._highest)
+        self._sum += x.sum(axis=0, dtype=np.float64)
+        self._products += x.T @ x
+        first, end = np.searchsorted(self._chosen, [start, self._n_seen])
+        chosen = self._chosen[first:end] - start
+        self._sampled.append(x[chosen])
+        others = np.delete(np.arange(len(x)), chosen)
+        deviation = np.sqrt(np.diag(self._products) / self._n_seen + 1e-12).astype(np.float32)
+        outliers = np.abs(x[others] / deviation).max(axis=1)
+        for row in np.argsort(-outliers, kind="stable")[:N_EXTREME]:
+            self._extreme.append((float(outliers[row]), start + int(others[row]), x[others[row]].copy()))
+        self._extreme = sorted(self._extreme, key=lambda kept: (-kept[0], kept[1]))[:N_EXTREME]
+
+    def finish(self) -> InputStatistics:
+        """What was gathered."""
+        if self._buffer:
+            self._flush()
+        n = self._n_seen
+        mean = self._sum / n
+        sampled, extreme = np.concatenate(self._sampled), [x for _, _, x in self._extreme]
+        weights = [np.full(len(sampled), (n - len(extreme)) / len(sampled)), np.ones(len(extreme))]
+        return InputStatistics(
+            n_tokens=n,
+            lowest=self._lowest,
+            highest=self._highest,
+            covariance=self._products / n - np.outer(mean, mean),
+            sample=np.concatenate([sampled, *(x[np.newaxis] for x in extreme)]),
+            sample_weights=np.concatenate(weights).astype(np.float32),
+        )

@@ -1,0 +1,142 @@
+"""Choosing the engine of a bundle and the backend that runs it, together: what is best depends on both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import TypeVar
+
+from mexma_runtime.backends.registry import BackendSpec, module_of, serving
+from mexma_runtime.bundle import Bundle
+from mexma_runtime.errors import EngineUnavailableError, UsageError
+from mexma_runtime.hardware import VNNI, detect_hardware, onednn_instruction_sets
+from mexma_runtime.manifest import EngineEntry
+from mexma_runtime.types import Dialect, Precision
+
+Word = TypeVar("Word", Precision, Dialect)
+
+DEFAULT_RECIPES = {"openvino": ("fast", "precise"), "onnxruntime": ("fast", "precise")}
+"""Where a bundle has several int8 recipes and none is asked for: the order of each backend; others follow by name."""
+
+
+def choose(
+    bundle: Bundle,
+    *,
+    device: str,
+    backend: str | None = None,
+    engine: str | None = None,
+    precision: str | None = None,
+    dialect: str | None = None,
+    recipe: str | None = None,
+) -> tuple[BackendSpec, EngineEntry]:
+    """The engine of `bundle` that fits what is asked for, and the backend to run it; None leaves the choice to us.
+
+    No precision: int8 for a recipe, else the only one there is, or fp32. Of what is left, the first by `_preference`
+    whose library is installed and that this processor may run; where there is none, the first of all, for
+    `open_backend` to say what is wrong.
+
+    Raises UsageError, and EngineUnavailableError that lists what the bundle has.
+    """
+    specs = serving(device, backend)
+    wanted_precision = _member(Precision, "precision", precision)
+    wanted_dialect = _member(Dialect, "dialect", dialect)
+    pairs = [
+        (spec, entry)
+        for spec in specs
+        for entry in bundle.manifest.engines
+        if spec.name in entry.requires
+        and (entry.dialect in spec.dialects or entry.dialect == wanted_dialect or entry.name == engine)
+    ]
+    if engine is not None:
+        asked = {"precision": wanted_precision, "dialect": wanted_dialect, "recipe": recipe}
+        _check_engine(bundle, engine, {name: value for name, value in asked.items() if value is not None})
+        fitting = [pair for pair in pairs if pair[1].name == engine]
+    else:
+        if wanted_precision is None and recipe is not None:
+            wanted_precision = Precision.INT8
+        elif wanted_precision is None:
+            there = {entry.precision for _, entry in pairs}
+            wanted_precision = there.pop() if len(there) == 1 else Precision.FP32
+        fitting = [
+            (spec, entry)
+            for spec, entry in pairs
+            if entry.precision == wanted_precision
+            and wanted_dialect in (None, entry.dialect)
+            and recipe in (None, entry.recipe)
+        ]
+    if not fitting:
+        wanted = f"engine {engine}" if engine else f"{wanted_precision} engine"
+        wanted += f" in dialect {wanted_dialect}" if wanted_dialect else ""
+        wanted += f" of recipe {recipe}" if recipe else ""
+        raise EngineUnavailableError(
+            f"{bundle.folder}: no {wanted} for backend {' or '.join(spec.name for spec in specs)}; the bundle has "
+            f"{_listed(bundle)}: ask for one of these, or export the missing one into the same bundle"
+        )
+    fitting.sort(key=_preference())
+    return next((pair for pair in fitting if _works(*pair)), fitting[0])
+
+
+def runnable_engines(bundle: Bundle, device: str) -> list[tuple[str, EngineEntry]]:
+    """Each backend that serves `device` and is installed, by name, with each engine that it runs here.
+
+    fp32 first; of one precision, the pair that `choose` prefers. Raises as `choose` for what is no device.
+    """
+    pairs = [
+        (spec, engine)
+        for spec in serving(device, None)
+        for engine in bundle.manifest.engines
+        if engine.dialect in spec.dialects and spec.name in engine.requires and _works(spec, engine)
+    ]
+    return [(spec.name, engine) for spec, engine in sorted(pairs, key=_preference())]
+
+
+def _check_engine(bundle: Bundle, name: str, asked: dict[str, str]) -> None:
+    """Raise unless the bundle has the engine `name` and it is what else was asked for."""
+    entry = next((entry for entry in bundle.manifest.engines if entry.name == name), None)
+    if entry is None:
+        raise EngineUnavailableError(f"{bundle.folder}: no engine {name!r}; the bundle has {_listed(bundle)}")
+    for what, value in asked.items():
+        if getattr(entry, what) != value:
+            raise UsageError(f"{what} {value} was asked for with engine {name}, whose {what} is {getattr(entry, what)}")
+
+
+def _listed(bundle: Bundle) -> str:
+    engines = bundle.manifest.engines
+    return ", ".join(f"{e.name} (for {' or '.join(e.requires) or 'no backend'})" for e in engines) or "no engines"
+
+
+def _preference() -> Callable[[tuple[BackendSpec, EngineEntry]], tuple[object, ...]]:
+    """What to sort by: the precision, then from the best: backend, its dialect, its recipe, the activations."""
+    has_vnni = not VNNI.isdisjoint(onednn_instruction_sets(detect_hardware().instruction_sets))
+
+    def key(pair: tuple[BackendSpec, EngineEntry]) -> tuple[object, ...]:
+        spec, engine = pair
+        is_int8 = engine.precision is Precision.INT8
+        backends = ("openvino", "onnxruntime") if is_int8 and has_vnni else ("onnxruntime", "openvino")
+        return (
+            _place(list(Precision), engine.precision),
+            _place(backends, spec.name),
+            _place(spec.dialects, engine.dialect),
+            _place(DEFAULT_RECIPES[spec.name], engine.recipe),
+            engine.recipe or "",
+            engine.activation != "uint8",
+            engine.name,
+        )
+
+    return key
+
+
+def _place(order: Sequence[str], value: str | None) -> int:
+    return order.index(value) if value in order else len(order)
+
+
+def _works(spec: BackendSpec, engine: EngineEntry) -> bool:
+    """Whether the library is installed, which is not to say that it works, and may run `engine` on this processor."""
+    return find_spec(spec.name) is not None and module_of(spec).obstacle(engine) is None
+
+
+def _member(kind: type[Word], what: str, value: str | None) -> Word | None:
+    try:
+        return None if value is None else kind(value)
+    except ValueError:
+        raise UsageError(f"{what}: expected one of {', '.join(kind)}, got {value!r}") from None
