@@ -6,13 +6,14 @@ READY := $(VENV)/.ready
 MODEL ?= facebook/MEXMA
 OUT ?= engines/mexma
 PRECISIONS ?= fp32 fp16
+RECIPES ?= fast
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup lint format test test-full-size demo export parity bench bench-full peers clean distclean
+.PHONY: help setup lint format test test-full-size demo export parity bench bench-int8 bench-full peers clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## make .venv with all that development needs (PYTHON=... chooses the Python)
 
@@ -43,14 +44,18 @@ test-full-size: $(READY) ## run the tests on models of full size (5 GB of memory
 demo: $(READY) ## export a small real model, check it against PyTorch, embed sentences with it
 	@$(BIN)/python -m mexma_benchmarks.demo
 
-export: $(READY) ## export MODEL into OUT in PRECISIONS (facebook/MEXMA, engines/mexma, "fp32 fp16")
-	@$(BIN)/mexma export '$(MODEL)' --out '$(OUT)' $(PRECISIONS:%=--precision %)
+export: $(READY) ## export MODEL into OUT in PRECISIONS (facebook/MEXMA, engines/mexma, "fp32 fp16"; RECIPES of int8: "fast")
+	@$(BIN)/mexma export '$(MODEL)' --out '$(OUT)' $(PRECISIONS:%=--precision %) \
+	  $(if $(filter int8,$(PRECISIONS)),$(RECIPES:%=--recipe %))
 
 parity: $(READY) ## compare the bundle in OUT with MODEL in PyTorch
 	@$(BIN)/mexma parity --bundle '$(OUT)' --reference '$(MODEL)'
 
 bench: $(READY) ## measure engines against PyTorch at full size and on MiniLM, in ten minutes
 	@$(BIN)/mexma bench run
+
+bench-int8: $(READY) ## the same with our int8 engines of both recipes; quantizing them takes some minutes, once
+	@$(BIN)/mexma bench run --int8
 
 bench-full: $(READY) ## the same with more shapes, rates and rounds, and every peer: an hour or two
 	@$(BIN)/mexma bench run --effort full --peers

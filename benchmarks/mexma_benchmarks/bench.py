@@ -30,6 +30,8 @@ class Order:
     """`minilm`, or whatever `resolve_source` takes."""
     bundle: Path | None
     pooling: Pooling | None
+    int8: bool
+    """Whether bundles are to have int8 engines."""
     device: str
     corpus: Corpus | None
     others: Sequence[Subject]
@@ -50,6 +52,7 @@ def run_bench(order: Order, result: Result, result_file: Path, *, report: Progre
             _find(name, report),
             pooling=order.pooling,
             bundle=order.bundle,
+            int8=order.int8,
             n_threads=result.n_threads,
             device=order.device,
             report=report,

@@ -23,6 +23,7 @@ HELP = "\n\n".join(
         "Measure engines against PyTorch and other libraries, on this machine.",
         f"`make bench` is `mexma bench run`: PyTorch and our engines on {FULL_SIZE} (full size, random weights: for "
         "speed) and all-MiniLM-L6-v2 (trained: for fidelity), in about ten minutes on two cores.",
+        "`make bench-int8` is `mexma bench run --int8`: our int8 engines too. Quantizing takes some minutes, once.",
         "`make bench-full` is `mexma bench run --effort full --peers`: more shapes, arrival rates and rounds, and "
         "every peer that `make peers` has installed. It takes an hour or two.",
         "Subjects run in processes of their own and take turns; whoever waits is stopped. Every sample is saved as it "
@@ -51,6 +52,9 @@ def run_command(
         Path | None,
         typer.Option(help="The one source's bundle. Default: one in engines/bench, exported where it is missing."),
     ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Measure int8 engines of all recipes too; added to a bundle without them.")
+    ] = False,
     effort: Annotated[
         Effort, typer.Option(help="How much time to take; smoke only tries whether all runs.")
     ] = Effort.QUICK,
@@ -94,6 +98,7 @@ def run_command(
         sources=asked,
         bundle=bundle,
         pooling=pooling,
+        int8=int8,
         device=device,
         corpus=read_corpus(corpus) if corpus else None,
         others=[*(peer_subject(found, peers_folder) for found in wanted), *server_subjects(url or [], url_model)],

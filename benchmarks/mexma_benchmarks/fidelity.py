@@ -13,10 +13,12 @@ from mexma_benchmarks.heat import Heat
 from mexma_benchmarks.prepared import Prepared
 from mexma_benchmarks.process import SubjectError
 from mexma_benchmarks.result import Fidelity, ModelResult
+from mexma_benchmarks.subjects import Subject
 from mexma_export.breakdown import judge_vectors
 from mexma_export.corpus import Corpus, sample_corpus
 from mexma_export.gate import UNCERTIFIED_FP16, pytorch_reference
 from mexma_export.invariance import measure_invariance
+from mexma_export.quantize.calibration import load_calibration, shipped_corpus
 from mexma_runtime.errors import ParityError
 from mexma_runtime.types import Vectors
 
@@ -31,12 +33,44 @@ def calibration_texts() -> tuple[str, ...]:
     return sample_corpus().texts[1::2]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CalibrationText:
+    """What a subject was calibrated on."""
+
+    name: str
+    texts: tuple[str, ...] | None
+    """None: a user's own, which a bundle names and does not hold."""
+
+    def described(self, judged: frozenset[str]) -> str:
+        """Its name, and how many of the `judged` sentences are part of it."""
+        if self.texts is None:
+            return f"{self.name}, whose sentences are not known here"
+        n_shared = len(judged.intersection(self.texts))
+        return f"{self.name}, {n_shared or 'none'} of the sentences judged here among it"
+
+
+def calibration_of(subject: Subject, prepared: Prepared) -> CalibrationText | None:
+    """The text that `subject` was calibrated on; None where it was not."""
+    if subject.calibrates:
+        return CalibrationText(name="mexma-runtime sample, the other sentences", texts=calibration_texts())
+    if subject.role != "engine":
+        return None
+    manifest = prepared.bundle.manifest
+    made = next(engine for engine in manifest.engines if engine.name == subject.options["engine"]).quantization
+    if made is None:
+        return None
+    is_ours = made.calibration_sha256 == load_calibration(prepared.checkpoint).sha256
+    return CalibrationText(name=made.calibration, texts=shipped_corpus().texts if is_ours else None)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Judge:
     """The reference's vectors of a corpus."""
 
     corpus: Corpus
     """Prompts in front of the texts already."""
+    sentences: frozenset[str]
+    """Its texts without prompts."""
     lengths: NDArray[np.int64]
     vectors: Vectors
     device: str
@@ -64,12 +98,13 @@ class Judge:
         model.reference, model.fidelity_corpus = reference.description, f"{corpus.name}, {len(corpus.texts)} sentences"
         return cls(
             corpus=replace(corpus, texts=tuple(prepared.prompted(corpus.texts))),
+            sentences=frozenset(corpus.texts),
             lengths=lengths[order],
             vectors=reference.vectors,
             device=prepared.task.device,
         )
 
-    def judge(self, heat: Heat, name: str, model: ModelResult) -> None:
+    def judge(self, heat: Heat, name: str, model: ModelResult, calibration: CalibrationText | None) -> None:
         """Hold one running subject's vectors against the reference's; what cannot be compared is its row's reason."""
 
         def embed(texts: Sequence[str]) -> Vectors:
@@ -95,6 +130,7 @@ class Judge:
             by_length=found.by_length,
             by_language=found.by_language,
             uncertified=UNCERTIFIED_FP16 if is_half_on_cpu else None,
+            calibration=calibration.described(self.sentences) if calibration else None,
         )
 
 

@@ -14,12 +14,15 @@ from mexma_benchmarks.subjects import Subject
 from mexma_benchmarks.workload import SHORT_TEXT
 from mexma_export.checkpoint import Checkpoint, load_checkpoint, weights_sha256
 from mexma_export.pipeline import ExportPlan, export
+from mexma_export.quantize.options import Int8Options
+from mexma_export.quantize.recipe import SHIPPED, load_recipe
 from mexma_export.sources import STANDIN_PREFIX, Source
 from mexma_runtime.bundle import Bundle, read_manifest
 from mexma_runtime.errors import UsageError
+from mexma_runtime.manifest import Manifest
 from mexma_runtime.terminal import Progress, note
 from mexma_runtime.tokenizer import TextTokenizer, TokenizerSpec
-from mexma_runtime.types import Pooling, Precision, Ragged
+from mexma_runtime.types import Dialect, Pooling, Precision, Ragged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +69,24 @@ class Prepared:
 
 
 def prepare_model(
-    source: Source, *, pooling: Pooling | None, bundle: Path | None, n_threads: int, device: str, report: Progress
+    source: Source,
+    *,
+    pooling: Pooling | None,
+    bundle: Path | None,
+    int8: bool,
+    n_threads: int,
+    device: str,
+    report: Progress,
 ) -> Prepared:
-    """The bundle of `source`, exported in fp32 where there is none yet; UsageError where it is another checkpoint's."""
+    """The bundle of `source`, exported in fp32 where there is none yet; UsageError where it is another checkpoint's.
+
+    With `int8` it has the int8 engines of the package's own recipes too: those that it lacks are added to it.
+    """
     name = source.model_id + (f" pooled {pooling}" if pooling else "")
     folder = bundle or Path("engines/bench") / re.sub(r"[^\w.]+", "-", name)
     manifest = read_manifest(folder)
     if manifest is None:
-        plan = ExportPlan(out=folder, precisions=(Precision.FP32,), pooling=pooling, check_parity=False)
+        plan = _plan(folder, (Precision.FP32,), lacking_recipes(None) if int8 else (), pooling)
         manifest = export(source, plan, progress=report).manifest
     else:
         note(f"{name}: measuring the bundle in {folder}; remove it to have it exported anew")
@@ -86,6 +99,9 @@ def prepare_model(
             f"{folder} was made from weights {manifest.model.weights_sha256}, and {source.model_id} has {digest}: "
             "remove the bundle, or name another --bundle"
         )
+    if int8 and (lacking := lacking_recipes(manifest)):
+        note(f"{name}: adding int8 engines to it: {', '.join(lacking)}")
+        manifest = export(source, _plan(folder, (), lacking, manifest.pooling_mode), progress=report).manifest
     opened, text = Bundle.open(folder), manifest.text
     return Prepared(
         name=name,
@@ -105,4 +121,22 @@ def prepare_model(
             folder=str(folder.absolute()),
             first_text=checkpoint.settings.default_prompt + SHORT_TEXT,
         ),
+    )
+
+
+def lacking_recipes(manifest: Manifest | None) -> tuple[str, ...]:
+    """The package's recipes of which a bundle (None: an empty one) lacks the int8 engine of a dialect."""
+    engines = manifest.engines if manifest else []
+    there = {(engine.recipe, engine.dialect) for engine in engines if engine.precision is Precision.INT8}
+    return tuple(recipe for recipe in SHIPPED if any((recipe, dialect) not in there for dialect in Dialect))
+
+
+def _plan(folder: Path, floats: tuple[Precision, ...], recipes: Sequence[str], pooling: Pooling | None) -> ExportPlan:
+    """Nothing is judged: measuring the engines does that."""
+    return ExportPlan(
+        out=folder,
+        precisions=(*floats, Precision.INT8) if recipes else floats,
+        pooling=pooling,
+        int8=Int8Options(recipes=tuple(map(load_recipe, recipes))) if recipes else None,
+        check_parity=False,
     )

@@ -78,6 +78,8 @@ class Fidelity:
     by_language: dict[str, ParityFigures] = field(default_factory=dict)
     uncertified: str | None = None
     """Why these figures certify nothing, where they don't."""
+    calibration: str | None = None
+    """What text it was calibrated on, and how much of that was judged; None: it was not calibrated."""
 
 
 @dataclass(kw_only=True)

@@ -31,15 +31,33 @@ class Subject:
     """Text that pins its environment: a converted checkpoint belongs to it."""
     converts: bool = False
     """Whether the adapter converts the checkpoint first."""
+    calibrates: bool = False
+    """Whether it reads the calibration text then."""
     unavailable: str | None = None
     """Why it cannot be measured, where that is known already."""
 
 
 def engine_subjects(bundle: Bundle, device: str) -> list[Subject]:
-    """Every engine of the bundle on every backend that runs it on `device`; the one chosen by default first."""
+    """Every engine of the bundle on every backend that runs it on `device`; the one chosen by default first.
+
+    Last those that nothing here runs.
+    """
     found = runnable_engines(bundle, device)
     n_backends = len({backend for backend, _ in found})
-    return [
+    runnable = {engine.name for _, engine in found}
+    idle = [
+        Subject(
+            name=f"mexma {engine.name}",
+            role="engine",
+            adapter="mexma",
+            options={"engine": engine.name, "precision": engine.precision},
+            unavailable=f"no backend that is installed runs it here on {device}: it is for "
+            + (" or ".join(engine.requires) or "none"),
+        )
+        for engine in bundle.manifest.engines
+        if engine.name not in runnable
+    ]
+    runs = [
         Subject(
             name=f"mexma {engine.name}" + (f" on {backend}" if n_backends > 1 else ""),
             role="engine",
@@ -48,6 +66,7 @@ def engine_subjects(bundle: Bundle, device: str) -> list[Subject]:
         )
         for backend, engine in found
     ]
+    return [*runs, *idle]
 
 
 def baseline_subjects(device: str) -> list[Subject]:

@@ -12,7 +12,7 @@ from mexma_benchmarks.adapters.protocol import Task, peak_rss_bytes
 from mexma_benchmarks.conversion import convert, folder_bytes
 from mexma_benchmarks.environment import device_bytes
 from mexma_benchmarks.estimates import estimate_median
-from mexma_benchmarks.fidelity import Judge
+from mexma_benchmarks.fidelity import Judge, calibration_of
 from mexma_benchmarks.heat import Heat
 from mexma_benchmarks.plan import BenchPlan
 from mexma_benchmarks.prepared import Prepared
@@ -72,7 +72,7 @@ def measure_model(prepared: Prepared, subjects: Sequence[Subject], model: ModelR
             new = [name for name in heat.names("fidelity") if not model.subject(name).fidelity]
             for done, name in enumerate(new):
                 run.report(f"{prepared.name}, fidelity{of}", done, len(new))
-                judge.judge(heat, name, model)
+                judge.judge(heat, name, model, calibration_of(chosen[name][0], prepared))
                 run.report(f"{prepared.name}, fidelity{of}", done + 1, len(new))
             run.save()
             for job in jobs:

@@ -72,8 +72,8 @@ def register_export(app: typer.Typer) -> None:
 
         precisions = tuple(dict.fromkeys(precision or [Precision.FP32, Precision.FP16]))
         is_int8 = Precision.INT8 in precisions
-        if not is_int8 and (recipe or calibration or min_cosine is not None):
-            raise UsageError("--recipe, --calibration and --min-cosine are for int8: add --precision int8")
+        if not is_int8 and (recipe or calibration or min_cosine is not None or activation is not Activation.UINT8):
+            raise UsageError("--recipe, --calibration, --activation, --min-cosine are for int8: add --precision int8")
         int8 = Int8Options(
             recipes=tuple(load_recipe(name) for name in dict.fromkeys(recipe or ["fast"])),
             calibration=calibration,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from contextlib import ExitStack
 
 import onnx_ir as ir
 
@@ -12,12 +13,13 @@ from mexma_export.graph.encoder import INPUTS, OUTPUT, write_encoder
 from mexma_export.graph.products import Products, float_product, int8_products
 from mexma_export.quantize.calibration import Calibration, load_calibration
 from mexma_export.quantize.groups import all_groups, linears_of, n_multiplications
-from mexma_export.quantize.model import FLOAT_SUFFIX, DialectPlan, quantize_model
+from mexma_export.quantize.model import FLOAT_SUFFIX, DialectPlan, QuantizationJob, quantize_model
 from mexma_export.quantize.options import Int8Options
 from mexma_export.quantize.recipe import Recipe
 from mexma_export.staging import Staging
 from mexma_export.weights import WeightsFile, WeightsWriter, write_int8_tables, write_weights
 from mexma_runtime.bundle import sha256_of
+from mexma_runtime.errors import UsageError
 from mexma_runtime.hardware import detect_hardware
 from mexma_runtime.manifest import (
     EngineEntry,
@@ -35,6 +37,8 @@ LEAST_ONNXRUNTIME = "1.20.1"
 """The oldest release that runs both dialects in both precisions; 1.20.0 fails in fp16 SkipLayerNormalization."""
 LEAST_OPENVINO = "2026.4"
 """The only release that int8 was measured with."""
+GROUP_STEP = 16
+"""Channels: OpenVINO's groups are of a multiple."""
 
 
 class EngineWriter:
@@ -75,17 +79,20 @@ class EngineWriter:
 
     def int8(
         self,
-        recipe: Recipe,
+        recipes: tuple[Recipe, ...],
         options: Int8Options,
         dialects: tuple[Dialect, ...],
         *,
         floats: frozenset[str] = frozenset(),
-    ) -> list[EngineEntry]:
-        """The tables, once; int8 weights of `recipe` that all dialects share; a graph for each dialect.
+    ) -> list[list[EngineEntry]]:
+        """The engines of each recipe: the tables, once; int8 weights that all dialects share; a graph for each dialect.
 
-        `floats`: groups of products to leave in float, whatever the recipe says.
+        `floats`: groups of products to leave in float, whatever the recipes say.
         """
-        recipe.check(self._groups)
+        for recipe in recipes:
+            recipe.check(self._groups)
+            if Dialect.PORTABLE in dialects:
+                _check_group_size(recipe, self._checkpoint, self._groups)
         if self._tables is None:
             self._tables = write_int8_tables(
                 self._checkpoint,
@@ -95,24 +102,35 @@ class EngineWriter:
             self._keep_weights(self._tables)
         if self._calibration is None:
             self._calibration = load_calibration(self._checkpoint, options.calibration)
-        calibration = self._calibration
-        with WeightsWriter(self._staging.temporary(f"weights.{recipe.name}")) as writer:
-            plans = quantize_model(
+        with ExitStack() as stack:
+            writers = [
+                stack.enter_context(WeightsWriter(self._staging.temporary(f"weights.{recipe.name}")))
+                for recipe in recipes
+            ]
+            jobs = [
+                QuantizationJob(
+                    recipe=recipe,
+                    store=writer.add,
+                    plans={dialect: DialectPlan() for dialect in dialects},
+                    floats=floats,
+                )
+                for recipe, writer in zip(recipes, writers, strict=True)
+            ]
+            quantize_model(
                 self._checkpoint,
-                recipe,
-                calibration,
+                jobs,
+                self._calibration,
                 activation=options.activation,
-                dialects=dialects,
-                floats=floats,
-                store=writer.add,
                 seed=options.seed,
                 n_threads=detect_hardware().n_usable_cores,
-                progress=functools.partial(self._report, f"quantizing, recipe {recipe.name}"),
+                progress=functools.partial(self._report, f"quantizing ({', '.join(r.name for r in recipes)})"),
             )
-            linears = writer.finish()
-        self._keep_weights(linears)
+            weights = [writer.finish() for writer in writers]
+        for written in weights:
+            self._keep_weights(written)
         return [
-            self._int8_entry(recipe, options, calibration, dialect, plan, linears) for dialect, plan in plans.items()
+            [self._int8_entry(job.recipe, options, self._calibration, *item, linears) for item in job.plans.items()]
+            for job, linears in zip(jobs, weights, strict=True)
         ]
 
     def more_floats(
@@ -179,6 +197,8 @@ class EngineWriter:
                     scale=plan.inputs[report.group].scale,
                     zero_point=plan.inputs[report.group].zero_point if report.mode is ProductMode.STATIC else None,
                     error=report.errors.final if report.errors else 0.0,
+                    error_plain=report.errors.plain if report.errors else 0.0,
+                    error_migrated=report.errors.migrated if report.errors else 0.0,
                 )
                 for report in sorted(plan.reports, key=lambda report: self._groups.index(report.group))
             ],
@@ -259,3 +279,15 @@ class EngineWriter:
 def group_size(recipe: Recipe, checkpoint: Checkpoint) -> int:
     """Channels that share a dynamic scale: the recipe's number, or the largest part of it that fits a small model."""
     return math.gcd(recipe.group_size, checkpoint.config.hidden_size, checkpoint.config.ffn_size)
+
+
+def _check_group_size(recipe: Recipe, checkpoint: Checkpoint, groups: tuple[str, ...]) -> None:
+    """UsageError where OpenVINO would compute dynamic products in float: its groups are multiples of GROUP_STEP."""
+    is_dynamic = any(recipe.mode(Dialect.PORTABLE, group) is ProductMode.DYNAMIC for group in groups)
+    if is_dynamic and group_size(recipe, checkpoint) % GROUP_STEP:
+        config = checkpoint.config
+        raise UsageError(
+            f"recipe {recipe.name}: OpenVINO finds dynamic scales for groups of a multiple of {GROUP_STEP} channels, "
+            f"which do not divide this model's {config.hidden_size} and {config.ffn_size}: make all products of the "
+            "portable dialect static by a recipe of your own, or export --dialect fused"
+        )

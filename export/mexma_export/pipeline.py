@@ -21,7 +21,7 @@ from mexma_export.staging import Staging
 from mexma_export.thresholds import THRESHOLDS
 from mexma_export.weights import weights_bytes
 from mexma_runtime.bundle import Bundle, sha256_of
-from mexma_runtime.errors import BundleError, ParityError, UsageError
+from mexma_runtime.errors import BundleError, EngineUnavailableError, ParityError, UsageError
 from mexma_runtime.manifest import SCHEMA, EngineEntry, FileEntry, Manifest, ModelEntry, TextEntry
 from mexma_runtime.terminal import Progress
 from mexma_runtime.types import Dialect, Pooling, Precision
@@ -67,6 +67,8 @@ class Exported:
     """Why engines were not published: one line for each figure that misses its threshold."""
     warnings: tuple[str, ...]
     """What a user should hear of the checkpoint."""
+    quantized: tuple[EngineEntry, ...] = ()
+    """The int8 engines of this export that were published."""
 
 
 class EnginesRefusedError(ParityError):
@@ -104,8 +106,9 @@ def export(source: Source, plan: ExportPlan, *, progress: Progress | None = None
             if precision is not Precision.INT8:
                 gate.admit(writer.floats(precision, plan.dialects))
         if plan.int8:
-            for recipe in plan.int8.recipes:
-                _admit_int8(gate, writer, recipe, plan.int8, dialects)
+            recipes = plan.int8.recipes
+            for recipe, engines in zip(recipes, writer.int8(recipes, plan.int8, dialects), strict=True):
+                _admit_int8(gate, writer, recipe, engines, plan.int8, dialects)
         if gate.admitted:
             staging.publish(gate.manifest)
     exported = Exported(
@@ -113,6 +116,7 @@ def export(source: Source, plan: ExportPlan, *, progress: Progress | None = None
         verdicts=gate.verdicts,
         refused=gate.refused,
         warnings=(*checkpoint.settings.warnings, *warnings),
+        quantized=tuple(engine for engine in gate.admitted if engine.quantization),
     )
     if gate.refused:
         raise EnginesRefusedError(exported)
@@ -159,7 +163,7 @@ class _Gate:
             progress = functools.partial(self._report, f"judging {engine.name}")
             try:
                 verdicts.append(judge(candidate, engine, self._reference, progress=progress))
-            except ParityError as error:  # NaN in its vectors, say
+            except (ParityError, EngineUnavailableError) as error:  # NaN in its vectors, say, or no VNNI here
                 self.refused.append(str(error))
         return verdicts
 
@@ -176,12 +180,16 @@ class _Gate:
 
 
 def _admit_int8(
-    gate: _Gate, writer: EngineWriter, recipe: Recipe, options: Int8Options, dialects: tuple[Dialect, ...]
+    gate: _Gate,
+    writer: EngineWriter,
+    recipe: Recipe,
+    engines: list[EngineEntry],
+    options: Int8Options,
+    dialects: tuple[Dialect, ...],
 ) -> None:
-    """Write the engines of one recipe; for `min_cosine`, again with the worst products in float, until it is met."""
+    """Judge one recipe's engines; for `min_cosine`, write them again with the worst products in float until met."""
     floats: frozenset[str] = frozenset()
     while True:
-        engines = writer.int8(recipe, options, dialects, floats=floats)
         if options.min_cosine is None:
             gate.admit(engines)
             return
@@ -199,6 +207,7 @@ def _admit_int8(
             )
             return
         floats = more
+        engines = writer.int8((recipe,), options, dialects, floats=floats)[0]
 
 
 def _int8_dialects(plan: ExportPlan) -> tuple[tuple[Dialect, ...], list[str]]:

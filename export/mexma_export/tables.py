@@ -11,6 +11,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from mexma_export.gains import gains_table
 from mexma_export.gate import Verdict
 from mexma_export.parity_json import verdict_json
 from mexma_export.pipeline import Exported
@@ -36,6 +37,8 @@ def show_export(out: Path, exported: Exported, *, as_json: bool) -> None:
         console.print(verdict_table(exported.verdicts))
         console.print(f"reference: {exported.verdicts[0].certificate.reference}")
         print_notes(console, exported.verdicts)
+    if exported.quantized:
+        console.print(gains_table(exported.quantized))
     lines = [
         f"bundle: {out}",
         f"model: {manifest.model.id}, {manifest.model.n_layers} layers, {manifest.dim} numbers a vector",

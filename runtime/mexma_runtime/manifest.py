@@ -129,7 +129,11 @@ class QuantizedProduct:
     zero_point: int | None
     """Of static activations, like `scale`; None for others."""
     error: float
-    """Relative error of the product's output on calibration text."""
+    """Mean square error of the product's output on calibration text, as a share of its variance; 0 in float."""
+    error_plain: float
+    """The same with nearest rounding over the whole range: what the search began with."""
+    error_migrated: float
+    """The same with migration and ranges as chosen, before rounding and bias were."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,7 +146,7 @@ def test_killed_while_engines_are_judged(dying_export: DyingExport, old_bundle: 
     out = tmp_path / "bundle"
     shutil.copytree(old_bundle, out)
     expected = vectors_of(out)
-    assert dying_export(out, ["fp32", "fp16"], "judging fused.fp32", judged=True)
+    assert dying_export(out, ["fp32", "fp16"], "judging fused.fp16", judged=True)
     assert len(list(out.iterdir())) > len(list(old_bundle.iterdir()))
     assert engines_of(out) == FP32
     assert np.array_equal(vectors_of(out), expected)

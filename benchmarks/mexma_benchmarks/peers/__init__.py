@@ -27,6 +27,8 @@ class Peer:
     """For the adapter."""
     converts: bool = True
     """Whether the adapter makes files of the checkpoint before it runs."""
+    calibrates: bool = False
+    """Whether it reads calibration text for them."""
     note: str
     """What of it is measured."""
 
@@ -38,6 +40,7 @@ def _sbert(backend: str, note: str, *, int8: bool = False) -> Peer:
         environment="sentence-transformers",
         options={"backend": backend, "int8": int8},
         converts=backend != "torch",
+        calibrates=backend == "openvino" and int8,
         note=note,
     )
 
@@ -78,6 +81,7 @@ PEERS = (
         name="OpenVINO NNCF int8",
         adapter="openvino_nncf",
         environment="openvino",
+        calibrates=True,
         note="OpenVINO's own conversion, NNCF's static quantization for transformers",
     ),
 )
@@ -102,6 +106,7 @@ def peer_subject(peer: Peer, folder: Path) -> Subject:
         python=environment.python,
         environment=environment.requirements.read_text(encoding="utf-8"),
         converts=peer.converts,
+        calibrates=peer.calibrates,
         unavailable=None if environment.python else "not installed: make peers",
     )
 

@@ -19,6 +19,7 @@ from mexma_benchmarks.report.axes import (
     add_legend,
     by_end,
     draw_lines,
+    folded,
     keep_ticks,
     new_figure,
     set_log,
@@ -93,10 +94,14 @@ def slugs(models: Sequence[ModelResult]) -> list[str]:
 
 
 def chosen(model: ModelResult, names: Sequence[str]) -> list[str]:
-    """At most `MAX_LINES` of the subjects `names`: in turn one of ours, a baseline and a peer, as they are listed."""
+    """At most `MAX_LINES` of the subjects `names`: in turn two of ours, a baseline and a peer, as they are listed."""
     roles = {subject.name: subject.role for subject in model.subjects}
     by_role = [[name for name in names if roles.get(name, "peer") == role] for role in ("engine", "baseline", "peer")]
-    rank = {name: (place, which) for which, among in enumerate(by_role) for place, name in enumerate(among)}
+    rank = {
+        name: (place if which else place // 2, which, place)
+        for which, among in enumerate(by_role)
+        for place, name in enumerate(among)
+    }
     return sorted(names, key=rank.__getitem__)[:MAX_LINES]
 
 
@@ -182,7 +187,7 @@ def _fidelity(models: Sequence[ModelResult], looks: Mapping[str, Style]) -> Iter
     for name, line in zip(names, ax.lines, strict=True):
         line.set(linestyle="none", markersize=9)
         if name in uncertified:
-            line.set_label(f"{line.get_label()} (uncertified)")
+            line.set_label(folded(f"{name} (uncertified)"))
     ax.plot(*zip(*stairs, strict=True), color=INK, linestyle=":", label="Pareto front", zorder=1)
     ax.margins(x=0.15)
     lost = max(1 - min(y for _, y in points.values()), 1e-3)

@@ -35,6 +35,9 @@ def fidelity_section(model: ModelResult) -> Iterator[str]:
         "top-10: share of the nearest, and of the ten nearest, neighbours that are the reference's. Mixed: queries by "
         "the subject, index by the reference. In a batch: the same sentences alone, in mixed company, in another order."
     )
+    for text in dict.fromkeys(one.calibration for _, one in judged if one.calibration):
+        names = ", ".join(escape(name) for name, one in judged if one.calibration == text)
+        yield f"Calibrated on {escape(text)}: {names}."
     for reason in dict.fromkeys(one.uncertified for _, one in judged if one.uncertified):
         names = ", ".join(escape(name) for name, one in judged if one.uncertified == reason)
         yield f"Uncertified, {names}: {escape(reason)}"

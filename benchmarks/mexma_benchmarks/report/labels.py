@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mexma_benchmarks.report.axes import Point
+from mexma_benchmarks.report.axes import Point, folded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _DISTANCES = (10, 16, 22)
 """From a point to its name, in pixels at 100 dots an inch: further off it could be another's."""
-_ANGLES = np.radians([0, 90, 270, 180, 45, 135, 225, 315])
+_ANGLES = np.radians([0, 90, 270, 180, 45, 135, 225, 315, 67.5, 112.5, 247.5, 292.5])
 _GAP = 4
 _MARKER = 16
 
@@ -36,7 +36,7 @@ def place_labels(
     for a, b in pairwise(ax.transData.transform(list(line))):
         taken += [_box(at, (1, 1)) for at in np.linspace(a, b, 2 + int(np.hypot(*(b - a)) / 4))]
     for name in names:
-        label = ax.annotate(name, points[name], fontsize=9, fontweight="bold", ha="center", va="center")
+        label = ax.annotate(folded(name), points[name], fontsize=9, fontweight="bold", ha="center", va="center")
         extent = label.get_window_extent()
         size = (extent.width + 2 * _GAP, extent.height + 2 * _GAP)
         for distance, angle in product(_DISTANCES, _ANGLES):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from mexma_benchmarks.measured import subject_names
 from mexma_benchmarks.result import ModelResult, Role
 
+Dashes = str | tuple[int, tuple[float, ...]]
+"""A line's pattern, as matplotlib takes it."""
 INK = "#1f2328"
 """Of text, axes and the first baseline; the page replaces it by its own, so that charts are read on dark too."""
 
@@ -17,8 +19,13 @@ _COLOURS: dict[Role, tuple[str, ...]] = {
     "baseline": (INK, "#6e7781", "#99a1aa"),
     "peer": ("#56b4e9", "#e69f00", "#66c2a5", "#e78ac3", "#a6a233"),
 }
-_MARKERS: dict[Role, str] = {"engine": "osD^P", "baseline": "XPd*", "peer": "osD^vp<>h8"}
-_DASHES: dict[Role, str | tuple[int, tuple[int, ...]]] = {"engine": "-", "baseline": "--", "peer": (0, (3, 1))}
+# As many markers as have no divisor in common with the colours: no pair of both comes again soon.
+_MARKERS: dict[Role, str] = {"engine": "osD^P", "baseline": "XPd*", "peer": "osD^vp<>h8*"}
+_DASHES: dict[Role, tuple[Dashes, ...]] = {
+    "engine": ("-", (0, (6, 1.2)), (0, (6, 1.2, 1.2, 1.2))),
+    "baseline": ("--",),
+    "peer": ((0, (3, 1)),),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +35,7 @@ class Style:
     role: Role
     colour: str
     marker: str
-    dashes: str | tuple[int, tuple[int, ...]]
+    dashes: Dashes
 
     @property
     def width(self) -> float:
@@ -51,10 +58,14 @@ def styles(models: Iterable[ModelResult]) -> dict[str, Style]:
     found: dict[str, Style] = {}
     counts: dict[Role, int] = {"engine": 0, "baseline": 0, "peer": 0}
     for name, role in roles.items():
-        i = counts[role]
+        found[name] = style(role, counts[role])
         counts[role] += 1
-        colours, markers = _COLOURS[role], _MARKERS[role]
-        # A colour that comes again comes with another marker.
-        marker = markers[(i + i // len(colours)) % len(markers)]
-        found[name] = Style(role=role, colour=colours[i % len(colours)], marker=marker, dashes=_DASHES[role])
     return found
+
+
+def style(role: Role, i: int) -> Style:
+    """The look of subject `i` of its role; a colour that comes again comes with another marker and other dashes."""
+    colours, markers, dashes = _COLOURS[role], _MARKERS[role], _DASHES[role]
+    turn, colour = divmod(i, len(colours))
+    marker = markers[i % len(markers)]
+    return Style(role=role, colour=colours[colour], marker=marker, dashes=dashes[turn % len(dashes)])

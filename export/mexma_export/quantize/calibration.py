@@ -24,6 +24,8 @@ MOST_UNKNOWN = 0.1
 """Share of a text's tokens that may be unknown; beyond it the text says nothing of the model."""
 MOST_LEFT_OUT = 0.5
 """Share of a user's texts that may be left out before the file is refused."""
+MOST_TOKENS = 32_768
+"""Longer text is thinned evenly: ranges gain little more, and a model of full size takes minutes for so many."""
 BATCH_TOKENS = 2048
 
 
@@ -83,6 +85,10 @@ def load_calibration(checkpoint: Checkpoint, path: Path | None = None) -> Calibr
     kept = np.flatnonzero(unknown <= MOST_UNKNOWN)
     n_left_out = len(ragged) - kept.size
     known = ragged.take(kept)
+    if known.ids.size > MOST_TOKENS:
+        n_thinned = max(LEAST_TEXTS, int(kept.size * MOST_TOKENS / known.ids.size))
+        kept = kept[np.linspace(0, kept.size - 1, min(n_thinned, kept.size)).round().astype(np.int64)]
+        known = ragged.take(kept)
     if path and n_left_out > MOST_LEFT_OUT * len(ragged):
         raise UsageError(
             f"{where}: {n_left_out} of {len(ragged)} texts have more than {MOST_UNKNOWN:.0%} tokens that are unknown "

@@ -21,8 +21,8 @@ class Activation(StrEnum):
 
     @property
     def lowest(self) -> int:
-        """The smallest integer used."""
-        return 0 if self is Activation.UINT8 else -127
+        """The smallest integer: what QuantizeLinear clips to."""
+        return 0 if self is Activation.UINT8 else -128
 
     @property
     def highest(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,25 +50,33 @@ class DialectPlan:
     reports: list[GroupReport] = field(default_factory=list)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuantizationJob:
+    """One recipe, and where what comes of it goes."""
+
+    recipe: Recipe
+    store: Store
+    """Takes int8 weights, and fp32 ones of products left in float: (in, out)."""
+    plans: Mapping[Dialect, DialectPlan]
+    """Filled, a layer at a time."""
+    floats: frozenset[str] = frozenset()
+    """Groups left in float whatever the recipe says."""
+
+
 def quantize_model(
     checkpoint: Checkpoint,
-    recipe: Recipe,
+    jobs: Sequence[QuantizationJob],
     calibration: Calibration,
     *,
     activation: Activation,
-    dialects: tuple[Dialect, ...],
-    floats: frozenset[str] = frozenset(),
-    store: Store,
     seed: int,
     n_threads: int,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[Dialect, DialectPlan]:
-    """Quantize every layer; int8 weights (and fp32 ones of products left in float) go to `store`, (in, out).
+) -> None:
+    """Quantize every layer by each recipe of `jobs`, over one run of the fp32 model on the calibration text.
 
-    `floats`: groups left in float whatever the recipe says. The fp32 model runs over the calibration text once; each
-    product sees what it would see there.
+    Each product sees what it would see in the fp32 model.
     """
-    plans = {dialect: DialectPlan() for dialect in dialects}
     batches = [hidden for _, hidden in embed_tokens(checkpoint, calibration)]
     n_layers = checkpoint.config.n_layers
     for layer in range(n_layers):
@@ -76,10 +84,10 @@ def quantize_model(
         run = open_layer(checkpoint, layer, tensors, n_threads=n_threads)
         statistics = _observe(run, batches, layer, seed=seed)
         del run
-        _Layer(f"layer.{layer}", tensors, statistics, recipe, activation, plans, floats, store).quantize()
+        for job in jobs:
+            _Layer(f"layer.{layer}", tensors, statistics, job, activation).quantize()
         if progress:
             progress(layer + 1, n_layers)
-    return plans
 
 
 def _observe(run: Layer, batches: list[Floats], layer: int, *, seed: int) -> dict[str, InputStatistics]:
@@ -107,20 +115,12 @@ class _Layer:
         path: str,
         tensors: Mapping[str, Floats],
         statistics: Mapping[str, InputStatistics],
-        recipe: Recipe,
+        job: QuantizationJob,
         activation: Activation,
-        plans: Mapping[Dialect, DialectPlan],
-        floats: frozenset[str],
-        store: Store,
     ) -> None:
         self._path, self._tensors, self._statistics = path, dict(tensors), statistics
-        self._recipe, self._activation, self._plans, self._floats, self._store = (
-            recipe,
-            activation,
-            plans,
-            floats,
-            store,
-        )
+        self._recipe, self._activation, self._plans = job.recipe, activation, job.plans
+        self._floats, self._store = job.floats, job.store
 
     def quantize(self) -> None:
         """All groups; the attention's output first, since its migration becomes part of the values' weights."""

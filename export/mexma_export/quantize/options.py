@@ -28,6 +28,9 @@ class Int8Options:
     def __post_init__(self) -> None:
         if not self.recipes:
             raise UsageError("int8: no recipe: name one or more")
+        names = [recipe.name for recipe in self.recipes]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise UsageError(f"int8: several recipes are called {', '.join(repeated)}: engines are named after them")
         if self.min_cosine is not None and not 0 < self.min_cosine < 1:
             raise UsageError(f"min_cosine: expected a number between 0 and 1, got {self.min_cosine}")
         if not 0 <= self.max_float_share <= 1:

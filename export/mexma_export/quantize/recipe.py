@@ -77,7 +77,7 @@ class Recipe:
                 problems.append(f"modes.{dialect}: no pattern fits {missing[0]} and {len(missing) - 1} others")
         if problems:
             first, last = groups[0], groups[-1]
-            raise _refused(f"recipe {self.name}", [*problems, f"its products are called {first} to {last}"])
+            raise _refused(self.name, [*problems, f"its products are called {first} to {last}"])
 
 
 def load_recipe(name_or_path: str) -> Recipe:

@@ -216,8 +216,10 @@ class _Search:
                     tried.append(dataclasses.replace(base, scale=scale, zero_point=zero_point))
             return tried
         if dialect is Dialect.FUSED:
-            unsigned = [dataclasses.replace(base, activation=Activation.UINT8) for base in bases]
-            return [dataclasses.replace(base, zero_point=zero) for base in unsigned for zero in TOKEN_ZERO_POINTS]
+            is_one_sided = float(ends.max()) > -2 * float(ends.min())
+            zeros = TOKEN_ZERO_POINTS if is_one_sided else TOKEN_ZERO_POINTS[:1]
+            tried = [dataclasses.replace(base, zero_point=zero) for zero in zeros] + bases[1:]
+            return [dataclasses.replace(how, activation=Activation.UINT8) for how in tried]
         return bases
 
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-N_SAMPLED = 1024
+N_SAMPLED = 640
 """Tokens drawn at random."""
+N_COVARIANCE = 16_384
+"""About so many tokens, evenly spread, enter the covariance: of 4,096 channels it is what calibration takes longest."""
 BUFFER_TOKENS = 4096
 """Tokens gathered before their products are added up: adding a matrix costs more than a few more tokens in it."""
-N_EXTREME = 128
+N_EXTREME = 64
 """Tokens kept beside them for the size of their largest outlier, in deviations of its channel."""
 
 Floats = NDArray[np.float32]
@@ -48,6 +50,9 @@ class Observer:
         self._highest = np.full(n_channels, -np.inf, np.float32)
         self._buffer: list[Floats] = []
         self._n_buffered = 0
+        self._stride = max(1, n_tokens // N_COVARIANCE)
+        self._n_summed = 0
+        self._origin: Floats | None = None
         self._sum = np.zeros(n_channels)
         self._products = np.zeros((n_channels, n_channels))
 
@@ -64,14 +69,20 @@ class Observer:
         start, self._n_seen = self._n_seen, self._n_seen + len(x)
         np.minimum(self._lowest, x.min(axis=0), out=self._lowest)
         np.maximum(self._highest, x.max(axis=0), out=self._highest)
-        self._sum += x.sum(axis=0, dtype=np.float64)
-        self._products += x.T @ x
+        if self._origin is None:
+            self._origin = x.mean(axis=0)
+        # Products of numbers far from zero, as outlier channels are, would drown the variance in float32's rounding.
+        centred = x - self._origin
+        few = centred[:: self._stride]
+        self._n_summed += len(few)
+        self._sum += few.sum(axis=0, dtype=np.float64)
+        self._products += few.T @ few
         first, end = np.searchsorted(self._chosen, [start, self._n_seen])
         chosen = self._chosen[first:end] - start
         self._sampled.append(x[chosen])
         others = np.delete(np.arange(len(x)), chosen)
-        deviation = np.sqrt(np.diag(self._products) / self._n_seen + 1e-12).astype(np.float32)
-        outliers = np.abs(x[others] / deviation).max(axis=1)
+        deviation = np.sqrt(np.diag(self._products) / self._n_summed + 1e-12).astype(np.float32)
+        outliers = np.abs(centred[others] / deviation).max(axis=1)
         for row in np.argsort(-outliers, kind="stable")[:N_EXTREME]:
             self._extreme.append((float(outliers[row]), start + int(others[row]), x[others[row]].copy()))
         self._extreme = sorted(self._extreme, key=lambda kept: (-kept[0], kept[1]))[:N_EXTREME]
@@ -81,14 +92,14 @@ class Observer:
         if self._buffer:
             self._flush()
         n = self._n_seen
-        mean = self._sum / n
+        mean = self._sum / self._n_summed
         sampled, extreme = np.concatenate(self._sampled), [x for _, _, x in self._extreme]
         weights = [np.full(len(sampled), (n - len(extreme)) / len(sampled)), np.ones(len(extreme))]
         return InputStatistics(
             n_tokens=n,
             lowest=self._lowest,
             highest=self._highest,
-            covariance=self._products / n - np.outer(mean, mean),
+            covariance=self._products / self._n_summed - np.outer(mean, mean),
             sample=np.concatenate([sampled, *(x[np.newaxis] for x in extreme)]),
             sample_weights=np.concatenate(weights).astype(np.float32),
         )

@@ -15,7 +15,7 @@ from mexma_runtime.types import Dialect, Precision
 
 Word = TypeVar("Word", Precision, Dialect)
 
-DEFAULT_RECIPES = {"openvino": ("fast", "precise"), "onnxruntime": ("fast", "precise")}
+DEFAULT_RECIPES = {"openvino": ("precise", "fast"), "onnxruntime": ("fast", "precise")}
 """Where a bundle has several int8 recipes and none is asked for: the order of each backend; others follow by name."""
 
 

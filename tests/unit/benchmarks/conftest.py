@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from mexma_benchmarks.environment import Environment
+from mexma_benchmarks.report.charts import Chart
 from mexma_benchmarks.result import Fidelity, LoadRun, ModelResult, Result, Role, SubjectResult, Timing, Workload
 from mexma_export.parity import InvarianceFigures, ParityFigures
 from mexma_runtime.hardware import Hardware
@@ -18,7 +23,10 @@ SUBJECTS: tuple[tuple[str, Role, float, float], ...] = (
     ("mexma fused.fp32 on onnxruntime", "engine", 2.1, 1.0),
     ("mexma portable.fp32 on openvino", "engine", 2.2, 1.0),
     ("mexma fused.fp16 on onnxruntime", "engine", 1.6, 0.9993),
-    ("mexma portable.int8 on openvino", "engine", 6.1, 0.961),
+    ("mexma portable.int8.fast.uint8 on openvino", "engine", 6.1, 0.961),
+    ("mexma portable.int8.precise.uint8 on openvino", "engine", 5.3, 0.969),
+    ("mexma fused.int8.fast.uint8 on onnxruntime", "engine", 3.7, 0.944),
+    ("mexma fused.int8.precise.uint8 on onnxruntime", "engine", 3.1, 0.958),
     ("sentence-transformers torch", "peer", 1.85, 1.0),
     ("sentence-transformers onnx", "peer", 1.95, 1.0),
     ("sentence-transformers onnx int8", "peer", 3.9, 0.884),
@@ -97,7 +105,7 @@ def small_result(environment: Environment) -> Result:
 
 @pytest.fixture
 def full_result(environment: Environment) -> Result:
-    """A full-size stand-in and a small model with trained weights; 15 subjects were measured and two were not."""
+    """A full-size stand-in and a small model with trained weights; 18 subjects were measured and two were not."""
     models = [_model("standin:mexma", 24, 1024, speed=1.0), _model("all-MiniLM-L6-v2", 6, 384, speed=40.0)]
     return Result(
         environment=environment,
@@ -201,3 +209,26 @@ def _model(name: str, n_layers: int, hidden_size: int, *, speed: float) -> Model
                 )
             )
     return model
+
+
+def _misplaced(chart: Chart) -> list[str]:
+    """What is written in a chart on something else that is, or outside of the picture."""
+    chart.figure.draw_without_rendering()
+    written = [text for text in chart.figure.findobj(Text) if text.get_visible() and text.get_text()]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in written]
+    frame = chart.figure.bbox
+    outside = [
+        f"{name} outside"
+        for name, box in boxes
+        if box.x0 < frame.x0 - 1 or box.x1 > frame.x1 + 1 or box.y0 < frame.y0 - 1 or box.y1 > frame.y1 + 1
+    ]
+    return outside + [
+        f"{name} on {other}"
+        for (name, box), (other, its) in itertools.combinations(boxes, 2)
+        if box.x0 < its.x1 and its.x0 < box.x1 and box.y0 < its.y1 and its.y0 < box.y1
+    ]
+
+
+@pytest.fixture(scope="session")
+def misplaced() -> Callable[[Chart], list[str]]:
+    return _misplaced

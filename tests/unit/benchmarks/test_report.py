@@ -152,6 +152,7 @@ def test_fidelity_has_every_figure_and_the_worst_groups(small_result: Result, mo
         by_length={"1-8": better, "9-16": FIGURES},
         by_language={"de": dataclasses.replace(FIGURES, top10_agreement=None), "en": better},
         uncertified="judged on a CPU",
+        calibration="some text, none of it judged",
     )
     model.subject("theirs").fidelity = Fidelity(
         figures=dataclasses.replace(FIGURES, relative_error_mean=None, top1_agreement=None), invariance=None
@@ -173,6 +174,7 @@ def test_fidelity_has_every_figure_and_the_worst_groups(small_result: Result, mo
         ["-", "-"],
     ]
     assert "Uncertified, ours: judged on a CPU" in text
+    assert "Calibrated on some text, none of it judged: ours." in text
 
 
 def test_a_subject_that_was_not_measured_has_a_row_that_says_why(small_result: Result, model: ModelResult) -> None:
@@ -216,11 +218,11 @@ def test_a_summary_joins_speed_of_the_largest_and_fidelity_of_trained_weights(fu
     text = markdown(full_result, {}).split("## Conditions")[0]
 
     assert "on standin:mexma; neighbours kept on all-MiniLM-L6-v2" in text
-    (best,) = rows(text, "mexma portable.int8 on openvino")
+    (best,) = rows(text, "mexma portable.int8.fast.uint8 on openvino")
     assert best[1].startswith("6.")
     assert best[2] == "0.7200"
     lines = [line for line in text.splitlines() if line.startswith("| ")]
-    assert lines[2].startswith("| mexma portable.int8 on openvino |")  # the fastest first
+    assert lines[2].startswith("| mexma portable.int8.fast.uint8 on openvino |")  # the fastest first
     assert lines[-1].startswith("| PyTorch fp32 |")
 
 

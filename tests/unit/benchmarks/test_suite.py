@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from mexma_benchmarks.adapters.protocol import Task
-from mexma_benchmarks.fidelity import calibration_texts, held_out_corpus
+from mexma_benchmarks.fidelity import CalibrationText, calibration_texts, held_out_corpus
 from mexma_benchmarks.subjects import Subject, baseline_subjects, server_subjects
 from mexma_benchmarks.suite import COPIES, MEMORY_SHARE, OVERHEAD_BYTES, Chosen, group_by_memory
 from mexma_benchmarks.workload import shape_job, text_job
 from mexma_export.corpus import sample_corpus
+from mexma_export.quantize.calibration import shipped_corpus
 from mexma_runtime.types import Ragged
 
 TASK = Task(
@@ -63,6 +64,26 @@ def test_no_sentence_that_peers_calibrate_on_is_judged() -> None:
     assert judged.languages is not None
     assert set(judged.languages) == set(sample_corpus().languages or ())
     assert 40 < len(held_out_corpus(64).texts) <= 64
+
+
+def test_of_what_calibrated_a_subject_the_judged_sentences_are_counted() -> None:
+    judged = frozenset({"a", "b", "c"})
+
+    def said(*texts: str) -> str:
+        return CalibrationText(name="text", texts=texts).described(judged)
+
+    assert said("d", "e") == "text, none of the sentences judged here among it"
+    assert said("b", "e", "c", "b") == "text, 2 of the sentences judged here among it"
+    assert CalibrationText(name="mine.txt", texts=None).described(judged) == (
+        "mine.txt, whose sentences are not known here"
+    )
+
+
+def test_no_judged_sentence_is_in_any_calibration_text() -> None:
+    judged = frozenset(held_out_corpus(10_000).texts)
+
+    for texts in (calibration_texts(), shipped_corpus().texts):
+        assert "none of the sentences" in CalibrationText(name="text", texts=texts).described(judged)
 
 
 def test_a_shape_is_the_same_ids_every_time() -> None:

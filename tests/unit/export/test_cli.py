@@ -14,6 +14,8 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from mexma_export.cli import register_export, register_parity, register_standin
+from mexma_export.quantize.recipe import load_recipe
+from mexma_export.sample import load_sample
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.errors import MexmaError, MissingDependencyError, ParityError, SourceError, UsageError
 
@@ -73,12 +75,50 @@ def test_export_warns_aloud(app: typer.Typer, tiny_checkpoint: Path, tmp_path: P
 
 
 def test_what_cannot_be_meant_is_refused(app: typer.Typer, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    error = failure(app, "export", tiny_checkpoint, "--out", tmp_path / "out", "--precision", "int8")
-    assert isinstance(error, UsageError)
+    for words in (("--recipe", "fast"), ("--calibration", "x"), ("--activation", "int8"), ("--min-cosine", "0.9")):
+        error = failure(app, "export", tiny_checkpoint, "--out", tmp_path / "out", *words)
+        assert isinstance(error, UsageError)
+        assert f"{words[0]}" in str(error)
+        assert str(error).endswith("are for int8: add --precision int8")
     assert isinstance(failure(app, "export", tmp_path / "none", "--out", tmp_path / "out"), SourceError)
     result = CliRunner().invoke(app, ["export", str(tiny_checkpoint), "--out", "x", "--precision", "fp8"])
     assert result.exit_code == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_wishes_for_int8_are_checked_before_the_work(app: typer.Typer, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    words = ("export", tiny_checkpoint, "--out", tmp_path / "out", "--precision", "int8")
+    for more, said in (
+        (("--recipe", "slow"), "recipe 'slow': neither a file nor one of fast, precise"),
+        (("--calibration", tmp_path / "none"), "cannot be read as UTF-8 text"),
+        (("--min-cosine", "1"), "min_cosine: expected a number between 0 and 1"),
+        (("--max-float-share", "2"), "max_float_share: expected a number from 0 to 1"),
+        (("--min-cosine", "0.99", "--skip-parity"), "leave out --skip-parity, or --min-cosine"),
+    ):
+        error = failure(app, *words, *more)
+        assert isinstance(error, UsageError)
+        assert said in str(error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_writes_int8_by_recipes(app: typer.Typer, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A shipped one by its name, a user's by its file."""
+    recipe = {**load_recipe("precise").to_json(), "name": "mine", "migrations": [0.5]}
+    file, calibration = tmp_path / "mine.json", tmp_path / "mine.tsv"
+    file.write_text(json.dumps(recipe), encoding="utf-8")
+    calibration.write_text("".join(f"{line.lang}\t{line.text}\n" for line in load_sample()[:120]), encoding="utf-8")
+    words = ("--precision", "int8", "--dialect", "fused", "--skip-parity", "--json", "--seed", "7")
+    out, _ = run(
+        app,
+        *("export", tiny_checkpoint, "--out", tmp_path / "out", *words),
+        *("--recipe", "fast", "--recipe", file, "--calibration", calibration, "--activation", "int8"),
+    )
+    engines = json.loads(out)["manifest"]["engines"]
+    assert [engine["name"] for engine in engines] == ["fused.int8.fast.int8", "fused.int8.mine.int8"]
+    for engine in engines:
+        assert engine["quantization"]["seed"] == 7
+        assert engine["quantization"]["calibration"] == "mine.tsv"
+    assert len(Bundle.open(tmp_path / "out", verify=True).manifest.engines) == 2
 
 
 @pytest.mark.parametrize("command", ["export", "parity"])

@@ -16,11 +16,13 @@ import pytest
 from numpy.typing import NDArray
 
 from mexma_export.checkpoint import Checkpoint, load_checkpoint
-from mexma_export.graph.encoder import INPUTS, OUTPUT, write_encoder
+from mexma_export.graph.encoder import INPUTS, LAYER_INPUTS, OUTPUT, layer_taps, write_encoder, write_layer
 from mexma_export.parity import compare, worst_rows
+from mexma_export.quantize.layers import layer_tensors
 from mexma_export.reference import load_reference
 from mexma_export.sources import resolve_source
-from mexma_export.weights import WeightsFile, write_weights
+from mexma_export.tensors import whole
+from mexma_export.weights import WeightsFile, write_int8_tables, write_weights
 from mexma_runtime.backends.padding import padded_inputs
 from mexma_runtime.manifest import TextEntry
 from mexma_runtime.types import Dialect, Pooling, Precision, Ragged, Vectors
@@ -263,3 +265,45 @@ def test_matrices_are_external_and_no_name_is_used_twice(dialect: Dialect, preci
     names = [*(t.name for t in model.graph.initializer), *(n for node in model.graph.node for n in node.output)]
     assert len(set(names)) == len(names)
     assert path.stat().st_size < 50_000
+
+
+@every_dialect
+@every_family
+def test_words_in_int8_are_turned_into_floats(
+    family: str, dialect: Dialect, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    """A table in int8 beside weights in fp32, as int8 engines have it."""
+    checkpoint = checkpoints[family]
+    weights = write_weights(checkpoint, Precision.FP32, tmp_path / "floats")
+    tables = write_int8_tables(checkpoint, tmp_path / "tables")
+    for written in (weights, tables):
+        written.written.rename(tmp_path / written.name)
+    tensors = {**weights.tensors, **tables.tensors}
+    model = write_encoder(checkpoint.config, tensors, dialect=dialect, precision=Precision.INT8, pooling=Pooling.MEAN)
+    path = tmp_path / "int8.onnx"
+    ir.save(model, path)
+    graph, short = Written(path=path, checkpoint=checkpoint), ROWS.take(np.array([1, 3]))
+    found, ids = graph.all_values(short)["embeddings.words"], graph.inputs(short)["input_ids"]
+    expected = whole(checkpoint.tensors["embeddings.word"])[ids]
+    assert found.dtype == np.float32
+    assert np.abs(found - expected).max() <= np.abs(expected).max() / 254 * 1.001
+    assert not np.array_equal(found, expected)
+
+
+@every_dialect
+@every_pooling
+@every_family
+def test_a_layer_by_itself_gives_what_it_gives_in_the_whole_graph(
+    family: str, pooling: Pooling, dialect: Dialect, write: Write, checkpoints: dict[str, Checkpoint]
+) -> None:
+    graph, one = write(family, pooling, dialect, Precision.FP32), ROWS.take(np.array([3]))
+    values = graph.all_values(one)
+    for layer in range(3):
+        tensors = {name: ir.tensor(array) for name, array in layer_tensors(checkpoints[family], layer).items()}
+        model = write_layer(checkpoints[family].config, tensors, layer, dialect=dialect, pooling=pooling)
+        session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+        before = values[f"layer.{layer - 1}.out" if layer else "embeddings.out"]
+        inputs = dict(zip(LAYER_INPUTS, (before, np.ones((1, 37), np.int32)), strict=True))
+        for name, found in zip(layer_taps(layer), session.run(list(layer_taps(layer)), inputs), strict=True):
+            assert found.shape == values[name].shape
+            assert np.abs(found - values[name]).max() < 1e-5, name

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from mexma_export import pipeline
 from mexma_export.pipeline import EnginesRefusedError, ExportPlan, export
+from mexma_export.quantize.options import Int8Options
+from mexma_export.quantize.recipe import load_recipe
+from mexma_export.sample import load_sample
 from mexma_export.sources import resolve_source
 from mexma_export.standin import write_standin
 from mexma_runtime import Encoder
@@ -76,8 +81,13 @@ def test_a_plan_that_exports_nothing_or_what_is_not_written_is_refused(tmp_path:
         ExportPlan(out=tmp_path, precisions=())
     with pytest.raises(UsageError, match="nothing to export"):
         ExportPlan(out=tmp_path, precisions=FP32, dialects=())
-    with pytest.raises(UsageError, match="precision int8: this version writes fp32 and fp16"):
+    int8 = Int8Options(recipes=(load_recipe("fast"),), min_cosine=0.99)
+    with pytest.raises(UsageError, match="int8 goes with a recipe and calibration text"):
         ExportPlan(out=tmp_path, precisions=(Precision.INT8,))
+    with pytest.raises(UsageError, match="other precisions do without"):
+        ExportPlan(out=tmp_path, precisions=FP32, int8=int8)
+    with pytest.raises(UsageError, match="min_cosine is measured by the parity check"):
+        ExportPlan(out=tmp_path, precisions=(Precision.INT8,), int8=int8, check_parity=False)
 
 
 def test_engines_are_added_to_a_bundle_and_the_old_ones_stay_as_they_are(
@@ -229,6 +239,33 @@ def test_progress_tells_each_step_and_reaches_its_end(tiny_checkpoint: Path, tmp
     for calls in steps.values():
         assert calls == sorted(calls)
         assert calls[-1][0] == calls[-1][1]
+
+
+def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "find_spec", lambda name: None if name == "openvino" else find_spec(name))
+
+
+def test_without_openvino_its_int8_engines_are_not_written_and_that_is_said(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless nothing is to be judged; and asked for nothing else, it is refused before the work."""
+    without_openvino(monkeypatch)
+    recipe = replace(load_recipe("fast"), migrations=(0.5,), clippings=(1.0,))
+    texts = tmp_path / "few.txt"
+    texts.write_text("\n".join(line.text for line in load_sample()[:100]), encoding="utf-8")
+    int8 = Int8Options(recipes=(recipe,), calibration=texts)
+    plan = ExportPlan(out=tmp_path / "out", precisions=(Precision.INT8,), int8=int8)
+    exported = export(resolve_source(str(tiny_checkpoint)), plan)
+    assert [engine.name for engine in exported.manifest.engines] == ["fused.int8.fast.uint8"]
+    (warning,) = exported.warnings
+    assert "OpenVINO, which is not installed to judge them: none was written: pip install" in warning
+    alone = replace(plan, out=tmp_path / "alone", dialects=(Dialect.PORTABLE,))
+    with pytest.raises(UsageError, match="which is not installed to judge them: pip install"):
+        export(resolve_source(str(tiny_checkpoint)), alone)
+    assert not alone.out.exists()
+    unjudged = export(resolve_source(str(tiny_checkpoint)), replace(alone, check_parity=False))
+    assert [engine.name for engine in unjudged.manifest.engines] == ["portable.int8.fast.uint8"]
+    assert unjudged.warnings == ()
 
 
 def test_an_unjudged_engine_runs_all_the_same(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:

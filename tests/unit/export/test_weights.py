@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,12 +8,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from mexma_export.checkpoint import Checkpoint, load_checkpoint
 from mexma_export.sources import resolve_source
 from mexma_export.tensors import whole
-from mexma_export.weights import ALIGNMENT, WeightsFile, weights_bytes, write_weights
+from mexma_export.weights import ALIGNMENT, WeightsFile, WeightsWriter, weights_bytes, write_int8_tables, write_weights
 from mexma_runtime.bundle import sha256_of
 from mexma_runtime.types import Precision
 
@@ -103,3 +104,59 @@ def test_the_linear_weights_are_those_of_the_file_turned(tiny_checkpoint: Path, 
     theirs = load_file(tiny_checkpoint / "model.safetensors")["encoder.layer.0.intermediate.dense.weight"]
     assert theirs.shape == (128, 64)
     assert np.array_equal(read(tensors, "layer.0.ffn.up.weight", tmp_path), theirs.T)
+
+
+def write_tables(checkpoint: Checkpoint, folder: Path, calls: list[tuple[int, int]] | None = None) -> WeightsFile:
+    progress = (lambda done, total: calls.append((done, total))) if calls is not None else None
+    tables = write_int8_tables(checkpoint, folder / "new", progress=progress)
+    tables.written.rename(folder / tables.name)
+    return tables
+
+
+def test_words_in_int8_are_off_by_half_a_scale_of_their_row(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    tables = write_tables(checkpoint, tmp_path, calls)
+    exact = whole(checkpoint.tensors["embeddings.word"])
+    integers, scales = (read(tables.tensors, f"embeddings.word{part}", tmp_path) for part in ("", ".scale"))
+    assert integers.dtype == np.int8
+    assert scales.dtype == np.float32
+    assert scales.shape == (len(exact), 1)
+    assert np.all(np.abs(integers * scales - exact) <= np.float32(0.50001) * scales)
+    assert set(np.abs(integers.astype(int)).max(axis=1)[np.abs(exact).max(axis=1) > 0]) == {127}
+    assert calls == sorted(calls)
+    assert calls[-1] == (len(exact), len(exact))
+
+
+def test_the_other_tables_are_those_of_fp32(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    tables, floats = write_tables(checkpoint, tmp_path).tensors, write(checkpoint, Precision.FP32, tmp_path).tensors
+    others = ("embeddings.position", "embeddings.norm.gamma", "embeddings.norm.beta")
+    assert tables.keys() == {"embeddings.word", "embeddings.word.scale", *others}
+    for name in others:
+        assert np.array_equal(read(tables, name, tmp_path), read(floats, name, tmp_path))
+
+
+def test_a_row_of_zeros_stays_zero(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """As padding's may be."""
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "tiny"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["embeddings.word_embeddings.weight"][1] = 0
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    tables = write_tables(load_checkpoint(resolve_source(str(folder))), tmp_path).tensors
+    assert not read(tables, "embeddings.word", tmp_path)[1].any()
+    assert np.all(read(tables, "embeddings.word.scale", tmp_path) > 0)
+
+
+def test_tensors_are_written_as_they_come(tmp_path: Path) -> None:
+    """Whole or in pieces, of several types, one of them not contiguous."""
+    first, second = np.arange(6, dtype=np.int8).reshape(2, 3), np.arange(6, dtype=np.float32).reshape(2, 3).T
+    with WeightsWriter(tmp_path / "new") as writer:
+        writer.add("first", first)
+        writer.add_pieces("second", (3, 2), iter([second[:1], second[1:]]))
+        weights = writer.finish({"vector": np.ones(2, np.float32)})
+    weights.written.rename(tmp_path / weights.name)
+    assert weights.size == writer.size == ALIGNMENT + second.nbytes
+    assert weights.sha256 == sha256_of(tmp_path / weights.name)
+    for name, expected in (("first", first), ("second", second), ("vector", np.ones(2))):
+        found = read(weights.tensors, name, tmp_path)
+        assert np.array_equal(found, expected)
+        assert found.shape == expected.shape

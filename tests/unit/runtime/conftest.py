@@ -135,7 +135,16 @@ def int8_bundle(folder: Path, mode: ProductMode, *, bits: int = 8, group_size: i
     path = folder / "model.portable.int8.fast.uint8.onnx"
     write_int8_graph(path, mode, bits)
     manifest = Bundle.open(folder).manifest
-    product = QuantizedProduct(name="dense", mode=mode, migration=None, scale=INT8_SCALE, zero_point=0, error=0.01)
+    product = QuantizedProduct(
+        name="dense",
+        mode=mode,
+        migration=None,
+        scale=INT8_SCALE,
+        zero_point=0,
+        error=0.01,
+        error_plain=0.04,
+        error_migrated=0.02,
+    )
     quantization = Quantization(
         recipe_sha256="0" * 64,
         seed=0,

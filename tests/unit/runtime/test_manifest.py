@@ -38,10 +38,24 @@ QUANTIZATION = Quantization(
     group_size=128,
     products=[
         QuantizedProduct(
-            name="layer.0.ffn.up", mode=ProductMode.STATIC, migration=0.5, scale=0.125, zero_point=3, error=0.01
+            name="layer.0.ffn.up",
+            mode=ProductMode.STATIC,
+            migration=0.5,
+            scale=0.125,
+            zero_point=3,
+            error=0.01,
+            error_plain=0.04,
+            error_migrated=0.02,
         ),
         QuantizedProduct(
-            name="layer.0.ffn.down", mode=ProductMode.FLOAT, migration=None, scale=None, zero_point=None, error=0.0
+            name="layer.0.ffn.down",
+            mode=ProductMode.FLOAT,
+            migration=None,
+            scale=None,
+            zero_point=None,
+            error=0.0,
+            error_plain=0.0,
+            error_migrated=0.0,
         ),
     ],
 )

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from mexma_export.quantize.activations import quantized, static_parameters
+from mexma_export.quantize.inputs import Activation, QuantizedInput
+from mexma_runtime.manifest import ProductMode
+from mexma_runtime.types import Dialect
+
+Floats = NDArray[np.float32]
+GROUP = 16
+TOKEN = QuantizedInput(mode=ProductMode.DYNAMIC)
+seeds = st.integers(0, 10_000)
+activations = st.sampled_from(list(Activation))
+dialects = st.sampled_from(list(Dialect))
+centres = st.floats(-3, 3)
+
+
+def values(seed: int, n_tokens: int = 12, n_channels: int = 32, centre: float = 0) -> Floats:
+    random = np.random.default_rng(seed)
+    sizes = np.exp(random.normal(0, 1.5, (n_tokens, 1)))
+    return ((random.standard_normal((n_tokens, n_channels)) + centre) * sizes).astype(np.float32)
+
+
+def static(z: Floats, activation: Activation, clipping: float = 1) -> QuantizedInput:
+    scale, zero_point = static_parameters(z, activation, clipping)
+    return QuantizedInput(mode=ProductMode.STATIC, activation=activation, scale=scale, zero_point=zero_point)
+
+
+@given(seeds, centres, activations, st.floats(0.1, 1), dialects)
+def test_static_is_off_by_half_a_scale_inside_the_range_and_clips_outside(
+    seed: int, centre: float, activation: Activation, clipping: float, dialect: Dialect
+) -> None:
+    z = values(seed, centre=centre)
+    how = static(z, activation, clipping)
+    assert how.scale is not None
+    assert how.scale > 0
+    lowest, highest = (
+        np.float32((end - how.zero_point) * how.scale) for end in (activation.lowest, activation.highest)
+    )
+    found = quantized(z, how, dialect, GROUP)
+    slack = np.float32(1e-5) * np.abs(z)
+    assert np.all(np.abs(found - np.clip(z, lowest, highest)) <= np.float32(0.5) * np.float32(how.scale) + slack)
+    assert np.all(quantized(np.zeros_like(z), how, dialect, GROUP) == 0)
+
+
+@given(seeds, centres, activations)
+def test_the_whole_range_is_held(seed: int, centre: float, activation: Activation) -> None:
+    z = values(seed, centre=centre)
+    how = static(z, activation)
+    assert how.scale is not None
+    assert np.abs(quantized(z, how, Dialect.FUSED, GROUP) - z).max() <= 1.001 * how.scale
+    if activation is Activation.INT8:
+        assert how.zero_point == 0
+    else:
+        assert 0 <= how.zero_point <= 255
+
+
+@given(seeds, centres, dialects, st.sampled_from([128, 64, 32, 16]))
+def test_dynamic_is_off_by_half_a_scale_of_its_token_or_group(
+    seed: int, centre: float, dialect: Dialect, zero_point: int
+) -> None:
+    z = values(seed, centre=centre)
+    how = dataclasses.replace(TOKEN, zero_point=zero_point)
+    found = quantized(z, how, dialect, GROUP)
+    if dialect is Dialect.FUSED:
+        scale = np.maximum(z.max(axis=1) / (255 - zero_point), -z.min(axis=1) / zero_point)[:, np.newaxis]
+    else:
+        scale = np.repeat(np.abs(z).reshape(len(z), -1, GROUP).max(axis=2) / 127, GROUP, axis=1)
+    assert np.all(np.abs(found - z) <= 0.5001 * scale)
+
+
+@given(seeds, dialects, st.sampled_from(list(ProductMode)), st.integers(0, 11))
+def test_a_token_does_not_depend_on_the_others(seed: int, dialect: Dialect, mode: ProductMode, row: int) -> None:
+    z = values(seed)
+    how = dataclasses.replace(TOKEN, mode=mode, scale=0.05)
+    together = quantized(z, how, dialect, GROUP)
+    assert np.array_equal(quantized(z[[row]], how, dialect, GROUP)[0], together[row])
+    others = z * np.float32(1000)
+    others[row] = z[row]
+    assert np.array_equal(quantized(others, how, dialect, GROUP)[row], together[row])
+
+
+@given(seeds, st.integers(0, 1))
+def test_a_group_does_not_depend_on_the_others(seed: int, group: int) -> None:
+    z = values(seed)
+    inside = slice(group * GROUP, (group + 1) * GROUP)
+    others = z * np.float32(1000)
+    others[:, inside] = z[:, inside]
+    found = quantized(others, TOKEN, Dialect.PORTABLE, GROUP)
+    assert np.array_equal(found[:, inside], quantized(z, TOKEN, Dialect.PORTABLE, GROUP)[:, inside])
+
+
+@pytest.mark.parametrize("dialect", list(Dialect))
+def test_zeros_and_constants_give_no_nan(dialect: Dialect) -> None:
+    for value in (0.0, 1e-30, 7.0, -7.0):
+        z = np.full((3, 32), value, np.float32)
+        for how in (TOKEN, static(z, Activation.UINT8), static(z, Activation.INT8)):
+            with np.errstate(divide="raise", invalid="raise", over="raise"):
+                found = quantized(z, how, dialect, GROUP)
+            assert found == pytest.approx(z, rel=1e-2, abs=1e-12)
+
+
+def test_float_is_left_alone() -> None:
+    z = values(0)
+    assert quantized(z, QuantizedInput(mode=ProductMode.FLOAT), Dialect.FUSED, GROUP) is z

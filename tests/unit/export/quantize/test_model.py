@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mexma_export.checkpoint import Checkpoint
+from mexma_export.graph.products import FusedInt8
+from mexma_export.quantize.calibration import Calibration
+from mexma_export.quantize.groups import all_groups, linears_of
+from mexma_export.quantize.inputs import Activation
+from mexma_export.quantize.layers import embed_tokens, layer_tensors, open_layer
+from mexma_export.quantize.model import FLOAT_SUFFIX, DialectPlan, QuantizationJob, quantize_model
+from mexma_export.quantize.recipe import Recipe
+from mexma_runtime.manifest import ProductMode
+from mexma_runtime.types import Dialect
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Done:
+    """What came of one recipe."""
+
+    plans: dict[Dialect, DialectPlan]
+    stored: dict[str, NDArray[Any]]
+
+    def tensors(self, dialect: Dialect) -> dict[str, NDArray[Any]]:
+        """What the graph of `dialect` names."""
+        plan = self.plans[dialect]
+        tensors = self.stored | plan.vectors
+        for group, how in plan.inputs.items():
+            if how.mode is ProductMode.FLOAT:
+                tensors |= {f"{n}.weight": self.stored[f"{n}.weight{FLOAT_SUFFIX}"] for n in linears_of(group)}
+        return tensors
+
+
+def quantize(
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    *recipes: Recipe,
+    dialects: tuple[Dialect, ...] = tuple(Dialect),
+    floats: frozenset[str] = frozenset(),
+    seed: int = 0,
+) -> list[Done]:
+    done = [Done(plans={dialect: DialectPlan() for dialect in dialects}, stored={}) for _ in recipes]
+    jobs = [
+        QuantizationJob(recipe=recipe, store=of.stored.__setitem__, plans=of.plans, floats=floats)
+        for recipe, of in zip(recipes, done, strict=True)
+    ]
+    quantize_model(checkpoint, jobs, calibration, activation=Activation.UINT8, seed=seed, n_threads=1)
+    return done
+
+
+@pytest.fixture(scope="module")
+def done(checkpoint: Checkpoint, calibration: Calibration, make_recipe: MakeRecipe) -> tuple[Done, Done]:
+    """`fast` and `precise`, in one run."""
+    fast, precise = quantize(checkpoint, calibration, make_recipe(), make_recipe("precise"))
+    return fast, precise
+
+
+def relative_error(checkpoint: Checkpoint, calibration: Calibration, done: Done, layer: int) -> float:
+    """Of one quantized layer's output on what it reads in the fp32 model, onnxruntime's dialect."""
+    *before, exact = (open_layer(checkpoint, n, layer_tensors(checkpoint, n), n_threads=1) for n in range(layer + 1))
+    product = FusedInt8(done.plans[Dialect.FUSED].inputs)
+    ours = open_layer(checkpoint, layer, done.tensors(Dialect.FUSED), product=product, n_threads=1)
+    expected: list[NDArray[np.float32]] = []
+    found: list[NDArray[np.float32]] = []
+    for _, hidden in list(embed_tokens(checkpoint, calibration))[::6]:
+        for run in before:
+            *_, hidden = run(hidden).values()  # noqa: PLW2901
+        for run, kept in ((exact, expected), (ours, found)):
+            *_, out = run(hidden).values()
+            kept.append(out.reshape(-1, out.shape[-1]))
+    right, difference = np.concatenate(expected), np.concatenate(found) - np.concatenate(expected)
+    return float(np.square(difference).mean() / np.square(right - right.mean(axis=0)).mean())
+
+
+def test_every_group_is_planned_and_stored_in_both_dialects(checkpoint: Checkpoint, done: tuple[Done, Done]) -> None:
+    groups = all_groups(checkpoint.config)
+    linears = [linear for group in groups for linear in linears_of(group)]
+    for of in done:
+        assert sorted(of.stored) == sorted(f"{linear}.weight" for linear in linears)
+        assert {array.dtype for array in of.stored.values()} == {np.dtype(np.int8)}
+        for plan in of.plans.values():
+            assert set(plan.inputs) == {report.group for report in plan.reports} == set(groups)
+            for linear in linears:
+                n_in, n_out = of.stored[f"{linear}.weight"].shape
+                assert (n_out, n_in) == checkpoint.tensors[f"{linear}.weight"].shape
+                assert plan.vectors[f"{linear}.bias"].shape == plan.vectors[f"{linear}.weight.scale"].shape == (n_out,)
+            assert all(vector.dtype == np.float32 for vector in plan.vectors.values())
+
+
+def test_modes_are_the_recipes(done: tuple[Done, Done], make_recipe: MakeRecipe) -> None:
+    for of, recipe in zip(done, (make_recipe(), make_recipe("precise")), strict=True):
+        for dialect, plan in of.plans.items():
+            assert all(how.mode is recipe.mode(dialect, group) for group, how in plan.inputs.items())
+
+
+def test_the_attentions_migration_becomes_part_of_the_values(done: tuple[Done, Done]) -> None:
+    for of in done:
+        for plan in of.plans.values():
+            folded = [how for group, how in plan.inputs.items() if group.endswith("attention.output")]
+            assert all(how.multiplier is None and how.shift is None for how in folded)
+            alphas = [report.migration for report in plan.reports if report.group.endswith("attention.output")]
+            assert any(alpha is not None for alpha in alphas)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_layer_over_the_plan_is_close_to_the_float_one(
+    checkpoint: Checkpoint, calibration: Calibration, done: tuple[Done, Done], layer: int
+) -> None:
+    """The last layer computes one row: its queries read another value than its keys."""
+    errors = [relative_error(checkpoint, calibration, of, layer) for of in done]
+    assert all(1e-7 < error < 2e-3 for error in errors), errors
+
+
+def test_two_recipes_in_one_run_are_what_each_is_alone(
+    checkpoint: Checkpoint, calibration: Calibration, done: tuple[Done, Done], make_recipe: MakeRecipe
+) -> None:
+    (alone,) = quantize(checkpoint, calibration, make_recipe("precise"))
+    together = done[1]
+    for name, array in alone.stored.items():
+        assert np.array_equal(together.stored[name], array), name
+    for dialect, plan in alone.plans.items():
+        for name, vector in plan.vectors.items():
+            assert np.array_equal(together.plans[dialect].vectors[name], vector), name
+
+
+def test_another_seed_samples_other_tokens(
+    checkpoint: Checkpoint, calibration: Calibration, done: tuple[Done, Done], make_recipe: MakeRecipe
+) -> None:
+    (other,) = quantize(checkpoint, calibration, make_recipe(), seed=1)
+    vectors, others = (of.plans[Dialect.FUSED].vectors for of in (done[0], other))
+    assert any(not np.array_equal(vectors[name], others[name]) for name in vectors)
+
+
+def test_groups_left_in_float(checkpoint: Checkpoint, calibration: Calibration, make_recipe: MakeRecipe) -> None:
+    """By the user's wish in both dialects, by the recipe in one: there the folded migration must not be lost."""
+    both = frozenset({"layer.0.attention.output", "layer.0.attention.qkv"})
+    modes = {
+        Dialect.PORTABLE: {"*": ProductMode.STATIC},
+        Dialect.FUSED: {"*": ProductMode.DYNAMIC, "layer.2.attention.*": ProductMode.FLOAT},
+    }
+    (of,) = quantize(checkpoint, calibration, make_recipe(modes=modes), floats=both)
+    for group in both:
+        assert all(plan.inputs[group].mode is ProductMode.FLOAT for plan in of.plans.values())
+        for linear in linears_of(group):
+            expected = layer_tensors(checkpoint, 0)[f"{linear}.weight"]
+            assert np.array_equal(of.stored[f"{linear}.weight{FLOAT_SUFFIX}"], expected)
+            assert f"{linear}.weight" not in of.stored
+    assert {"layer.2.attention.key.weight", "layer.2.attention.key.weight.float"} <= of.stored.keys()
+    for layer in (0, 2):
+        assert relative_error(checkpoint, calibration, of, layer) < 2e-3
+    reports = {report.group: report for report in of.plans[Dialect.FUSED].reports}
+    assert reports["layer.2.attention.output"].errors is None
+    assert reports["layer.2.ffn.up"].errors is not None
+
+
+def test_progress_counts_layers(checkpoint: Checkpoint, calibration: Calibration, make_recipe: MakeRecipe) -> None:
+    calls: list[tuple[int, int]] = []
+    job = QuantizationJob(
+        recipe=make_recipe(modes={dialect: {"*": ProductMode.FLOAT} for dialect in Dialect}),
+        store=lambda name, array: None,
+        plans={Dialect.FUSED: DialectPlan()},
+    )
+    quantize_model(
+        checkpoint,
+        [job],
+        calibration,
+        activation=Activation.UINT8,
+        seed=0,
+        n_threads=1,
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    assert calls == [(1, 3), (2, 3), (3, 3)]

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mexma_export.checkpoint import Checkpoint
+from mexma_export.quantize.groups import all_groups
+from mexma_export.quantize.recipe import MOST_CHOICES, SHIPPED, Recipe, Rounding, load_recipe, parse_recipe
+from mexma_runtime.errors import UsageError
+from mexma_runtime.manifest import ProductMode
+from mexma_runtime.types import Dialect
+
+FAST = load_recipe("fast")
+
+
+def changed(**fields: Any) -> str:
+    return json.dumps(json.loads(json.dumps(FAST.to_json())) | fields)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipes_fit_every_model(name: str, checkpoint: Checkpoint) -> None:
+    recipe = load_recipe(name)
+    recipe.check(all_groups(checkpoint.config))
+    assert recipe.name == name
+    assert recipe.weight_bits == 8
+    assert parse_recipe(json.dumps(recipe.to_json()), where="x") == recipe
+
+
+def test_precise_finds_every_scale_while_it_computes(checkpoint: Checkpoint) -> None:
+    precise = load_recipe("precise")
+    modes = {precise.mode(dialect, group) for dialect in Dialect for group in all_groups(checkpoint.config)}
+    assert modes == {ProductMode.DYNAMIC}
+
+
+def test_the_hash_is_of_every_field() -> None:
+    other: dict[str, Any] = {
+        "name": "other",
+        "weight_bits": 7,
+        "group_size": 64,
+        "modes": {dialect: {"*": ProductMode.FLOAT} for dialect in Dialect},
+        "migrations": (),
+        "clippings": (0.5,),
+        "shifted": (),
+        "rounding": Rounding.NEAREST,
+        "correct_bias": False,
+    }
+    assert other.keys() == Recipe.__dataclass_fields__.keys()
+    hashes = {dataclasses.replace(FAST, **{name: value}).sha256 for name, value in other.items()}
+    assert len(hashes | {FAST.sha256}) == len(other) + 1
+    assert parse_recipe(changed(), where="x").sha256 == FAST.sha256
+
+
+def test_the_last_pattern_that_fits_decides() -> None:
+    modes = {"*": "dynamic", "layer.1.*": "float", "layer.*.ffn.down": "static"}
+    recipe = parse_recipe(changed(modes={"portable": modes, "fused": {"*": "static"}}), where="x")
+    assert recipe.mode(Dialect.PORTABLE, "layer.0.ffn.up") is ProductMode.DYNAMIC
+    assert recipe.mode(Dialect.PORTABLE, "layer.1.ffn.up") is ProductMode.FLOAT
+    assert recipe.mode(Dialect.PORTABLE, "layer.1.ffn.down") is ProductMode.STATIC
+    assert recipe.mode(Dialect.FUSED, "layer.1.ffn.up") is ProductMode.STATIC
+
+
+def test_patterns_that_fit_nothing_and_products_without_a_mode_are_named(checkpoint: Checkpoint) -> None:
+    modes = {
+        "portable": {"*": "static", "layer.99.*": "float"},
+        "fused": {"layer.*.ffn.*": "static", "pooler": "float"},
+    }
+    recipe = parse_recipe(changed(name="mine", modes=modes), where="x")
+    with pytest.raises(UsageError) as caught:
+        recipe.check(all_groups(checkpoint.config))
+    assert str(caught.value).splitlines() == [
+        "recipe mine:",
+        "  - modes.portable: 'layer.99.*' fits no product of this model",
+        "  - modes.fused: 'pooler' fits no product of this model",
+        "  - modes.fused: no pattern fits layer.0.attention.qkv and 5 others",
+        "  - its products are called layer.0.attention.qkv to layer.2.ffn.down",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("schema", 2),
+        ("schema", True),
+        ("name", ""),
+        ("name", "a.b"),
+        ("name", "../up"),
+        ("name", "\u00e4"),
+        ("name", 1),
+        ("weight_bits", 4),
+        ("weight_bits", 8.0),
+        ("group_size", 0),
+        ("group_size", 24),
+        ("group_size", -16),
+        ("group_size", "128"),
+        ("modes", {"portable": {"*": "static"}}),
+        ("modes", {"portable": {"*": "static"}, "fused": {}}),
+        ("modes", {"portable": {"*": "int4"}, "fused": {"*": "static"}}),
+        ("modes", {"portable": {"*": ["static"]}, "fused": {"*": "static"}}),
+        ("migrations", [1.5]),
+        ("migrations", [True]),
+        ("migrations", 0.5),
+        ("migrations", [0.5] * (MOST_CHOICES + 1)),
+        ("migrations", [float("nan")]),
+        ("clippings", []),
+        ("clippings", [0]),
+        ("shifted", ["packed"]),
+        ("shifted", [["portable"]]),
+        ("shifted", "portable"),
+        ("rounding", "up"),
+        ("rounding", ["nearest"]),
+        ("correct_bias", 1),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_expected(field: str, value: object) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_recipe(changed(**{field: value}), where="mine.json")
+    first, *problems = str(caught.value).splitlines()
+    assert first == "recipe mine.json:"
+    assert [line.split(":")[0] for line in problems] == [f"  - {field}"]
+    assert f"got {json.dumps(value)}" in problems[0]
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_recipe(changed(weight_bits=4, rounding="up", clippings=[2]), where="mine.json")
+    assert [line.split(":")[0].strip(" -") for line in str(caught.value).splitlines()[1:]] == [
+        "weight_bits",
+        "clippings",
+        "rounding",
+    ]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", '"fast"', "{}", '{"schema": 1, "bits": 8}'])
+def test_what_is_no_recipe_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"recipe mine\.json:"):
+        parse_recipe(text, where="mine.json")
+
+
+def test_unknown_and_missing_fields_are_named() -> None:
+    data = json.loads(changed(bits=8))
+    del data["rounding"]
+    with pytest.raises(UsageError, match="missing fields: rounding; unknown fields: bits"):
+        parse_recipe(json.dumps(data), where="x")
+
+
+def test_files(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(changed(name="mine", weight_bits=7), encoding="utf-8")
+    assert load_recipe(str(path)) == dataclasses.replace(FAST, name="mine", weight_bits=7)
+    for wrong in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(UsageError, match="neither a file nor one of fast, precise"):
+            load_recipe(str(wrong))
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="cannot be read as UTF-8"):
+        load_recipe(str(path))

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mexma_export.quantize.activations import quantized
+from mexma_export.quantize.inputs import Activation
+from mexma_export.quantize.recipe import Recipe, Rounding, load_recipe
+from mexma_export.quantize.search import GroupResult, quantize_group
+from mexma_export.quantize.statistics import InputStatistics, Observer
+from mexma_runtime.manifest import ProductMode
+from mexma_runtime.types import Dialect
+
+Floats = NDArray[np.float32]
+FEW = dataclasses.replace(load_recipe("fast"), migrations=(0.5, 0.8), clippings=(1.0, 0.8), group_size=32)
+PLAIN = dataclasses.replace(
+    FEW, migrations=(), clippings=(1.0,), rounding=Rounding.NEAREST, correct_bias=False, shifted=()
+)
+STATIC = dict.fromkeys(Dialect, ProductMode.STATIC)
+DYNAMIC = dict.fromkeys(Dialect, ProductMode.DYNAMIC)
+
+
+def tokens(*, outliers: bool = True, one_sided: bool = False) -> Floats:
+    """Inputs with two channels far from zero and thirty times as wide, as LayerNorms give; or as after GELU."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((600, 64))
+    if outliers:
+        x[:, [3, 40]] = 30 * x[:, [3, 40]] + 50
+    if one_sided:
+        x = np.where(x > 0, np.square(x), -0.1)
+    return x.astype(np.float32)
+
+
+def statistics_of(x: Floats) -> InputStatistics:
+    observer = Observer(x.shape[1], len(x), seed=0)
+    observer.add(x)
+    return observer.finish()
+
+
+def layer(n_in: int = 64) -> tuple[Floats, Floats]:
+    random = np.random.default_rng(1)
+    return (
+        random.standard_normal((n_in, 24)).astype(np.float32) / np.float32(8),
+        random.standard_normal(24).astype(np.float32),
+    )
+
+
+def quantize(
+    x: Floats,
+    weight: Floats,
+    bias: Floats,
+    *,
+    modes: dict[Dialect, ProductMode] = STATIC,
+    recipe: Recipe = FEW,
+    activation: Activation = Activation.UINT8,
+) -> GroupResult:
+    return quantize_group(
+        statistics_of(x),
+        weight,
+        bias,
+        modes=modes,
+        recipe=recipe,
+        activation=activation,
+        shiftable=recipe.shifted,
+    )
+
+
+def computed(x: Floats, result: GroupResult, dialect: Dialect) -> Floats:
+    """What an engine gives for `x`: float32 `(tokens, out)`."""
+    how = result.inputs[dialect]
+    z = x / result.migration.scale
+    if how.shift is not None:
+        z = z + how.shift
+    y: Floats = quantized(z, how, dialect, 32) @ (result.weight * result.weight_scale) + result.bias[dialect]
+    return y
+
+
+def share(difference: Floats, y: Floats, weights: Floats) -> float:
+    """Mean square as a share of the variance, tokens counting as `weights` say."""
+    centred = y - np.average(y, axis=0, weights=weights)
+    return float(np.average(np.square(difference).sum(axis=1), weights=weights)) / float(
+        np.average(np.square(centred).sum(axis=1), weights=weights)
+    )
+
+
+@pytest.mark.parametrize("activation", list(Activation))
+@pytest.mark.parametrize("modes", [STATIC, DYNAMIC], ids=["static", "dynamic"])
+@pytest.mark.parametrize("bits", [7, 8])
+def test_the_errors_told_are_those_of_what_is_handed_out(
+    modes: dict[Dialect, ProductMode], activation: Activation, bits: int
+) -> None:
+    x, (weight, bias) = tokens(), layer()
+    recipe = dataclasses.replace(FEW, weight_bits=bits)
+    result = quantize(x, weight, bias, modes=modes, recipe=recipe, activation=activation)
+    sampled = statistics_of(x)
+    exact = sampled.sample @ weight + bias
+    assert np.abs(result.weight.astype(int)).max() == 2 ** (bits - 1) - 1
+    for dialect in Dialect:
+        difference = computed(sampled.sample, result, dialect) - exact
+        found = share(difference, exact, sampled.sample_weights)
+        assert result.errors[dialect].final == pytest.approx(found, rel=1e-2)
+        assert found < 1e-2
+
+
+@pytest.mark.parametrize("modes", [STATIC, DYNAMIC], ids=["static", "dynamic"])
+def test_each_step_gains(modes: dict[Dialect, ProductMode]) -> None:
+    weight, bias = layer()
+    result = quantize(tokens(), weight, bias, modes=modes)
+    assert result.migration.alpha in FEW.migrations
+    for errors in result.errors.values():
+        assert errors.final < errors.migrated < errors.plain / 4
+
+
+def test_a_plain_recipe_is_plain() -> None:
+    weight, bias = layer()
+    result = quantize(tokens(), weight, bias, recipe=PLAIN)
+    assert result.migration.alpha is None
+    assert np.all(result.migration.scale == 1)
+    for dialect in Dialect:
+        assert result.inputs[dialect].shift is None
+        assert np.array_equal(result.bias[dialect], bias)
+        errors = result.errors[dialect]
+        assert errors.plain == pytest.approx(errors.final) == pytest.approx(errors.migrated)
+
+
+def test_migration_is_chosen_by_the_error_and_may_be_none() -> None:
+    """Channels all alike, weights of very different rows: a migration could only harm."""
+    x = tokens(outliers=False)
+    weight, bias = layer()
+    weight[::2] *= np.float32(100)
+    harmful = dataclasses.replace(PLAIN, migrations=(0.0,))
+    assert quantize(x, weight, bias, recipe=harmful).migration.alpha is None
+    assert quantize(tokens(), *layer(), recipe=dataclasses.replace(PLAIN, migrations=(0.5,))).migration.alpha == 0.5
+
+
+def test_bias_correction_takes_out_the_mean_error() -> None:
+    x, (weight, bias) = tokens(one_sided=True, outliers=False), layer()
+    sampled = statistics_of(x)
+    exact = sampled.sample @ weight + bias
+    means = {}
+    for correct in (True, False):
+        recipe = dataclasses.replace(PLAIN, clippings=(0.3,), migrations=(0.5,), correct_bias=correct)
+        result = quantize(x, weight, bias, recipe=recipe)
+        difference = computed(sampled.sample, result, Dialect.FUSED) - exact
+        means[correct] = np.abs(np.average(difference, axis=0, weights=sampled.sample_weights)).max()
+    assert means[True] < 1e-5
+    assert means[False] > 1e-3
+
+
+def test_channels_are_moved_around_zero_where_the_dialect_may() -> None:
+    x, (weight, bias) = tokens(), layer()
+    recipe = dataclasses.replace(FEW, shifted=(Dialect.PORTABLE,))
+    result = quantize(x, weight, bias, recipe=recipe, modes=DYNAMIC)
+    shift = result.inputs[Dialect.PORTABLE].shift
+    assert shift is not None
+    moved = x / result.migration.scale + shift
+    assert np.abs(moved.min(axis=0) + moved.max(axis=0)).max() < 1e-3
+    assert result.inputs[Dialect.FUSED].shift is None
+
+
+def test_scales_a_token_are_unsigned_and_their_zero_follows_the_range() -> None:
+    weight, bias = layer()
+    for activation in Activation:
+        result = quantize(tokens(outliers=False, one_sided=True), weight, bias, modes=DYNAMIC, activation=activation)
+        how = result.inputs[Dialect.FUSED]
+        assert how.activation is Activation.UINT8
+        assert 0 < how.zero_point < 128
+
+
+def test_int8_activations_are_symmetric() -> None:
+    weight, bias = layer()
+    result = quantize(tokens(one_sided=True), weight, bias, activation=Activation.INT8)
+    for how in result.inputs.values():
+        assert (how.activation, how.zero_point) == (Activation.INT8, 0)
+
+
+@pytest.mark.parametrize("modes", [STATIC, DYNAMIC], ids=["static", "dynamic"])
+@pytest.mark.parametrize("case", ["dead and constant", "all constant", "all zero", "no weights", "rows and columns"])
+def test_nothing_becomes_nan(case: str, modes: dict[Dialect, ProductMode]) -> None:
+    x, (weight, bias) = tokens(), layer()
+    match case:
+        case "dead and constant":
+            x[:, 5], x[:, 6], x[:, 7] = 0, 4, 1e-30
+        case "all constant":
+            x[:] = x[0]
+        case "all zero":
+            x[:] = 0
+        case "no weights":
+            weight[:] = 0
+        case "rows and columns":
+            weight[4], weight[:, 9] = 0, 0
+    with np.errstate(divide="raise", invalid="raise", over="raise"):
+        result = quantize(x, weight, bias, modes=modes)
+    exact = x @ weight + bias
+    for dialect in Dialect:
+        y = computed(x, result, dialect)
+        assert np.abs(y - exact).max() <= 0.05 * np.abs(exact).max()
+        assert all(np.isfinite(dataclasses.astuple(result.errors[dialect])))
+        assert np.all(np.isfinite(result.migration.scale))

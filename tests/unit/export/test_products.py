@@ -1,0 +1,192 @@
+"""What graphs compute of one product, held against the simulation that recipes are searched with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from mexma_export.graph.builder import GraphBuilder
+from mexma_export.graph.products import int8_products
+from mexma_export.quantize.activations import quantized, static_parameters
+from mexma_export.quantize.inputs import Activation, QuantizedInput
+from mexma_runtime.hardware import detect_hardware, sums_int8_exactly
+from mexma_runtime.manifest import ProductMode
+from mexma_runtime.types import Dialect, Precision
+
+Floats = NDArray[np.float32]
+N_IN, N_OUT, GROUP = 64, 24, 32
+LINEARS = tuple(f"layer.0.attention.{part}" for part in ("query", "key", "value"))
+IS_EXACT = sums_int8_exactly(detect_hardware().instruction_sets)
+BITS = 8 if IS_EXACT else 7
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One input and what is done to it."""
+
+    x: Floats
+    weights: Mapping[str, NDArray[np.int8]]
+    scales: Mapping[str, Floats]
+    how: QuantizedInput
+
+    def model(self, dialect: Dialect) -> bytes:
+        """A graph that multiplies `x`, `(batch, length, in)`, by the weights of three linear layers."""
+        tensors = {
+            **{f"{name}.weight": ir.tensor(weight) for name, weight in self.weights.items()},
+            **{f"{name}.weight.scale": ir.tensor(scale) for name, scale in self.scales.items()},
+        }
+        g = GraphBuilder(tensors, precision=Precision.FP32)
+        x = g.input("layer.0.in", ["batch", "length", N_IN], ir.DataType.FLOAT)
+        product = int8_products(dialect, {"layer.0.attention.qkv": self.how})
+        shape: list[int | str] = ["batch", "length", N_OUT]
+        model = g.finish({product(g, x, name): shape for name in LINEARS}, name="products")
+        content: bytes = ir.to_proto(model).SerializeToString()
+        return content
+
+    def expected(self, dialect: Dialect) -> Floats:
+        """float32 `(batch, length, 3 out)` by the simulation."""
+        z = self.x.reshape(-1, N_IN)
+        if self.how.multiplier is not None:
+            z = z * self.how.multiplier
+        if self.how.shift is not None:
+            z = z + self.how.shift
+        inner = quantized(z, self.how, dialect, GROUP)
+        products = [inner @ (self.weights[name] * self.scales[name]) for name in LINEARS]
+        result: Floats = np.concatenate(products, axis=1).reshape(*self.x.shape[:2], -1)
+        return result
+
+
+def make_case(seed: int, mode: ProductMode, activation: Activation, *, migrated: bool, shifted: bool) -> Case:
+    random = np.random.default_rng(seed)
+    centre, widths = random.normal(0, 2), np.exp(random.normal(0, 1, N_IN))
+    x = (random.normal(centre, 1, (2, 5, N_IN)) * widths).astype(np.float32)
+    highest = (1 << (BITS - 1)) - 1
+    how = QuantizedInput(
+        mode=mode,
+        activation=activation,
+        multiplier=(1 / widths).astype(np.float32) if migrated else None,
+        shift=random.normal(0, 1, N_IN).astype(np.float32) if shifted else None,
+        zero_point=int(random.choice([128, 64, 32, 16])),
+    )
+    if mode is ProductMode.STATIC:
+        z = x * (1 if how.multiplier is None else how.multiplier) + (0 if how.shift is None else how.shift)
+        scale, zero_point = static_parameters(z, activation, float(random.uniform(0.5, 1)))
+        how = dataclasses.replace(how, scale=scale, zero_point=zero_point)
+    return Case(
+        x=x,
+        weights={n: random.integers(-highest, highest + 1, (N_IN, N_OUT)).astype(np.int8) for n in LINEARS},
+        scales={n: random.uniform(0.001, 0.01, N_OUT).astype(np.float32) for n in LINEARS},
+        how=how,
+    )
+
+
+def in_onnxruntime(model: bytes, x: Floats, *, optimized: bool) -> Floats:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return np.concatenate(session.run(None, {"layer.0.in": x}), axis=-1)
+
+
+def in_openvino(model: bytes, x: Floats) -> Floats:
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP}
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(model), "CPU", settings)
+    found = compiled([x])
+    return np.concatenate([np.array(found[output]) for output in compiled.outputs], axis=-1)
+
+
+def assert_close(found: Floats, case: Case, dialect: Dialect, *, allowed: float = 1e-3) -> None:
+    """Within a share of what the products spread over: a number on the edge between two integers may become either."""
+    expected = case.expected(dialect)
+    assert np.linalg.norm(found - expected) <= allowed * np.linalg.norm(expected - expected.mean(axis=(0, 1)))
+
+
+cases = st.builds(
+    make_case,
+    st.integers(0, 10_000),
+    st.sampled_from([ProductMode.STATIC, ProductMode.DYNAMIC]),
+    st.sampled_from(list(Activation)),
+    migrated=st.booleans(),
+    shifted=st.booleans(),
+)
+static_cases = cases.filter(lambda case: case.how.mode is ProductMode.STATIC)
+dynamic_cases = cases.filter(lambda case: case.how.mode is ProductMode.DYNAMIC)
+
+
+@settings(max_examples=40)
+@given(cases)
+def test_fused_products_are_the_simulations(case: Case) -> None:
+    if case.how.mode is ProductMode.DYNAMIC:  # which onnxruntime computes with unsigned integers alone
+        case = dataclasses.replace(case, how=dataclasses.replace(case.how, activation=Activation.UINT8))
+    assert_close(in_onnxruntime(case.model(Dialect.FUSED), case.x, optimized=True), case, Dialect.FUSED)
+
+
+@settings(max_examples=40)
+@given(static_cases)
+def test_portable_static_products_are_the_simulations_in_onnxruntime(case: Case) -> None:
+    assert_close(in_onnxruntime(case.model(Dialect.PORTABLE), case.x, optimized=False), case, Dialect.PORTABLE)
+
+
+@settings(max_examples=10)
+@given(static_cases)
+def test_portable_static_products_are_the_simulations_in_openvino(case: Case) -> None:
+    assert_close(in_openvino(case.model(Dialect.PORTABLE), case.x), case, Dialect.PORTABLE)
+
+
+@pytest.mark.skipif(not IS_EXACT, reason="without VNNI OpenVINO computes no dynamic int8 products")
+@settings(max_examples=10)
+@given(dynamic_cases)
+def test_portable_dynamic_products_are_the_simulations_in_openvino(case: Case) -> None:
+    assert_close(in_openvino(case.model(Dialect.PORTABLE), case.x), case, Dialect.PORTABLE)
+
+
+@pytest.mark.parametrize("mode", [ProductMode.STATIC, ProductMode.DYNAMIC])
+def test_portable_products_are_standard_onnx(mode: ProductMode) -> None:
+    model = onnx.load_from_string(
+        make_case(0, mode, Activation.INT8, migrated=True, shifted=True).model(Dialect.PORTABLE)
+    )
+    onnx.checker.check_model(model, full_check=True)
+    assert {node.domain for node in model.graph.node} == {""}
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("QuantizeLinear") == (1 if mode is ProductMode.STATIC else 0)
+    assert kinds.count("DequantizeLinear") == 3 + kinds.count("QuantizeLinear")
+
+
+@pytest.mark.parametrize("dialect", list(Dialect))
+def test_what_three_products_read_is_quantized_once(dialect: Dialect) -> None:
+    case = make_case(0, ProductMode.STATIC, Activation.UINT8, migrated=True, shifted=True)
+    model = onnx.load_from_string(case.model(dialect))
+    kinds = [node.op_type for node in model.graph.node]
+    assert [kinds.count(kind) for kind in ("Mul", "Add", "QuantizeLinear")] == [1, 1, 1]
+
+
+def test_products_left_in_float_are_just_products() -> None:
+    x, weight = np.ones((1, 2, N_IN), np.float32), np.random.default_rng(0).random((N_IN, N_OUT), np.float32)
+    for dialect in Dialect:
+        g = GraphBuilder({f"{name}.weight": ir.tensor(weight) for name in LINEARS}, precision=Precision.FP32)
+        value = g.input("layer.0.in", ["batch", "length", N_IN], ir.DataType.FLOAT)
+        product = int8_products(dialect, {"layer.0.attention.qkv": QuantizedInput(mode=ProductMode.FLOAT)})
+        model: Any = g.finish({product(g, value, LINEARS[0]): ["batch", "length", N_OUT]}, name="float")
+        found = in_onnxruntime(ir.to_proto(model).SerializeToString(), x, optimized=True)
+        assert found == pytest.approx(x @ weight, rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30])
+def test_tokens_of_zeros_give_zeros(value: float) -> None:
+    case = make_case(0, ProductMode.DYNAMIC, Activation.UINT8, migrated=False, shifted=False)
+    x = np.full((1, 3, N_IN), value, np.float32)
+    assert np.abs(in_onnxruntime(case.model(Dialect.FUSED), x, optimized=True)).max() < 1e-9
