@@ -112,12 +112,12 @@ def test_floats_are_for_onnxruntime_unless_asked_otherwise(
 @pytest.mark.parametrize(
     ("instruction_sets", "asked", "expected"),
     [
-        (("avx2", "avx512_vnni"), {}, ("openvino", "portable.int8.fast.uint8")),
-        (("avx2", "avx_vnni"), {}, ("openvino", "portable.int8.fast.uint8")),
+        (("avx2", "avx512_vnni"), {}, ("openvino", "portable.int8.precise.uint8")),
+        (("avx2", "avx_vnni"), {}, ("openvino", "portable.int8.precise.uint8")),
         (("avx2",), {}, ("onnxruntime", "portable.int8.fast.uint8")),
         (("asimd", "asimddp"), {}, ("onnxruntime", "portable.int8.fast.uint8")),
         (("avx2", "avx_vnni"), {"backend": "onnxruntime"}, ("onnxruntime", "portable.int8.fast.uint8")),
-        (("avx2",), {"backend": "openvino"}, ("openvino", "portable.int8.fast.uint8")),
+        (("avx2",), {"backend": "openvino"}, ("openvino", "portable.int8.precise.uint8")),
         (("avx2", "avx_vnni"), {"recipe": "precise"}, ("openvino", "portable.int8.precise.uint8")),
         (("avx2", "avx_vnni"), {"recipe": "mine"}, ("onnxruntime", "portable.int8.mine.uint8")),
         (
