@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from mexma_export.sample import load_sample
+from mexma_export.sample import SampleLine, load_sample
 from mexma_export.textfiles import language_files, read_lines
 from mexma_runtime.errors import UsageError
 from mexma_runtime.types import Vectors
@@ -45,12 +45,7 @@ class Corpus:
 
 def sample_corpus() -> Corpus:
     """All sentences that ship with the package."""
-    lines = load_sample()
-    return Corpus(
-        name="mexma-runtime sample",
-        texts=tuple(line.text for line in lines),
-        languages=tuple(line.lang for line in lines),
-    )
+    return corpus_of("mexma-runtime sample", load_sample())
 
 
 def gate_corpus() -> Corpus:
@@ -58,11 +53,12 @@ def gate_corpus() -> Corpus:
     lines = load_sample()
     thinned = (lines[::step] for step in count(1))
     few = next(few for few in thinned if len(few) <= N_TEXTS and sum(len(line.text) for line in few) <= N_CHARACTERS)
-    return Corpus(
-        name="mexma-runtime sample, thinned",
-        texts=tuple(line.text for line in few),
-        languages=tuple(line.lang for line in few),
-    )
+    return corpus_of("mexma-runtime sample, thinned", few)
+
+
+def corpus_of(name: str, lines: Sequence[SampleLine]) -> Corpus:
+    """Texts that ship with the package, as a corpus."""
+    return Corpus(name=name, texts=tuple(line.text for line in lines), languages=tuple(line.lang for line in lines))
 
 
 def read_corpus(path: Path) -> Corpus:

@@ -15,7 +15,7 @@ from mexma_export.quantize.calibration import Calibration, load_calibration
 from mexma_export.quantize.groups import all_groups, linears_of, n_multiplications
 from mexma_export.quantize.model import FLOAT_SUFFIX, DialectPlan, QuantizationJob, quantize_model
 from mexma_export.quantize.options import Int8Options
-from mexma_export.quantize.recipe import Recipe
+from mexma_export.quantize.recipe import GROUP_STEP, Recipe
 from mexma_export.staging import Staging
 from mexma_export.weights import WeightsFile, WeightsWriter, write_int8_tables, write_weights
 from mexma_runtime.bundle import sha256_of
@@ -37,8 +37,6 @@ LEAST_ONNXRUNTIME = "1.20.1"
 """The oldest release that runs both dialects in both precisions; 1.20.0 fails in fp16 SkipLayerNormalization."""
 LEAST_OPENVINO = "2026.4"
 """The only release that int8 was measured with."""
-GROUP_STEP = 16
-"""Channels: OpenVINO's groups are of a multiple."""
 
 
 class EngineWriter:

@@ -188,11 +188,11 @@ def _admit_int8(
     dialects: tuple[Dialect, ...],
 ) -> None:
     """Judge one recipe's engines; for `min_cosine`, write them again with the worst products in float until met."""
+    if options.min_cosine is None:
+        gate.admit(engines)
+        return
     floats: frozenset[str] = frozenset()
     while True:
-        if options.min_cosine is None:
-            gate.admit(engines)
-            return
         verdicts = gate.judge(engines)
         least = min((verdict.figures.cosine_mean for verdict in verdicts), default=-1.0)
         if least >= options.min_cosine:

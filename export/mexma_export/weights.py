@@ -125,6 +125,13 @@ def write_weights(
         return writer.finish({name: vector.astype(dtype) for name, vector in _vectors(checkpoint)})
 
 
+def position_table(checkpoint: Checkpoint) -> NDArray[np.float32]:
+    """The position table with the one token type's row added: float32 `(positions, hidden)`."""
+    positions = whole(checkpoint.tensors["embeddings.position"])
+    table: NDArray[np.float32] = positions + whole(checkpoint.tensors["embeddings.token_type"])[0]
+    return table
+
+
 def _is_stored(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and name != "embeddings.token_type"
 
@@ -138,7 +145,7 @@ def _pieces(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[np.float32]]:
     if not name.startswith("embeddings."):
         yield whole(info).T
     elif name == "embeddings.position":
-        yield whole(info) + whole(checkpoint.tensors["embeddings.token_type"])[0]
+        yield position_table(checkpoint)
     else:
         yield from chunks(info)
 
@@ -174,5 +181,5 @@ def write_int8_tables(
     with WeightsWriter(path) as writer:
         writer.add_pieces("embeddings.word", info.shape, quantized())
         writer.add("embeddings.word.scale", np.concatenate(scales))
-        writer.add("embeddings.position", np.concatenate(list(_pieces(checkpoint, "embeddings.position"))))
+        writer.add("embeddings.position", position_table(checkpoint))
         return writer.finish({name: vector for name, vector in _vectors(checkpoint) if name.startswith("embeddings.")})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from mexma_export.checkpoint import Checkpoint
-from mexma_export.corpus import Corpus, read_corpus
+from mexma_export.corpus import Corpus, corpus_of, read_corpus
+from mexma_export.sample import load_calibration_text
 from mexma_runtime.errors import UsageError
 from mexma_runtime.tokenizer import TextTokenizer, TokenizerSpec
 from mexma_runtime.types import Ragged
@@ -60,13 +60,7 @@ class Calibration:
 
 def shipped_corpus() -> Corpus:
     """The package's calibration text: its languages, short queries to long paragraphs; no line of it judges engines."""
-    text = (files("mexma_export") / "data" / "calibration.tsv").read_text(encoding="utf-8")
-    rows = [line.split("\t") for line in text.removesuffix("\n").split("\n")]
-    return Corpus(
-        name="mexma-runtime calibration text",
-        texts=tuple(text for _, text in rows),
-        languages=tuple(language for language, _ in rows),
-    )
+    return corpus_of("mexma-runtime calibration text", load_calibration_text())
 
 
 def load_calibration(checkpoint: Checkpoint, path: Path | None = None) -> Calibration:

@@ -17,6 +17,7 @@ from mexma_export.graph.encoder import LAYER_INPUTS, layer_taps, write_layer
 from mexma_export.graph.products import Products, float_product
 from mexma_export.quantize.calibration import Calibration
 from mexma_export.tensors import rows_of, whole
+from mexma_export.weights import position_table
 from mexma_runtime.errors import MissingDependencyError
 from mexma_runtime.types import Dialect, Pooling
 
@@ -28,12 +29,12 @@ Layer = Callable[[Floats], Mapping[str, Floats]]
 def embed_tokens(checkpoint: Checkpoint, calibration: Calibration) -> Iterator[tuple[NDArray[np.int64], Floats]]:
     """For each batch of calibration text its rows and the first layer's input, float32 `(n, length, hidden)`."""
     config, tensors = checkpoint.config, checkpoint.tensors
-    position_table = whole(tensors["embeddings.position"]) + whole(tensors["embeddings.token_type"])[0]
+    positions = position_table(checkpoint)
     gamma, beta = (whole(tensors[f"embeddings.norm.{part}"]) for part in ("gamma", "beta"))
     for rows in calibration.batches():
         ids = calibration.ragged.take(rows).ids.reshape(rows.size, -1)
         first = config.first_position
-        x = rows_of(tensors["embeddings.word"], ids) + position_table[first : first + ids.shape[1]]
+        x = rows_of(tensors["embeddings.word"], ids) + positions[first : first + ids.shape[1]]
         centred = x - x.mean(axis=-1, keepdims=True)
         deviation = np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + np.float32(config.layer_norm_epsilon))
         yield rows, centred / deviation * gamma + beta

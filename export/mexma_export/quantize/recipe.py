@@ -18,6 +18,8 @@ from mexma_runtime.types import Dialect
 
 SCHEMA = 1
 SHIPPED = ("fast", "precise")
+GROUP_STEP = 16
+"""Channels: OpenVINO's groups are of a multiple."""
 MOST_CHOICES = 64
 """Longest list of migrations or clippings: each costs a pass over a sample of every product's input."""
 
@@ -151,7 +153,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], Any]]] = {
         lambda v: isinstance(v, str) and v.isascii() and v.replace("-", "").isalnum(),
     ),
     "weight_bits": ("8 or 7", lambda v: type(v) is int and v in (7, 8)),
-    "group_size": ("a multiple of 16", lambda v: type(v) is int and v > 0 and v % 16 == 0),
+    "group_size": (f"a multiple of {GROUP_STEP}", lambda v: type(v) is int and v > 0 and v % GROUP_STEP == 0),
     "modes": (
         f"for each of {', '.join(Dialect)} an object of pattern -> {', '.join(ProductMode)}",
         _is_modes,

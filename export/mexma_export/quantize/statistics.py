@@ -45,7 +45,7 @@ class Observer:
         self._chosen = np.sort(np.random.default_rng(seed).choice(n_tokens, n_sampled, replace=False))
         self._sampled: list[Floats] = []
         self._extreme: list[tuple[float, int, Floats]] = []
-        self._n_seen, self._n_tokens = 0, n_tokens
+        self._n_seen = 0
         self._lowest = np.full(n_channels, np.inf, np.float32)
         self._highest = np.full(n_channels, -np.inf, np.float32)
         self._buffer: list[Floats] = []
