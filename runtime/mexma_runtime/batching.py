@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from enum import StrEnum
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mexma_runtime.backends.base import BatchPolicy
+
+class Grouping(StrEnum):
+    """Which sentences a batch may hold."""
+
+    EQUAL = "equal"
+    """Of one length, so that there is no padding."""
+    MIXED = "mixed"
+    """Of any length: the backend parts them by length itself, and pads nothing."""
+    PADDED = "padded"
+    """Of any length, padded to the longest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPolicy:
+    """How a backend wants its batches; batches are planned from lengths alone."""
+
+    max_batch_tokens: int
+    """No batch holds more tokens, padding included, but for one sentence that is longer by itself."""
+    grouping: Grouping
 
 
 def plan_batches(
@@ -23,12 +43,11 @@ def plan_batches(
     order = np.argsort(-lengths, kind="stable")
     descending = lengths[order]
     limit = lengths.size if max_rows is None else max_rows
-    bounds = _equal_length_bounds if policy.equal_length else _padded_bounds
-    edges = bounds(descending, policy.max_batch_tokens, limit)
+    edges = _BOUNDS[policy.grouping](descending, policy.max_batch_tokens, limit)
     return [order[start:end] for start, end in pairwise(edges)]
 
 
-def _equal_length_bounds(descending: NDArray[np.int64], max_tokens: int, max_rows: int) -> list[int]:
+def _equal_bounds(descending: NDArray[np.int64], max_tokens: int, max_rows: int) -> list[int]:
     changes = np.flatnonzero(np.diff(descending)) + 1
     bounds = [0]
     for start, end in pairwise([0, *changes.tolist(), descending.size]):
@@ -40,6 +59,17 @@ def _equal_length_bounds(descending: NDArray[np.int64], max_tokens: int, max_row
     return bounds
 
 
+def _mixed_bounds(descending: NDArray[np.int64], max_tokens: int, max_rows: int) -> list[int]:
+    ends = np.cumsum(descending)
+    bounds = [0]
+    while bounds[-1] < descending.size:
+        start = bounds[-1]
+        n_before = int(ends[start - 1]) if start else 0
+        fitting = int(np.searchsorted(ends, n_before + max_tokens, side="right"))
+        bounds.append(min(max(fitting, start + 1), start + max_rows))
+    return bounds
+
+
 def _padded_bounds(descending: NDArray[np.int64], max_tokens: int, max_rows: int) -> list[int]:
     bounds = [0]
     while bounds[-1] < descending.size:
@@ -47,3 +77,6 @@ def _padded_bounds(descending: NDArray[np.int64], max_tokens: int, max_rows: int
         rows = min(max_rows, max(1, max_tokens // longest))
         bounds.append(min(bounds[-1] + rows, descending.size))
     return bounds
+
+
+_BOUNDS = {Grouping.EQUAL: _equal_bounds, Grouping.MIXED: _mixed_bounds, Grouping.PADDED: _padded_bounds}

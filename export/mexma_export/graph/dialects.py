@@ -58,11 +58,13 @@ class Portable:
 
     def attention(self, g: GraphBuilder, query: ir.Value, keys: ir.Value, mask: ir.Value, path: str) -> ir.Value:
         """softmax(q k^T / sqrt(head size) + mask) v, the softmax in fp32 whatever the precision."""
-        q = self._heads(g, self._linear(g, query, f"{path}.query"), f"{path}.query", [0, 2, 1, 3])
-        k = self._heads(g, self._linear(g, keys, f"{path}.key"), f"{path}.key", [0, 2, 3, 1])
-        v = self._heads(g, self._linear(g, keys, f"{path}.value"), f"{path}.value", [0, 2, 1, 3])
+        q = self._heads(g, self._linear(g, query, f"{path}.query"), f"{path}.query")
+        k = self._heads(g, self._linear(g, keys, f"{path}.key"), f"{path}.key")
+        v = self._heads(g, self._linear(g, keys, f"{path}.value"), f"{path}.value")
         scaled = g.op("Mul", [q, g.number(self._config.head_size**-0.5)], f"{path}.query.scaled")
-        scores = g.op("MatMul", [scaled, k], f"{path}.scores")
+        # Written as two steps, the keys' transposition becomes part of OpenVINO's product; as one it costs a copy.
+        columns = g.op("Transpose", [k], f"{path}.key.columns", perm=[0, 1, 3, 2])
+        scores = g.op("MatMul", [scaled, columns], f"{path}.scores")
         if g.float_type is not ir.DataType.FLOAT:
             scores = g.op("Cast", [scores], f"{path}.scores.fp32", to=ir.DataType.FLOAT)
         masked = g.op("Add", [scores, mask], f"{path}.scores.masked")
@@ -94,10 +96,11 @@ class Portable:
     def _linear(self, g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
         return g.op("Add", [self._product(g, x, path), g.weight(f"{path}.bias")], f"{path}.out")
 
-    def _heads(self, g: GraphBuilder, x: ir.Value, path: str, perm: list[int]) -> ir.Value:
+    def _heads(self, g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
+        """`(batch, heads, length, head size)`."""
         sizes = np.array([0, 0, self._config.n_heads, self._config.head_size], dtype=np.int64)
         split = g.op("Reshape", [x, g.constant("attention.split_shape", sizes)], f"{path}.heads")
-        return g.op("Transpose", [split], f"{path}.transposed", perm=perm)
+        return g.op("Transpose", [split], f"{path}.transposed", perm=[0, 2, 1, 3])
 
 
 class Fused:

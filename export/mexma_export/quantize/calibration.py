@@ -24,8 +24,8 @@ MOST_UNKNOWN = 0.1
 """Share of a text's tokens that may be unknown; beyond it the text says nothing of the model."""
 MOST_LEFT_OUT = 0.5
 """Share of a user's texts that may be left out before the file is refused."""
-MOST_TOKENS = 32_768
-"""Longer text is thinned evenly: ranges gain little more, and a model of full size takes minutes for so many."""
+MOST_TOKENS = 65_536
+"""Longer text is thinned evenly: a model of full size takes minutes for so many, and 300 MB."""
 BATCH_TOKENS = 2048
 
 

@@ -93,18 +93,23 @@ def quantize_model(
 def _observe(run: Layer, batches: list[Floats], layer: int, *, seed: int) -> dict[str, InputStatistics]:
     """Statistics of each group's input by part; `batches` become the layer's output."""
     observers: dict[str, Observer] = {}
-    n_tokens = sum(hidden.shape[0] * hidden.shape[1] for hidden in batches)
-    n_texts = sum(len(hidden) for hidden in batches)
+    shapes = [hidden.shape[:2] for hidden in batches]
     for index, hidden in enumerate(batches):
         *inputs, output = run(hidden).values()
         for part, values in zip(PARTS, [hidden, *inputs], strict=True):
             if part not in observers:
                 is_pooled_row = values.shape[1] != hidden.shape[1]
-                n_rows = n_texts if is_pooled_row else n_tokens
-                observers[part] = Observer(values.shape[2], n_rows, seed=seed + layer)
+                weights = np.ones(sum(n for n, _ in shapes), np.float32) if is_pooled_row else _token_weights(shapes)
+                observers[part] = Observer(values.shape[2], weights, seed=seed + layer)
             observers[part].add(values.reshape(-1, values.shape[2]))
         batches[index] = output
     return {part: observer.finish() for part, observer in observers.items()}
+
+
+def _token_weights(shapes: Sequence[tuple[int, int]]) -> Floats:
+    """float32 `(tokens,)` for batches of `n` texts of `length` tokens: 1 / sqrt(length), midway between counting all
+    tokens alike, where paragraphs drown queries, and all texts alike."""
+    return np.concatenate([np.full(n * length, length**-0.5, np.float32) for n, length in shapes])
 
 
 class _Layer:

@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 N_SAMPLED = 640
 """Tokens drawn at random."""
-N_COVARIANCE = 16_384
-"""About so many tokens, evenly spread, enter the covariance: of 4,096 channels it is what calibration takes longest."""
 BUFFER_TOKENS = 4096
 """Tokens gathered before their products are added up: adding a matrix costs more than a few more tokens in it."""
 N_EXTREME = 64
@@ -39,10 +37,15 @@ class InputStatistics:
 class Observer:
     """Gathers InputStatistics of one input from batches of tokens."""
 
-    def __init__(self, n_channels: int, n_tokens: int, *, seed: int) -> None:
-        """`n_tokens` will be added in all; which are sampled depends on `seed` alone."""
-        n_sampled = min(N_SAMPLED, n_tokens)
-        self._chosen = np.sort(np.random.default_rng(seed).choice(n_tokens, n_sampled, replace=False))
+    def __init__(self, n_channels: int, weights: Floats, *, seed: int) -> None:
+        """`weights`, float32 `(tokens,)`: how much each token counts that will be added, above 0.
+
+        Which are sampled depends on them and on `seed` alone; those that count more are likelier.
+        """
+        self._weights = weights
+        shares = weights.astype(np.float64) / weights.sum(dtype=np.float64)
+        n_sampled = min(N_SAMPLED, len(weights))
+        self._chosen = np.sort(np.random.default_rng(seed).choice(len(weights), n_sampled, replace=False, p=shares))
         self._sampled: list[Floats] = []
         self._extreme: list[tuple[float, int, Floats]] = []
         self._n_seen = 0
@@ -50,8 +53,7 @@ class Observer:
         self._highest = np.full(n_channels, -np.inf, np.float32)
         self._buffer: list[Floats] = []
         self._n_buffered = 0
-        self._stride = max(1, n_tokens // N_COVARIANCE)
-        self._n_summed = 0
+        self._weight = 0.0
         self._origin: Floats | None = None
         self._sum = np.zeros(n_channels)
         self._products = np.zeros((n_channels, n_channels))
@@ -73,15 +75,15 @@ class Observer:
             self._origin = x.mean(axis=0)
         # Products of numbers far from zero, as outlier channels are, would drown the variance in float32's rounding.
         centred = x - self._origin
-        few = centred[:: self._stride]
-        self._n_summed += len(few)
-        self._sum += few.sum(axis=0, dtype=np.float64)
-        self._products += few.T @ few
+        weighted = centred * self._weights[start : self._n_seen, np.newaxis]
+        self._weight += float(self._weights[start : self._n_seen].sum(dtype=np.float64))
+        self._sum += weighted.sum(axis=0, dtype=np.float64)
+        self._products += weighted.T @ centred
         first, end = np.searchsorted(self._chosen, [start, self._n_seen])
         chosen = self._chosen[first:end] - start
         self._sampled.append(x[chosen])
         others = np.delete(np.arange(len(x)), chosen)
-        deviation = np.sqrt(np.diag(self._products) / self._n_summed + 1e-12).astype(np.float32)
+        deviation = np.sqrt(np.diag(self._products) / self._weight + 1e-12).astype(np.float32)
         outliers = np.abs(centred[others] / deviation).max(axis=1)
         for row in np.argsort(-outliers, kind="stable")[:N_EXTREME]:
             self._extreme.append((float(outliers[row]), start + int(others[row]), x[others[row]].copy()))
@@ -92,14 +94,14 @@ class Observer:
         if self._buffer:
             self._flush()
         n = self._n_seen
-        mean = self._sum / self._n_summed
+        mean = self._sum / self._weight
         sampled, extreme = np.concatenate(self._sampled), [x for _, _, x in self._extreme]
         weights = [np.full(len(sampled), (n - len(extreme)) / len(sampled)), np.ones(len(extreme))]
         return InputStatistics(
             n_tokens=n,
             lowest=self._lowest,
             highest=self._highest,
-            covariance=self._products / self._n_summed - np.outer(mean, mean),
+            covariance=self._products / self._weight - np.outer(mean, mean),
             sample=np.concatenate([sampled, *(x[np.newaxis] for x in extreme)]),
             sample_weights=np.concatenate(weights).astype(np.float32),
         )

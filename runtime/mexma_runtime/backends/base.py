@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from mexma_runtime.batching import BatchPolicy
 from mexma_runtime.types import Ragged, Vectors
 
 
@@ -17,16 +18,6 @@ class BackendOptions:
     """Threads that compute one batch; None: the physical cores that the process may use."""
     spinning: bool | None = None
     """Whether idle threads wait busily: lower latency, more processor time. Only onnxruntime has the choice."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchPolicy:
-    """How a backend wants its batches; batches are planned from lengths alone."""
-
-    max_batch_tokens: int
-    """No batch holds more tokens, padding included, but for one sentence that is longer by itself."""
-    equal_length: bool
-    """Whether a batch holds sentences of one length only, so that there is no padding."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mexma_runtime.backends.base import BackendInfo, BackendOptions, BatchPolicy
+from mexma_runtime.backends.base import BackendInfo, BackendOptions
 from mexma_runtime.backends.padding import padded_inputs
 from mexma_runtime.backends.requirements import n_threads_for, require_names, require_version, saturates
+from mexma_runtime.batching import BatchPolicy, Grouping
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.errors import EngineUnavailableError, MexmaError, MissingDependencyError
 from mexma_runtime.hardware import describe_processor, detect_hardware
@@ -19,7 +20,7 @@ from mexma_runtime.vectors import rows_to_fill
 
 NAME = "onnxruntime"
 PROVIDER = "CPUExecutionProvider"
-POLICY = BatchPolicy(max_batch_tokens=512, equal_length=True)
+POLICY = BatchPolicy(max_batch_tokens=512, grouping=Grouping.EQUAL)
 """Larger batches gain nothing on a CPU, and padding only costs."""
 SILENT = 4
 """Log severity `fatal`: what goes wrong is raised, nothing is printed."""

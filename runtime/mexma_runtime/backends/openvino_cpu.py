@@ -1,28 +1,39 @@
-"""OpenVINO on the CPU: groups of equal length, no padding, float32 wherever the graph does not say int8."""
+"""OpenVINO on the CPU: no padding, float32 wherever the graph does not say int8, large batches in streams."""
 
 from __future__ import annotations
 
 import os
+import queue
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mexma_runtime.backends.base import BackendInfo, BackendOptions, BatchPolicy
+from mexma_runtime.backends.base import BackendInfo, BackendOptions
 from mexma_runtime.backends.padding import padded_inputs
 from mexma_runtime.backends.requirements import n_threads_for, require_names, require_version, saturates
+from mexma_runtime.batching import BatchPolicy, Grouping, plan_batches
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.errors import EngineUnavailableError, MexmaError, MissingDependencyError, UsageError
 from mexma_runtime.hardware import describe_processor, detect_hardware, onednn_instruction_sets, sums_int8_exactly
 from mexma_runtime.manifest import EngineEntry, Manifest
-from mexma_runtime.types import Ragged, Vectors
+from mexma_runtime.types import Precision, Ragged, Vectors
 from mexma_runtime.vectors import rows_to_fill
 
 NAME = "openvino"
 DEVICE = "CPU"
-POLICY = BatchPolicy(max_batch_tokens=512, equal_length=True)
+MAX_BATCH_TOKENS = 512
+MOST_STREAMS = 8
+"""Large batches are parted among so many groups of threads at most; each has kernels and values of its own."""
+LEAST_STREAMED_TOKENS = 256
+"""Fewer are computed by all threads together, as soon as possible and without a second model in memory."""
+STREAM_TOKENS = 256
+"""What one stream takes at a time, but for one sentence that is longer."""
 GROUP_STEP = 16
 """Groups of channels that share a dynamic scale are multiples of this."""
 N_CACHED = 256
@@ -33,6 +44,9 @@ and oneDNN keep what they like, by 1,630 MB, and on. all-MiniLM-L6-v2 in fp32, l
 each: 8.9 ms of processor time with 128 kept or more, 11.8 with 32, 22 with none.
 """
 ONEDNN_CACHE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+
+Rows: TypeAlias = NDArray[np.int64]
+Feed: TypeAlias = dict[str, NDArray[np.int32]]
 
 
 def open_engine(bundle: Bundle, engine: EngineEntry, options: BackendOptions) -> OpenVinoCpu:
@@ -48,36 +62,44 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: BackendOptions) ->
     settings = _settings(
         n_threads=n_threads_for(options, detect_hardware()), group_size=_group_size(engine, bundle.manifest)
     )
-    path = bundle.path(engine.file)
     with _one_cache():
-        try:
-            compiled = _import_openvino().Core().compile_model(str(path), DEVICE, settings)
-        except Exception as error:
-            raise EngineUnavailableError(f"{path}: {NAME} {version} cannot open this graph: {error}") from error
-        inputs, outputs = ([value.any_name for value in found] for found in (compiled.inputs, compiled.outputs))
-        require_names(path, engine, inputs, outputs)
-        info = BackendInfo(
-            backend=NAME,
-            version=version,
-            device="cpu",
-            providers=tuple(compiled.get_property("EXECUTION_DEVICES")),
-            n_threads=compiled.get_property("INFERENCE_NUM_THREADS"),
-            spinning=False,
-            processor=describe_processor(uses_onednn=True),
-            policy=POLICY,
-        )
-        backend = OpenVinoCpu(compiled, engine=engine, manifest=bundle.manifest, info=info)
+        backend = OpenVinoCpu(bundle, engine, settings)
         backend.run(Ragged.from_sequences([[0]]), np.empty((1, bundle.manifest.dim), dtype=np.float32))
     backend.copy_s = backend.compute_s = 0.0
     return backend
 
 
 class OpenVinoCpu:
-    """A compiled model. `run` is called by one thread at a time."""
+    """A model compiled for all threads together; of int8, another one in streams when the first large batch comes.
 
-    def __init__(self, compiled: Any, *, engine: EngineEntry, manifest: Manifest, info: BackendInfo) -> None:
+    `run` is called by one thread at a time.
+    """
+
+    def __init__(self, bundle: Bundle, engine: EngineEntry, settings: Mapping[str, Any]) -> None:
+        self._path, self._engine, self._manifest = bundle.path(engine.file), engine, bundle.manifest
+        self._settings = settings
+        compiled = _compile(self._path, settings)
+        inputs, outputs = ([value.any_name for value in found] for found in (compiled.inputs, compiled.outputs))
+        require_names(self._path, engine, inputs, outputs)
+        n_threads = compiled.get_property("INFERENCE_NUM_THREADS")
+        # In fp32 a second model would cost gigabytes.
+        self._n_streams = min(n_threads, MOST_STREAMS) if engine.precision is Precision.INT8 else 1
         self._request = compiled.create_infer_request()
-        self._engine, self._manifest, self._info = engine, manifest, info
+        self._streams: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._pool = ThreadPoolExecutor(self._n_streams, thread_name_prefix="mexma-stream")
+        self._info = BackendInfo(
+            backend=NAME,
+            version=library_version(),
+            device="cpu",
+            providers=tuple(compiled.get_property("EXECUTION_DEVICES")),
+            n_threads=n_threads,
+            spinning=False,
+            processor=describe_processor(uses_onednn=True),
+            policy=BatchPolicy(
+                max_batch_tokens=MAX_BATCH_TOKENS * self._n_streams,
+                grouping=Grouping.EQUAL if self._n_streams == 1 else Grouping.MIXED,
+            ),
+        )
         self.copy_s = self.compute_s = 0.0
 
     @property
@@ -89,26 +111,62 @@ class OpenVinoCpu:
         """Embed `batch` into `out`: float32 `(n, dim)`, C-contiguous."""
         start_s = time.perf_counter()
         out = rows_to_fill(out, len(batch), self._manifest.dim)
-        arrays = padded_inputs(batch, self._manifest.text)
-        inputs = {name: arrays[name] for name in self._engine.inputs}
+        n_tokens, lengths = batch.ids.size, batch.lengths
+        # Each stream gets an even share; a sentence longer than that would keep one busy while the others wait.
+        share = -(-n_tokens // self._n_streams)
+        in_streams = self._n_streams > 1 and n_tokens >= LEAST_STREAMED_TOKENS and lengths.max() <= share
+        most_tokens = min(STREAM_TOKENS, share) if in_streams else MAX_BATCH_TOKENS
+        parts = plan_batches(lengths, BatchPolicy(max_batch_tokens=most_tokens, grouping=Grouping.EQUAL))
+        feeds = [self._feed(batch.take(rows)) for rows in parts]
         ready_s = time.perf_counter()
-        try:
-            # A request keeps what it shares until the next call: a copy of ids and rows costs less than the caller's
-            # arrays living on.
-            rows = self._request.infer(inputs, share_inputs=False, share_outputs=True)[0]
-            if rows.shape != out.shape:
-                raise ValueError(f"expected vectors {out.shape}, got {rows.shape}")
-        except Exception as error:
-            shape = "x".join(map(str, arrays["input_ids"].shape))
-            raise MexmaError(f"{self._engine.file}: {NAME} failed on a batch of {shape} tokens: {error}") from error
-        computed_s = time.perf_counter()
-        out[:] = rows
-        self.compute_s += computed_s - ready_s
-        self.copy_s += time.perf_counter() - computed_s + ready_s - start_s
+        if in_streams:
+            self._run_in_streams(parts, feeds, out)
+        else:
+            for rows, feed in zip(parts, feeds, strict=True):
+                self._infer(self._request, rows, feed, out)
+        self.compute_s += time.perf_counter() - ready_s
+        self.copy_s += ready_s - start_s
 
     def close(self) -> None:
         """Release the model."""
-        self._request = None
+        self._pool.shutdown()
+        self._request, self._streams = None, queue.SimpleQueue()
+
+    def _run_in_streams(self, parts: list[Rows], feeds: list[Feed], out: Vectors) -> None:
+        """The largest parts first, each by the next stream that is free."""
+        if self._streams.empty():
+            compiled = _compile(self._path, {**self._settings, "NUM_STREAMS": self._n_streams})
+            for _ in range(self._n_streams):
+                self._streams.put(compiled.create_infer_request())
+
+        def compute(rows: Rows, feed: Feed) -> None:
+            request = self._streams.get()
+            try:
+                self._infer(request, rows, feed, out)
+            finally:
+                self._streams.put(request)
+
+        largest_first = sorted(zip(parts, feeds, strict=True), key=lambda part: -part[1]["input_ids"].size)
+        futures = [self._pool.submit(compute, rows, feed) for rows, feed in largest_first]
+        wait(futures)
+        for future in futures:
+            future.result()
+
+    def _infer(self, request: Any, rows: Rows, feed: Feed, out: Vectors) -> None:
+        try:
+            # A request keeps what it shares until the next call: a copy of ids costs less than the caller's arrays
+            # living on.
+            vectors = request.infer(feed, share_inputs=False, share_outputs=True)[0]
+            if vectors.shape != (rows.size, out.shape[1]):
+                raise ValueError(f"expected vectors {(rows.size, out.shape[1])}, got {vectors.shape}")
+        except Exception as error:
+            shape = "x".join(map(str, feed["input_ids"].shape))
+            raise MexmaError(f"{self._engine.file}: {NAME} failed on a batch of {shape} tokens: {error}") from error
+        out[rows] = vectors
+
+    def _feed(self, batch: Ragged) -> Feed:
+        arrays = padded_inputs(batch, self._manifest.text)
+        return {name: arrays[name] for name in self._engine.inputs}
 
 
 def library_version() -> str:
@@ -155,6 +213,14 @@ def _settings(*, n_threads: int, group_size: int) -> dict[str, Any]:
         "ENABLE_CPU_PINNING": False,  # else several processes pin their threads to the same cores
         "CPU_RUNTIME_CACHE_CAPACITY": N_CACHED,
     }
+
+
+def _compile(path: Path, settings: Mapping[str, Any]) -> Any:
+    openvino = _import_openvino()
+    try:
+        return openvino.Core().compile_model(str(path), DEVICE, dict(settings))
+    except Exception as error:
+        raise EngineUnavailableError(f"{path}: {NAME} {library_version()} cannot open this graph: {error}") from error
 
 
 @contextmanager

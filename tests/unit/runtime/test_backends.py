@@ -14,6 +14,7 @@ from mexma_runtime.backends import backend_statuses, onnxruntime_cpu, open_backe
 from mexma_runtime.backends.base import Backend, BackendOptions
 from mexma_runtime.backends.padding import padded_inputs
 from mexma_runtime.backends.requirements import version_key
+from mexma_runtime.batching import Grouping
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.errors import (
     BundleError,
@@ -139,7 +140,7 @@ def test_info_says_what_runs(bundle: Bundle) -> None:
     assert (info.backend, info.version, info.device) == ("onnxruntime", onnxruntime.__version__, "cpu")
     assert info.providers == ("CPUExecutionProvider",)
     assert (info.n_threads, info.spinning, info.processor) == (2, False, describe_processor())
-    assert info.policy.equal_length
+    assert info.policy.grouping is Grouping.EQUAL
     backend.close()
     backend.close()
 

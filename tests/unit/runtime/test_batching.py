@@ -1,16 +1,17 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mexma_runtime.backends.base import BatchPolicy
-from mexma_runtime.batching import plan_batches
+from mexma_runtime.batching import BatchPolicy, Grouping, plan_batches
 
 lengths_of = st.lists(st.integers(1, 40), max_size=120).map(lambda values: np.array(values, dtype=np.int64))
-policies = st.builds(BatchPolicy, max_batch_tokens=st.integers(1, 100), equal_length=st.booleans())
+policies = st.builds(BatchPolicy, max_batch_tokens=st.integers(1, 100), grouping=st.sampled_from(Grouping))
 row_limits = st.none() | st.integers(1, 9)
 
 
@@ -27,7 +28,9 @@ def test_every_row_is_in_exactly_one_batch(
 @given(lengths_of, policies, row_limits)
 def test_no_batch_is_over_the_budget(lengths: NDArray[np.int64], policy: BatchPolicy, max_rows: int | None) -> None:
     for batch in plan_batches(lengths, policy, max_rows):
-        assert batch.size == 1 or batch.size * lengths[batch].max() <= policy.max_batch_tokens
+        is_padded = policy.grouping is Grouping.PADDED
+        n_tokens = batch.size * lengths[batch].max() if is_padded else lengths[batch].sum()
+        assert batch.size == 1 or n_tokens <= policy.max_batch_tokens
         assert max_rows is None or batch.size <= max_rows
 
 
@@ -39,7 +42,7 @@ def test_equal_lengths_where_asked_and_long_sentences_first(
 
     in_order = [int(length) for batch in batches for length in lengths[batch]]
     assert in_order == sorted(in_order, reverse=True)
-    if policy.equal_length:
+    if policy.grouping is Grouping.EQUAL:
         assert all(np.unique(lengths[batch]).size == 1 for batch in batches)
 
 
@@ -55,16 +58,24 @@ def test_rows_of_one_length_stay_in_input_order(
 
 @given(lengths_of, st.integers(1, 100))
 def test_equal_lengths_take_as_few_batches_as_the_budget_allows(lengths: NDArray[np.int64], budget: int) -> None:
-    batches = plan_batches(lengths, BatchPolicy(max_batch_tokens=budget, equal_length=True))
+    batches = plan_batches(lengths, BatchPolicy(max_batch_tokens=budget, grouping=Grouping.EQUAL))
 
     values, counts = np.unique(lengths, return_counts=True)
     fewest = sum(-(-int(n) // max(1, budget // int(length))) for length, n in zip(values, counts, strict=True))
     assert len(batches) == fewest
 
 
+@given(lengths_of, st.integers(1, 100))
+def test_mixed_batches_are_full(lengths: NDArray[np.int64], budget: int) -> None:
+    batches = plan_batches(lengths, BatchPolicy(max_batch_tokens=budget, grouping=Grouping.MIXED))
+
+    for batch, following in pairwise(batches):
+        assert lengths[batch].sum() + lengths[following[0]] > budget
+
+
 @pytest.mark.parametrize(("n_rows", "sizes"), [(9, [4, 5]), (8, [8]), (17, [5, 6, 6])])
 def test_a_group_is_divided_evenly(n_rows: int, sizes: list[int]) -> None:
-    policy = BatchPolicy(max_batch_tokens=80, equal_length=True)
+    policy = BatchPolicy(max_batch_tokens=80, grouping=Grouping.EQUAL)
 
     batches = plan_batches(np.full(n_rows, 10, dtype=np.int64), policy)
 
@@ -74,6 +85,6 @@ def test_a_group_is_divided_evenly(n_rows: int, sizes: list[int]) -> None:
 def test_a_million_lengths_are_planned() -> None:
     lengths = np.random.default_rng(0).integers(3, 64, 1_000_000)
 
-    batches = plan_batches(lengths, BatchPolicy(max_batch_tokens=512, equal_length=True))
+    batches = plan_batches(lengths, BatchPolicy(max_batch_tokens=512, grouping=Grouping.EQUAL))
 
     assert sum(batch.size for batch in batches) == lengths.size

@@ -15,6 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mexma_runtime.backends import backend_statuses, open_backend
 from mexma_runtime.backends.base import Backend, BackendOptions
+from mexma_runtime.backends.openvino_cpu import LEAST_STREAMED_TOKENS
+from mexma_runtime.batching import BatchPolicy, Grouping
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.errors import BundleError, EngineUnavailableError, MexmaError, MissingDependencyError, UsageError
 from mexma_runtime.hardware import VNNI, describe_processor, detect_hardware
@@ -101,7 +103,7 @@ def test_info_says_what_runs(bundle: Bundle) -> None:
     assert openvino.__version__.startswith(info.version)
     assert (info.n_threads, info.spinning) == (1, False)
     assert info.processor == describe_processor(uses_onednn=True)
-    assert info.policy.equal_length
+    assert info.policy.grouping is Grouping.EQUAL
     backend.close()
     backend.close()
 
@@ -166,7 +168,7 @@ def test_an_error_of_the_engine_is_raised_and_not_printed(
     assert capfd.readouterr() == ("", "")
 
 
-def write_graph_for_one_token(path: Path) -> None:
+def write_graph_for_one_token(path: Path, width: int = 8) -> None:
     """One vector a token, so that only sentences of one token get as many as they should."""
     names = ("input_ids", "attention_mask", "position_ids")
     graph = helper.make_graph(
@@ -174,12 +176,12 @@ def write_graph_for_one_token(path: Path) -> None:
             helper.make_node("Add", ["input_ids", "attention_mask"], ["some"]),
             helper.make_node("Add", ["some", "position_ids"], ["sum"]),
             helper.make_node("Reshape", ["sum", "column"], ["rows"]),
-            helper.make_node("Concat", ["rows"] * 8, ["wide"], axis=1),
+            helper.make_node("Concat", ["rows"] * width, ["wide"], axis=1),
             helper.make_node("Cast", ["wide"], ["sentence_embedding"], to=TensorProto.FLOAT),
         ],
         "one",
         [helper.make_tensor_value_info(name, TensorProto.INT32, ["batch", "length"]) for name in names],
-        [helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, ["rows", 8])],
+        [helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, ["rows", width])],
         [numpy_helper.from_array(np.array([-1, 1]), "column")],
     )
     onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
@@ -198,6 +200,42 @@ def test_static_int8_is_exact_and_the_same_in_any_company(
     for row in range(len(EQUAL)):
         alone = embedded(backend, EQUAL.take(np.array([row])), dim=64)
         np.testing.assert_allclose(alone[0], together[row], rtol=1e-6)
+
+
+def test_large_batches_are_parted_among_streams(
+    make_int8_bundle: MakeInt8Bundle, int8_reference: Int8Reference
+) -> None:
+    bundle = make_int8_bundle(ProductMode.STATIC, bits=7)
+    backend = opened(bundle, bundle.manifest.engines[0], n_threads=2)
+    if backend.info.n_threads < 2:
+        pytest.skip("this process may use one processor only")
+    random = np.random.default_rng(0)
+    batches = [[random.integers(0, 10, n).tolist() for n in random.integers(1, 40, 40)] for _ in range(3)]
+    long_one = [random.integers(0, 10, 300).tolist(), [1, 2], [3]]
+
+    assert backend.info.policy == BatchPolicy(max_batch_tokens=1024, grouping=Grouping.MIXED)
+    for sentences in (*batches, long_one, [*long_one, *batches[0]]):
+        ragged = Ragged.from_sequences(sentences)
+        assert ragged.ids.size >= LEAST_STREAMED_TOKENS
+        together = embedded(backend, ragged, dim=64)
+        np.testing.assert_allclose(together, int8_reference(ragged, 7), rtol=1e-5, atol=1e-4)
+        for row in (0, 2):
+            np.testing.assert_array_equal(embedded(backend, ragged.take(np.array([row])), dim=64)[0], together[row])
+    backend.close()
+
+
+def test_an_error_in_a_stream_is_raised_and_the_streams_stay_usable(make_int8_bundle: MakeInt8Bundle) -> None:
+    bundle = make_int8_bundle(ProductMode.STATIC, bits=7)
+    engine = bundle.manifest.engines[0]
+    write_graph_for_one_token(bundle.path(engine.file), width=64)
+    backend = opened(bundle, engine, n_threads=2)
+    if backend.info.n_threads < 2:
+        pytest.skip("this process may use one processor only")
+    fine = [[5]] * 300
+
+    with pytest.raises(MexmaError, match=r"openvino failed on a batch of \d+x\d tokens: .*expected vectors"):
+        embedded(backend, Ragged.from_sequences([*fine, [5, 6, 7]]), dim=64)
+    assert np.isfinite(embedded(backend, Ragged.from_sequences(fine), dim=64)).all()
 
 
 @needs_vnni

@@ -55,7 +55,7 @@ def observe() -> Observe:
     """`observe(x)`: statistics of float32 `(tokens, channels)`."""
 
     def make(x: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> InputStatistics:
-        observer = Observer(x.shape[1], len(x), seed=0)
+        observer = Observer(x.shape[1], np.ones(len(x), np.float32), seed=0)
         observer.add(x)
         return observer.finish()
 

@@ -35,7 +35,7 @@ def tokens(*, outliers: bool = True, one_sided: bool = False) -> Floats:
 
 
 def statistics_of(x: Floats) -> InputStatistics:
-    observer = Observer(x.shape[1], len(x), seed=0)
+    observer = Observer(x.shape[1], np.ones(len(x), np.float32), seed=0)
     observer.add(x)
     return observer.finish()
 

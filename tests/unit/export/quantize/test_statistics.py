@@ -18,8 +18,8 @@ def tokens(seed: int, n_tokens: int, n_channels: int) -> Floats:
     return (random.normal(1, spread, (n_tokens, n_channels))).astype(np.float32)
 
 
-def observed(x: Floats, cuts: list[int], *, seed: int = 0) -> InputStatistics:
-    observer = Observer(x.shape[1], len(x), seed=seed)
+def observed(x: Floats, cuts: list[int], *, seed: int = 0, weights: Floats | None = None) -> InputStatistics:
+    observer = Observer(x.shape[1], np.ones(len(x), np.float32) if weights is None else weights, seed=seed)
     for batch in np.split(x, sorted(cut % len(x) for cut in cuts)):
         observer.add(batch)
     return observer.finish()
@@ -50,6 +50,22 @@ def test_any_split_into_batches_gives_what_numpy_gives_on_the_whole(
     expected = np.cov(x.astype(np.float64), rowvar=False, bias=True).reshape(n_channels, n_channels)
     scale = np.abs(x - x.mean(axis=0)).max(axis=0) + 1e-6 * np.abs(x).max(axis=0)
     assert np.all(np.abs(found.covariance - expected) <= 1e-5 * np.outer(scale, scale))
+
+
+@given(st.integers(0, 1000), st.integers(2, 80), splits)
+def test_tokens_count_by_their_weights(seed: int, n_tokens: int, cuts: list[int]) -> None:
+    x = tokens(seed, n_tokens, 3)
+    weights = np.random.default_rng(seed).uniform(0.1, 1, n_tokens).astype(np.float32)
+    expected = np.cov(x.astype(np.float64), rowvar=False, ddof=0, aweights=weights)
+    scale = np.abs(x - x.mean(axis=0)).max(axis=0) + 1e-6 * np.abs(x).max(axis=0)
+    assert np.all(np.abs(observed(x, cuts, weights=weights).covariance - expected) <= 1e-5 * np.outer(scale, scale))
+
+
+def test_tokens_that_count_more_are_sampled_more() -> None:
+    x = np.arange(4000, dtype=np.float32)[:, np.newaxis]
+    weights = np.where(x[:, 0] < 2000, 9, 1).astype(np.float32)
+    sampled = observed(x, [], weights=weights).sample[: statistics.N_SAMPLED, 0]
+    assert (sampled < 2000).mean() > 0.6
 
 
 def test_channels_far_from_zero_keep_their_variance() -> None:
@@ -98,13 +114,3 @@ def test_constant_channels_have_no_variance_and_no_nan(value: float) -> None:
     assert np.abs(found.covariance[1]).max() < 1e-5 * np.abs(x).max()
     for values in (found.covariance, found.sample, found.sample_weights):
         assert np.all(np.isfinite(values))
-
-
-def test_of_very_long_text_the_covariance_is_that_of_evenly_spread_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "N_COVARIANCE", 500)
-    x = tokens(0, 4000, 3)
-    found = observed(x, list(range(16, 4000, 16)))
-    expected = np.cov(x.astype(np.float64), rowvar=False, bias=True)
-    spread = np.sqrt(np.diag(expected))
-    assert np.abs(found.covariance - expected).max() < 0.3 * np.outer(spread, spread).max()
-    assert np.array_equal(found.highest, x.max(axis=0))
