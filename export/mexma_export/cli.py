@@ -52,15 +52,19 @@ def register_export(app: typer.Typer) -> None:
             typer.Option(help="Of int8: text to take ranges from, as --corpus of parity; default: the package's own."),
         ] = None,
         activation: Annotated[
-            Activation, typer.Option(help="Of int8: uint8 for x86, int8 (symmetric) for NVIDIA.")
-        ] = Activation.UINT8,
+            Activation | None,
+            typer.Option(help="Of int8: uint8 for x86, int8 (symmetric) for NVIDIA; default: uint8."),
+        ] = None,
         min_cosine: Annotated[
             float | None, typer.Option(help="Of int8: leave the worst products in float until the mean cosine is this.")
         ] = None,
         max_float_share: Annotated[
-            float, typer.Option(help="Most multiplications that --min-cosine may leave in float, as a share.")
-        ] = 0.1,
-        seed: Annotated[int, typer.Option(help="Of int8: which tokens of the calibration text are sampled.")] = 0,
+            float | None,
+            typer.Option(help="Most multiplications that --min-cosine may leave in float, as a share; default: 0.1."),
+        ] = None,
+        seed: Annotated[
+            int | None, typer.Option(help="Of int8: which tokens of the calibration text are sampled; default: 0.")
+        ] = None,
         as_json: JsonOption = False,
     ) -> None:
         """Turn a checkpoint into a bundle, or add engines to one."""
@@ -72,15 +76,25 @@ def register_export(app: typer.Typer) -> None:
 
         precisions = tuple(dict.fromkeys(precision or [Precision.FP32, Precision.FP16]))
         is_int8 = Precision.INT8 in precisions
-        if not is_int8 and (recipe or calibration or min_cosine is not None or activation is not Activation.UINT8):
-            raise UsageError("--recipe, --calibration, --activation, --min-cosine are for int8: add --precision int8")
+        of_int8 = {
+            "--recipe": recipe or None,
+            "--calibration": calibration,
+            "--activation": activation,
+            "--min-cosine": min_cosine,
+            "--max-float-share": max_float_share,
+            "--seed": seed,
+        }
+        if not is_int8 and (given := [option for option, value in of_int8.items() if value is not None]):
+            raise UsageError(f"{', '.join(given)}: for int8 only: add --precision int8")
+        if max_float_share is not None and min_cosine is None:
+            raise UsageError("--max-float-share bounds what --min-cosine leaves in float: give --min-cosine too")
         int8 = Int8Options(
             recipes=tuple(load_recipe(name) for name in dict.fromkeys(recipe or ["fast"])),
             calibration=calibration,
-            activation=activation,
-            seed=seed,
+            activation=activation or Activation.UINT8,
+            seed=seed or 0,
             min_cosine=min_cosine,
-            max_float_share=max_float_share,
+            max_float_share=0.1 if max_float_share is None else max_float_share,
         )
         plan = ExportPlan(
             out=out,

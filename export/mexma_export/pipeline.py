@@ -64,7 +64,7 @@ class Exported:
     verdicts: list[Verdict]
     """One for each engine whose vectors could be compared."""
     refused: list[str]
-    """Why engines were not published: one line for each figure that misses its threshold."""
+    """Why engines were not published: one line for each reason."""
     warnings: tuple[str, ...]
     """What a user should hear of the checkpoint."""
     quantized: tuple[EngineEntry, ...] = ()
@@ -72,12 +72,12 @@ class Exported:
 
 
 class EnginesRefusedError(ParityError):
-    """Engines that miss their thresholds were not published; `exported` says what was."""
+    """Engines that miss their thresholds, or cannot be judged here, were not published; `exported` says what was."""
 
     def __init__(self, exported: Exported) -> None:
         self.exported = exported
         lines = [f"  - {line}" for line in exported.refused]
-        super().__init__("not published, because their vectors miss the thresholds:\n" + "\n".join(lines))
+        super().__init__("not published:\n" + "\n".join(lines))
 
 
 def export(source: Source, plan: ExportPlan, *, progress: Progress | None = None) -> Exported:

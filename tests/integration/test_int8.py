@@ -35,6 +35,7 @@ from mexma_runtime.types import Dialect, Precision, Vectors
 
 ENGLISH = [line.text for line in load_sample() if line.lang == "en"]
 """Calibration never saw them: tests/unit/export/quantize/test_calibration.py."""
+EMULATOR = shutil.which("qemu-x86_64") or ""
 WITHOUT_VNNI = ("ONEDNN_MAX_CPU_ISA", "AVX2")
 ALL_STATIC = {dialect: {"*": ProductMode.STATIC} for dialect in Dialect}
 
@@ -399,19 +400,19 @@ def outlier_bundle(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         ("openvino", "precise", 0.25),
         ("onnxruntime", "precise", 0.25),
         ("openvino", "fast", 0.3),
-        ("onnxruntime", "fast", 1),
+        ("onnxruntime", "fast", 0.35),
     ],
 )
 def test_outlier_channels_cost_a_part_of_what_plain_quantization_loses(
     outlier_bundle: Path, backend: str, recipe: str, most: float
 ) -> None:
-    """Static products of onnxruntime, whose channels are not moved around zero, gain little."""
     expected = encode(outlier_bundle, ENGLISH, precision="fp32")
     dialect = Dialect.PORTABLE if backend == "openvino" else Dialect.FUSED
     error, plain = (
         relative_error(encode(outlier_bundle, ENGLISH, recipe=name, backend=backend, dialect=dialect), expected)
         for name in (recipe, "plain")
     )
+    print("OUTL", backend, recipe, error / plain)
     assert error <= most * plain, (error, plain)
 
 
@@ -459,6 +460,31 @@ def test_without_vnni_weights_of_seven_bits_keep_their_vectors(seven_bits: Path)
     found = np.array([line.split() for line in out.splitlines()], dtype=np.float32)
     expected = encode(seven_bits, ENGLISH[:6], precision="int8", backend="openvino")
     assert compare(found, expected).cosine_min > 0.9999
+
+
+@pytest.mark.skipif(not EMULATOR, reason="needs qemu-x86_64, which emulates processors without VNNI")
+@pytest.mark.parametrize("recipe", SHIPPED)
+def test_without_vnni_onnxruntime_is_told_to_sum_exactly(int8_bundle: Path, recipe: str) -> None:
+    """/proc/cpuinfo says what the machine has and not what the emulator has, so what is read there is replaced."""
+    code = f"""
+    import dataclasses, sys
+    from mexma_runtime import Encoder
+    from mexma_runtime.backends import onnxruntime_cpu
+    def detect_hardware(detect=onnxruntime_cpu.detect_hardware):
+        return dataclasses.replace(detect(), instruction_sets=tuple(sys.argv[2].split()))
+    onnxruntime_cpu.detect_hardware = detect_hardware
+    options = {{"recipe": {recipe!r}, "backend": "onnxruntime", "dialect": "fused", "n_threads": 1}}
+    for row in Encoder.load(sys.argv[1], **options).encode({ENGLISH[:6]!r}):
+        print(*row)
+    """
+    found = {}
+    for sets in ("avx2", "avx2 avx512_vnni"):
+        command = [EMULATOR, "-cpu", "Haswell", sys.executable, "-c", textwrap.dedent(code), str(int8_bundle), sets]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found[sets] = np.array([line.split() for line in out.splitlines()], dtype=np.float32)
+    expected = encode(int8_bundle, ENGLISH[:6], recipe=recipe, backend="onnxruntime", dialect=Dialect.FUSED)
+    assert np.abs(found["avx2"] - expected).max() < 1e-5
+    assert np.abs(found["avx2 avx512_vnni"] - expected).max() > 1e-3
 
 
 def test_engines_that_this_processor_cannot_judge_do_not_stop_the_others(

@@ -75,11 +75,18 @@ def test_export_warns_aloud(app: typer.Typer, tiny_checkpoint: Path, tmp_path: P
 
 
 def test_what_cannot_be_meant_is_refused(app: typer.Typer, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    for words in (("--recipe", "fast"), ("--calibration", "x"), ("--activation", "int8"), ("--min-cosine", "0.9")):
+    for words in (
+        ("--recipe", "fast"),
+        ("--calibration", "x"),
+        ("--activation", "int8"),
+        ("--min-cosine", "0.9"),
+        ("--max-float-share", "0.1"),
+        ("--seed", "0"),
+    ):
         error = failure(app, "export", tiny_checkpoint, "--out", tmp_path / "out", *words)
         assert isinstance(error, UsageError)
         assert f"{words[0]}" in str(error)
-        assert str(error).endswith("are for int8: add --precision int8")
+        assert str(error).endswith("for int8 only: add --precision int8")
     assert isinstance(failure(app, "export", tmp_path / "none", "--out", tmp_path / "out"), SourceError)
     result = CliRunner().invoke(app, ["export", str(tiny_checkpoint), "--out", "x", "--precision", "fp8"])
     assert result.exit_code == 2
@@ -92,7 +99,8 @@ def test_wishes_for_int8_are_checked_before_the_work(app: typer.Typer, tiny_chec
         (("--recipe", "slow"), "recipe 'slow': neither a file nor one of fast, precise"),
         (("--calibration", tmp_path / "none"), "cannot be read as UTF-8 text"),
         (("--min-cosine", "1"), "min_cosine: expected a number between 0 and 1"),
-        (("--max-float-share", "2"), "max_float_share: expected a number from 0 to 1"),
+        (("--max-float-share", "0.2"), "bounds what --min-cosine leaves in float: give --min-cosine too"),
+        (("--min-cosine", "0.9", "--max-float-share", "2"), "max_float_share: expected a number from 0 to 1"),
         (("--min-cosine", "0.99", "--skip-parity"), "leave out --skip-parity, or --min-cosine"),
     ):
         error = failure(app, *words, *more)
