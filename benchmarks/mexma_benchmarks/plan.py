@@ -76,7 +76,7 @@ _SMOKE = BenchPlan(
 )
 _QUICK = BenchPlan(
     grid=((1, 16), (1, 128), (8, 32), (32, 32)),
-    n_texts=48,
+    n_texts=128,
     n_judged=160,
     n_judged_standin=16,
     share_s=6,
@@ -92,7 +92,7 @@ _QUICK = BenchPlan(
 )
 _FULL = BenchPlan(
     grid=((1, 16), (1, 32), (1, 64), (1, 128), (1, 256), (8, 32), (32, 32)),
-    n_texts=64,
+    n_texts=256,
     n_judged=320,
     n_judged_standin=24,
     share_s=12,
