@@ -187,19 +187,7 @@ class EngineWriter:
             n_tokens=calibration.n_tokens,
             weight_bits=recipe.weight_bits,
             group_size=group_size(recipe, self._checkpoint) if dialect is Dialect.PORTABLE else None,
-            products=[
-                QuantizedProduct(
-                    name=report.group,
-                    mode=report.mode,
-                    migration=report.migration,
-                    scale=plan.inputs[report.group].scale,
-                    zero_point=plan.inputs[report.group].zero_point if report.mode is ProductMode.STATIC else None,
-                    error=report.errors.final if report.errors else 0.0,
-                    error_plain=report.errors.plain if report.errors else 0.0,
-                    error_migrated=report.errors.migrated if report.errors else 0.0,
-                )
-                for report in sorted(plan.reports, key=lambda report: self._groups.index(report.group))
-            ],
+            products=[_product(group, plan) for group in self._groups],
         )
         if dialect is Dialect.FUSED:
             requires = {"onnxruntime": LEAST_ONNXRUNTIME}
@@ -272,6 +260,20 @@ class EngineWriter:
         entry = self._staging.keep(path, f"{stem}.{sha256[:16]}.onnx", sha256=sha256)
         self.files.append(entry)
         return entry
+
+
+def _product(group: str, plan: DialectPlan) -> QuantizedProduct:
+    how, outcome = plan.inputs[group], plan.outcomes.get(group)
+    return QuantizedProduct(
+        name=group,
+        mode=how.mode,
+        migration=outcome.migration if outcome else None,
+        scale=how.scale,
+        zero_point=how.zero_point if how.mode is ProductMode.STATIC else None,
+        error=outcome.errors.final if outcome else 0.0,
+        error_plain=outcome.errors.plain if outcome else 0.0,
+        error_migrated=outcome.errors.migrated if outcome else 0.0,
+    )
 
 
 def group_size(recipe: Recipe, checkpoint: Checkpoint) -> int:

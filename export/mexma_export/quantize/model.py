@@ -29,14 +29,12 @@ FLOAT_SUFFIX = ".float"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupReport:
-    """What became of one group of products in one dialect."""
+class Outcome:
+    """What the search found for one group of products in one dialect."""
 
-    group: str
-    mode: ProductMode
     migration: float | None
-    errors: Errors | None
-    """None: left in float."""
+    """Alpha; None: not migrated."""
+    errors: Errors
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,7 +45,8 @@ class DialectPlan:
     """By group."""
     vectors: dict[str, Floats] = field(default_factory=dict)
     """Biases, gammas, betas and the scales of weights, by name."""
-    reports: list[GroupReport] = field(default_factory=list)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    """By group, without those that are left in float."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -165,7 +164,7 @@ class _Layer:
             if mode is ProductMode.FLOAT:
                 self._leave_in_float(dialect, group, weight, bias)
             elif result:
-                self._plan(dialect, group, mode, result, is_folded=is_foldable)
+                self._plan(dialect, group, result, is_folded=is_foldable)
 
     def _fold(self, migration: Migration) -> None:
         """Attention mixes tokens, not channels: what its output is divided by, the values may be divided by."""
@@ -180,7 +179,6 @@ class _Layer:
     def _leave_in_float(self, dialect: Dialect, group: str, weight: Floats, bias: Floats) -> None:
         plan = self._plans[dialect]
         plan.inputs[group] = QuantizedInput(mode=ProductMode.FLOAT)
-        plan.reports.append(GroupReport(group=group, mode=ProductMode.FLOAT, migration=None, errors=None))
         linears = linears_of(group)
         others = [p for p in self._plans.values() if p is not plan and group in p.inputs]
         is_stored = any(p.inputs[group].mode is ProductMode.FLOAT for p in others)
@@ -189,7 +187,7 @@ class _Layer:
             if not is_stored:
                 self._store(f"{linear}.weight{FLOAT_SUFFIX}", weight[:, columns])
 
-    def _plan(self, dialect: Dialect, group: str, mode: ProductMode, result: GroupResult, *, is_folded: bool) -> None:
+    def _plan(self, dialect: Dialect, group: str, result: GroupResult, *, is_folded: bool) -> None:
         plan, migration, how = self._plans[dialect], result.migration, result.inputs[dialect]
         if not is_folded and migration.alpha is not None:
             how = dataclasses.replace(how, multiplier=np.float32(1) / migration.scale)
@@ -197,9 +195,7 @@ class _Layer:
         for linear, columns in self._columns(linears_of(group)):
             plan.vectors[f"{linear}.bias"] = result.bias[dialect][columns]
             plan.vectors[f"{linear}.weight.scale"] = result.weight_scale[columns]
-        plan.reports.append(
-            GroupReport(group=group, mode=mode, migration=migration.alpha, errors=result.errors[dialect])
-        )
+        plan.outcomes[group] = Outcome(migration=migration.alpha, errors=result.errors[dialect])
 
     def _columns(self, linears: tuple[str, ...]) -> list[tuple[str, slice]]:
         """The columns of each linear layer in the group's weight."""

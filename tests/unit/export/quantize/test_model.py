@@ -87,7 +87,7 @@ def test_every_group_is_planned_and_stored_in_both_dialects(checkpoint: Checkpoi
         assert sorted(of.stored) == sorted(f"{linear}.weight" for linear in linears)
         assert {array.dtype for array in of.stored.values()} == {np.dtype(np.int8)}
         for plan in of.plans.values():
-            assert set(plan.inputs) == {report.group for report in plan.reports} == set(groups)
+            assert set(plan.inputs) == set(plan.outcomes) == set(groups)
             for linear in linears:
                 n_in, n_out = of.stored[f"{linear}.weight"].shape
                 assert (n_out, n_in) == checkpoint.tensors[f"{linear}.weight"].shape
@@ -106,8 +106,8 @@ def test_the_attentions_migration_becomes_part_of_the_values(done: tuple[Done, D
         for plan in of.plans.values():
             folded = [how for group, how in plan.inputs.items() if group.endswith("attention.output")]
             assert all(how.multiplier is None and how.shift is None for how in folded)
-            alphas = [report.migration for report in plan.reports if report.group.endswith("attention.output")]
-            assert any(alpha is not None for alpha in alphas)
+            outcomes = [found for group, found in plan.outcomes.items() if group.endswith("attention.output")]
+            assert any(outcome.migration is not None for outcome in outcomes)
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -156,9 +156,9 @@ def test_groups_left_in_float(checkpoint: Checkpoint, calibration: Calibration, 
     assert {"layer.2.attention.key.weight", "layer.2.attention.key.weight.float"} <= of.stored.keys()
     for layer in (0, 2):
         assert relative_error(checkpoint, calibration, of, layer) < 2e-3
-    reports = {report.group: report for report in of.plans[Dialect.FUSED].reports}
-    assert reports["layer.2.attention.output"].errors is None
-    assert reports["layer.2.ffn.up"].errors is not None
+    outcomes = of.plans[Dialect.FUSED].outcomes
+    assert "layer.2.attention.output" not in outcomes
+    assert "layer.2.ffn.up" in outcomes
 
 
 def test_progress_counts_layers(checkpoint: Checkpoint, calibration: Calibration, make_recipe: MakeRecipe) -> None:
