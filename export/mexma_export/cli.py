@@ -70,7 +70,7 @@ def register_export(app: typer.Typer) -> None:
         """Turn a checkpoint into a bundle, or add engines to one."""
         _require("onnx_ir", "safetensors", "ml_dtypes")
         from mexma_export.pipeline import EnginesRefusedError, ExportPlan, export
-        from mexma_export.quantize.options import Int8Options
+        from mexma_export.quantize.options import MAX_FLOAT_SHARE, Int8Options
         from mexma_export.quantize.recipe import load_recipe
         from mexma_export.sources import resolve_source
 
@@ -94,7 +94,7 @@ def register_export(app: typer.Typer) -> None:
             activation=activation or Activation.UINT8,
             seed=seed or 0,
             min_cosine=min_cosine,
-            max_float_share=0.1 if max_float_share is None else max_float_share,
+            max_float_share=MAX_FLOAT_SHARE if max_float_share is None else max_float_share,
         )
         plan = ExportPlan(
             out=out,

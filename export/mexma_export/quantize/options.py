@@ -9,6 +9,8 @@ from mexma_export.quantize.inputs import Activation
 from mexma_export.quantize.recipe import Recipe
 from mexma_runtime.errors import UsageError
 
+MAX_FLOAT_SHARE = 0.1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Options:
@@ -22,7 +24,7 @@ class Int8Options:
     """Of the tokens that are sampled: the same seed gives the same engines."""
     min_cosine: float | None = None
     """The least mean cosine to accept; products are left in float for it. None: the thresholds alone decide."""
-    max_float_share: float = 0.1
+    max_float_share: float = MAX_FLOAT_SHARE
     """Most multiplications, as a share, that may be left in float for `min_cosine`."""
 
     def __post_init__(self) -> None:
