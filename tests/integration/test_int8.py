@@ -412,7 +412,6 @@ def test_outlier_channels_cost_a_part_of_what_plain_quantization_loses(
         relative_error(encode(outlier_bundle, ENGLISH, recipe=name, backend=backend, dialect=dialect), expected)
         for name in (recipe, "plain")
     )
-    print("OUTL", backend, recipe, error / plain)
     assert error <= most * plain, (error, plain)
 
 
