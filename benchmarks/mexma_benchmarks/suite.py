@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ MEMORY_SHARE = 0.8
 OVERHEAD_BYTES = 400 << 20
 """Of a library, beside its weights."""
 COPIES = 1.0
-"""Times the weights' size that a subject takes beside the files it maps, on average: int8 takes less, some take two."""
+"""Times the size of its files that a subject takes, on average: some map them, some take two."""
 
 Chosen = dict[str, tuple[Subject, Task]]
 
@@ -61,7 +61,8 @@ def measure_model(prepared: Prepared, subjects: Sequence[Subject], model: ModelR
     run.save()
     jobs = _jobs(prepared, run)
     available = detect_hardware().memory_available_bytes or 0
-    heats = group_by_memory(chosen, model.baseline, prepared.checkpoint_bytes, available)
+    sizes = {name: model.subject(name).disk_bytes or 0 for name in chosen}
+    heats = group_by_memory(chosen, model.baseline, sizes, available)
     for number, tasks in enumerate(heats):
         of = f" ({number + 1}/{len(heats)})" if len(heats) > 1 else ""
         with Heat(number, model) as heat:
@@ -128,15 +129,28 @@ def _jobs(prepared: Prepared, run: Run) -> list[Job]:
     return jobs
 
 
-def group_by_memory(chosen: Chosen, baseline: str, checkpoint_bytes: int, available_bytes: int) -> list[Chosen]:
-    """Subjects that fit into free memory together, two at least, the baseline in every group; none without it."""
+def group_by_memory(chosen: Chosen, baseline: str, sizes: Mapping[str, int], available_bytes: int) -> list[Chosen]:
+    """Subjects that fit into free memory together, by the bytes of their files; two at least, the baseline in every
+    group; none without it."""
     if baseline not in chosen:
         return []
-    n_at_once = int(MEMORY_SHARE * available_bytes / (COPIES * checkpoint_bytes + OVERHEAD_BYTES))
-    others = [name for name in chosen if name != baseline]
-    step = max(1, n_at_once - 1)
-    groups = [others[start : start + step] for start in range(0, len(others), step)] or [[]]
-    return [{name: chosen[name] for name in (baseline, *group)} for group in groups]
+    room = MEMORY_SHARE * available_bytes - _memory_bytes(sizes[baseline])
+    groups: list[Chosen] = []
+    left = room
+    for name in chosen:
+        if name == baseline:
+            continue
+        needed = _memory_bytes(sizes[name])
+        if not groups or needed > left:
+            groups.append({baseline: chosen[baseline]})
+            left = room
+        groups[-1][name] = chosen[name]
+        left -= needed
+    return groups or [{baseline: chosen[baseline]}]
+
+
+def _memory_bytes(size: int) -> float:
+    return COPIES * size + OVERHEAD_BYTES
 
 
 def _measure_load(heat: Heat, model: ModelResult, prepared: Prepared, job: Job, run: Run) -> None:

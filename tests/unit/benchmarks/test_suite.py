@@ -30,9 +30,9 @@ def chosen(*names: str) -> Chosen:
     return {name: (Subject(name=name, role="peer", adapter="mexma"), TASK) for name in names}
 
 
-def room_for(n: int, checkpoint_bytes: int) -> int:
-    """Free memory that holds n subjects and a bit."""
-    return int((n + 0.1) * (COPIES * checkpoint_bytes + OVERHEAD_BYTES) / MEMORY_SHARE)
+def room_for(*sizes: int) -> int:
+    """Free memory that holds subjects of such files and a bit."""
+    return int((sum(COPIES * size + OVERHEAD_BYTES for size in sizes) + GB / 10) / MEMORY_SHARE)
 
 
 @pytest.mark.parametrize(
@@ -46,14 +46,22 @@ def room_for(n: int, checkpoint_bytes: int) -> int:
     ],
 )
 def test_groups_fit_into_memory_with_the_baseline_in_each(n_fit: int, groups: list[str]) -> None:
-    found = group_by_memory(chosen(*"abcde"), "a", 2 * GB, room_for(n_fit, 2 * GB))
+    sizes = dict.fromkeys("abcde", 2 * GB)
+    found = group_by_memory(chosen(*"abcde"), "a", sizes, room_for(*[2 * GB] * n_fit))
 
     assert [" ".join(group) for group in found] == groups
 
 
+def test_small_subjects_share_a_group() -> None:
+    sizes = {"a": 2 * GB, "b": GB // 2, "c": 2 * GB, "d": GB // 2, "e": 2 * GB}
+    found = group_by_memory(chosen(*"abcde"), "a", sizes, room_for(2 * GB, GB // 2, 2 * GB, GB // 2))
+
+    assert [" ".join(group) for group in found] == ["a b c d", "a e"]
+
+
 def test_the_baseline_may_be_alone_and_without_it_there_is_nothing_to_measure() -> None:
-    assert [list(group) for group in group_by_memory(chosen("a"), "a", GB, 0)] == [["a"]]
-    assert group_by_memory(chosen("b", "c"), "a", GB, 0) == []
+    assert [list(group) for group in group_by_memory(chosen("a"), "a", {"a": GB}, 0)] == [["a"]]
+    assert group_by_memory(chosen("b", "c"), "a", {"b": GB, "c": GB}, 0) == []
 
 
 def test_no_sentence_that_peers_calibrate_on_is_judged() -> None:
