@@ -136,12 +136,10 @@ def group_by_memory(chosen: Chosen, baseline: str, sizes: Mapping[str, int], ava
         return []
     room = MEMORY_SHARE * available_bytes - _memory_bytes(sizes[baseline])
     groups: list[Chosen] = []
-    left = room
-    for name in chosen:
-        if name == baseline:
-            continue
+    left = 0.0
+    for name in (name for name in chosen if name != baseline):
         needed = _memory_bytes(sizes[name])
-        if not groups or needed > left:
+        if needed > left:
             groups.append({baseline: chosen[baseline]})
             left = room
         groups[-1][name] = chosen[name]
