@@ -79,8 +79,12 @@ def make_case(seed: int, mode: ProductMode, activation: Activation, *, migrated:
         zero_point=int(random.choice([128, 64, 32, 16])),
     )
     if mode is ProductMode.STATIC:
-        z = x * (1 if how.multiplier is None else how.multiplier) + (0 if how.shift is None else how.shift)
+        multiplier = np.float32(1) if how.multiplier is None else how.multiplier
+        z = x * multiplier + (0 if how.shift is None else how.shift)
         scale, zero_point = static_parameters(z, activation, float(random.uniform(0.5, 1)))
+        # Halfway between two integers, the last bit of a float decides, and libraries may differ in it.
+        is_halfway = np.abs(z / scale % 1 - 0.5) < 1e-3
+        x = (x + is_halfway * 0.01 * scale / multiplier).astype(np.float32)
         how = dataclasses.replace(how, scale=scale, zero_point=zero_point)
     return Case(
         x=x,
