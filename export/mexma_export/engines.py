@@ -9,9 +9,11 @@ from contextlib import ExitStack
 import onnx_ir as ir
 
 from mexma_export.checkpoint import Checkpoint
+from mexma_export.config import ModelConfig
 from mexma_export.graph.encoder import INPUTS, OUTPUT, write_encoder
 from mexma_export.graph.products import Products, float_product, int8_products
 from mexma_export.quantize.calibration import Calibration, load_calibration
+from mexma_export.quantize.copies import n_copies
 from mexma_export.quantize.groups import all_groups, linears_of, n_multiplications
 from mexma_export.quantize.model import FLOAT_SUFFIX, DialectPlan, QuantizationJob, quantize_model
 from mexma_export.quantize.options import Int8Options
@@ -90,7 +92,7 @@ class EngineWriter:
         for recipe in recipes:
             recipe.check(self._groups)
             if Dialect.PORTABLE in dialects:
-                _check_group_size(recipe, self._checkpoint, self._groups)
+                _check_group_size(recipe, self._checkpoint.config)
         if self._tables is None:
             self._tables = write_int8_tables(
                 self._checkpoint,
@@ -178,6 +180,7 @@ class EngineWriter:
         name = f"{dialect}.{Precision.INT8}.{recipe.name}.{options.activation}"
         product = int8_products(dialect, plan.inputs)
         entry = self._keep_graph(f"model.{name}", dialect, Precision.INT8, tensors, product)
+        has_groups = any(how.mode is ProductMode.GROUP for how in plan.inputs.values())
         quantization = Quantization(
             recipe_sha256=recipe.sha256,
             seed=options.seed,
@@ -186,14 +189,14 @@ class EngineWriter:
             n_texts=calibration.n_texts,
             n_tokens=calibration.n_tokens,
             weight_bits=recipe.weight_bits,
-            group_size=group_size(recipe, self._checkpoint) if dialect is Dialect.PORTABLE else None,
+            group_size=group_size(recipe, self._checkpoint.config) if has_groups else None,
             products=[_product(group, plan) for group in self._groups],
         )
         if dialect is Dialect.FUSED:
             requires = {"onnxruntime": LEAST_ONNXRUNTIME}
         else:
             requires = {"openvino": LEAST_OPENVINO}
-            if not quantization.has_dynamic:  # which onnxruntime would compute in float
+            if not has_groups:  # which onnxruntime would compute in float
                 requires["onnxruntime"] = LEAST_ONNXRUNTIME
         weights = [self._tables, linears]
         return self._entry(name, dialect, Precision.INT8, entry, weights, requires, recipe, options, quantization)
@@ -269,25 +272,32 @@ def _product(group: str, plan: DialectPlan) -> QuantizedProduct:
         mode=how.mode,
         migration=outcome.migration if outcome else None,
         scale=how.scale,
-        zero_point=how.zero_point if how.mode is ProductMode.STATIC else None,
+        zero_point=how.zero_point if how.mode in (ProductMode.STATIC, ProductMode.TOKEN) else None,
         error=outcome.errors.final if outcome else 0.0,
         error_plain=outcome.errors.plain if outcome else 0.0,
         error_migrated=outcome.errors.migrated if outcome else 0.0,
     )
 
 
-def group_size(recipe: Recipe, checkpoint: Checkpoint) -> int:
-    """Channels that share a dynamic scale: the recipe's number, or the largest part of it that fits a small model."""
-    return math.gcd(recipe.group_size, checkpoint.config.hidden_size, checkpoint.config.ffn_size)
+def group_size(recipe: Recipe, config: ModelConfig) -> int:
+    """Channels that share a scale in products of mode group; 0: there are none.
+
+    The recipe's number, or the largest part of it that divides what each of them reads.
+    """
+    ffn = config.ffn_size + n_copies(recipe.copied_share, config.ffn_size)
+    widths = {
+        ffn if group.endswith("ffn.down") else config.hidden_size
+        for group in all_groups(config)
+        if recipe.mode(Dialect.PORTABLE, group) is ProductMode.GROUP
+    }
+    return math.gcd(recipe.group_size, *widths) if widths else 0
 
 
-def _check_group_size(recipe: Recipe, checkpoint: Checkpoint, groups: tuple[str, ...]) -> None:
-    """UsageError where OpenVINO would compute dynamic products in float: its groups are multiples of GROUP_STEP."""
-    is_dynamic = any(recipe.mode(Dialect.PORTABLE, group) is ProductMode.DYNAMIC for group in groups)
-    if is_dynamic and group_size(recipe, checkpoint) % GROUP_STEP:
-        config = checkpoint.config
+def _check_group_size(recipe: Recipe, config: ModelConfig) -> None:
+    """UsageError where OpenVINO would compute products of mode group in float: groups are multiples of GROUP_STEP."""
+    if group_size(recipe, config) % GROUP_STEP:
         raise UsageError(
-            f"recipe {recipe.name}: OpenVINO finds dynamic scales for groups of a multiple of {GROUP_STEP} channels, "
-            f"which do not divide this model's {config.hidden_size} and {config.ffn_size}: make all products of the "
-            "portable dialect static by a recipe of your own, or export --dialect fused"
+            f"recipe {recipe.name}: OpenVINO finds scales for groups of a multiple of {GROUP_STEP} channels, "
+            f"which do not divide this model's {config.hidden_size} and {config.ffn_size}: give the products of the "
+            "portable dialect the mode token or static by a recipe of your own, or export --dialect fused"
         )

@@ -110,8 +110,10 @@ class ProductMode(StrEnum):
 
     STATIC = "static"
     """By one scale for all text, found in calibration."""
-    DYNAMIC = "dynamic"
-    """By scales found while computing, one for each token or group of its channels."""
+    TOKEN = "token"
+    """By a scale for each token, found while computing by the graph itself."""
+    GROUP = "group"
+    """By a scale for each token and group of its channels, found while computing by OpenVINO."""
     FLOAT = "float"
     """Not at all."""
 
@@ -126,8 +128,9 @@ class QuantizedProduct:
     migration: float | None
     """Exponent alpha of the scale migration; None: none."""
     scale: float | None
+    """Of static activations; None for others."""
     zero_point: int | None
-    """Of static activations, like `scale`; None for others."""
+    """Of activations that are static or have a scale a token; None for others."""
     error: float
     """Mean square error of the product's output on calibration text, as a share of its variance; 0 in float."""
     error_plain: float
@@ -150,13 +153,13 @@ class Quantization:
     weight_bits: int
     """8, or 7: then products of uint8 and int8 do not saturate on processors without VNNI."""
     group_size: int | None
-    """Input channels that share a dynamic scale; None: those of a whole token."""
+    """Input channels that share a scale where products have a scale a group; None: no product has."""
     products: list[QuantizedProduct]
 
     @property
-    def has_dynamic(self) -> bool:
-        """Whether a product finds its scales while computing."""
-        return any(product.mode is ProductMode.DYNAMIC for product in self.products)
+    def has_groups(self) -> bool:
+        """Whether a product has a scale for each group of channels, which OpenVINO alone finds."""
+        return any(product.mode is ProductMode.GROUP for product in self.products)
 
 
 @dataclass(frozen=True, kw_only=True)

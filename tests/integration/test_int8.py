@@ -28,7 +28,7 @@ from mexma_export.sources import resolve_source
 from mexma_export.standin import write_standin
 from mexma_runtime import Encoder
 from mexma_runtime.bundle import Bundle, sha256_of
-from mexma_runtime.errors import EngineUnavailableError, UsageError
+from mexma_runtime.errors import UsageError
 from mexma_runtime.hardware import detect_hardware, sums_int8_exactly
 from mexma_runtime.manifest import MANIFEST_NAME, EngineEntry, ProductMode
 from mexma_runtime.types import Dialect, Precision, Vectors
@@ -45,8 +45,8 @@ pytestmark = pytest.mark.skipif(
 
 
 def few(shipped: str = "fast", /, **changes: Any) -> Recipe:
-    """A shipped recipe that tries two migrations and two ranges, to save time."""
-    shares = {"migrations": (0.6, 0.8), "clippings": (1.0, 0.7)}
+    """A shipped recipe that tries two migrations and two ranges, to save time; a small FFN takes a larger share."""
+    shares = {"migrations": (0.6, 0.8), "clippings": (1.0, 0.7), "copied_share": 0.25}
     return dataclasses.replace(load_recipe(shipped), **shares | changes)
 
 
@@ -116,11 +116,9 @@ def test_engines_are_named_after_their_recipe_and_activations(int8_bundle: Path)
     for name, engine in found.items():
         dialect, _, recipe, activation = name.split(".")
         assert (engine.dialect, engine.recipe, engine.activation) == (dialect, recipe, activation)
-        assert list(engine.requires) == ["onnxruntime" if dialect == "fused" else "openvino"]
         assert engine.file.startswith(f"model.{name}.")
         assert engine.quantization
         assert (engine.quantization.weight_bits, engine.quantization.seed) == (8, 0)
-        assert engine.quantization.group_size == (None if dialect == "fused" else 64)
         assert engine.quantization.calibration == "english.txt"
         assert engine.quantization.n_tokens > 1000
         assert [product.name for product in engine.quantization.products][:2] == [
@@ -129,7 +127,15 @@ def test_engines_are_named_after_their_recipe_and_activations(int8_bundle: Path)
         ]
         for product in engine.quantization.products:
             assert 0 < product.error < 0.01
-            assert (product.scale is None) == (product.zero_point is None) == (product.mode is ProductMode.DYNAMIC)
+            assert (product.scale is None) == (product.mode is not ProductMode.STATIC)
+            assert (product.zero_point is None) == (product.mode is ProductMode.GROUP)
+        has_groups = engine.quantization.has_groups
+        assert has_groups == (name == "portable.int8.precise.uint8")
+        assert engine.quantization.group_size == (64 if has_groups else None)
+        libraries = (
+            {"openvino"} if has_groups else {"onnxruntime"} if dialect == "fused" else {"onnxruntime", "openvino"}
+        )
+        assert engine.requires.keys() == libraries
     assert len({engine.space for engine in found.values()}) == 4
 
 
@@ -268,10 +274,10 @@ def test_a_bound_that_cannot_be_met_is_refused_with_figures(tiny_checkpoint: Pat
 
 @pytest.fixture(scope="module")
 def seven_bits(tiny_checkpoint: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's recipe in a file: weights of 7 bits, all products static."""
+    """A user's recipe in a file: `fast` with weights of 7 bits."""
     folder = tmp_path_factory.mktemp("seven")
     file = folder / "seven.json"
-    recipe = few(name="seven-bits", weight_bits=7, modes=ALL_STATIC)
+    recipe = few(name="seven-bits", weight_bits=7)
     file.write_text(json.dumps(recipe.to_json()), encoding="utf-8")
     run(tiny_checkpoint, plan(folder / "out", load_recipe(str(file)), calibration=texts))
     return folder / "out"
@@ -296,8 +302,7 @@ def test_weights_of_seven_bits(seven_bits: Path, tiny_bundle: Path) -> None:
 
 
 def test_symmetric_activations(tiny_checkpoint: Path, tiny_bundle: Path, texts: Path, tmp_path: Path) -> None:
-    recipe = few(modes=ALL_STATIC)
-    run(tiny_checkpoint, plan(tmp_path / "out", recipe, calibration=texts, activation=Activation.INT8))
+    run(tiny_checkpoint, plan(tmp_path / "out", few(), calibration=texts, activation=Activation.INT8))
     expected = encode(tiny_bundle, ENGLISH)
     for name, engine in engines(tmp_path / "out").items():
         assert name.endswith(".int8.fast.int8")
@@ -385,6 +390,8 @@ def outlier_bundle(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         name="plain",
         modes=ALL_STATIC,
         migrations=(),
+        refinement_steps=0,
+        copied_share=0,
         clippings=(1.0,),
         rounding=Rounding.NEAREST,
         correct_bias=False,
@@ -437,16 +444,8 @@ def test_without_vnni_openvino_says_no_and_onnxruntime_takes_over(int8_bundle: P
         found = np.array([vector.split()], dtype=np.float32)
         assert compare(found, encoder.encode(ENGLISH[:1])).cosine_min > 0.999
     assert len(refusals) == 2
-    assert all("computes no dynamic int8 products" in refusal for refusal in refusals)
-
-
-def test_weights_of_eight_bits_would_saturate_without_vnni(
-    tiny_checkpoint: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run(tiny_checkpoint, plan(tmp_path / "out", few(modes=ALL_STATIC), calibration=texts, dialects=(Dialect.PORTABLE,)))
-    monkeypatch.setenv(*WITHOUT_VNNI)
-    with pytest.raises(EngineUnavailableError, match="openvino saturates sums of int8 products"):
-        Encoder.load(tmp_path / "out", precision="int8", backend="openvino")
+    assert "openvino saturates sums of int8 products" in refusals[0]
+    assert "openvino computes no int8 products with a scale a group" in refusals[1]
 
 
 def test_without_vnni_weights_of_seven_bits_keep_their_vectors(seven_bits: Path) -> None:
@@ -490,6 +489,6 @@ def test_engines_that_this_processor_cannot_judge_do_not_stop_the_others(
     tiny_checkpoint: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(*WITHOUT_VNNI)
-    with pytest.raises(EnginesRefusedError, match=r"portable\.int8\.fast\.uint8: openvino computes no dynamic"):
-        run(tiny_checkpoint, plan(tmp_path / "out", few(), check=True, calibration=texts))
-    assert list(engines(tmp_path / "out")) == ["fused.int8.fast.uint8"]
+    with pytest.raises(EnginesRefusedError, match=r"portable\.int8\.precise\.uint8: openvino computes no"):
+        run(tiny_checkpoint, plan(tmp_path / "out", few("precise"), check=True, calibration=texts))
+    assert list(engines(tmp_path / "out")) == ["fused.int8.precise.uint8"]

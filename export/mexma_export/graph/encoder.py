@@ -71,9 +71,8 @@ def write_layer(
     mask = steps.key_mask(g, g.input(LAYER_INPUTS[1], ["batch", "length"]))
     is_pooled_row = pooling is Pooling.CLS and layer == config.n_layers - 1
     _layer(g, steps, _first_row(g, x) if is_pooled_row else x, x, mask, f"layer.{layer}")
-    width = {f"layer.{layer}.ffn.gelu": config.ffn_size}
     taps: dict[ir.Value, list[int | str]] = {
-        g.value(name): ["batch", "rows", width.get(name, config.hidden_size)] for name in layer_taps(layer)
+        g.value(name): ["batch", "rows", f"{name}.width"] for name in layer_taps(layer)
     }
     return g.finish(taps, name=f"{config.family}.layer.{layer}")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -13,9 +15,6 @@ from mexma_export.quantize.groups import group_of
 from mexma_export.quantize.inputs import QuantizedInput
 from mexma_runtime.manifest import ProductMode
 from mexma_runtime.types import Dialect
-
-SMALLEST_SCALE = 1e-12
-"""Of a token whose input is all zeros, where 0 / 0 would be NaN."""
 
 
 class Products(Protocol):
@@ -30,12 +29,29 @@ def float_product(g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
     return g.op("MatMul", [x, g.weight(f"{path}.weight")], f"{path}.product")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Integers:
+    """What a product reads, quantized."""
+
+    value: ir.Value
+    scale: ir.Value
+    zero_point: ir.Value
+    reach: ir.Value | None
+    """`(batch, length, 1)`: what each token was divided by, and its product has to be multiplied by. None: nothing."""
+
+    def rescaled(self, g: GraphBuilder, product: Callable[[str], ir.Value], path: str) -> ir.Value:
+        """`path.product`, which `product` gives under the name it gets, times each token's reach."""
+        if self.reach is None:
+            return product(f"{path}.product")
+        return g.op("Mul", [product(f"{path}.product.unit"), self.reach], f"{path}.product")
+
+
 class PortableInt8:
     """Q/DQ around MatMul; without Q/DQ on the input where its scales are found by the library."""
 
     def __init__(self, inputs: Mapping[str, QuantizedInput]) -> None:
         self._inputs = inputs
-        self._ready: dict[ir.Value, ir.Value] = {}
+        self._ready: dict[ir.Value, tuple[ir.Value, _Integers | None]] = {}
 
     def __call__(self, g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
         """MatMul over a dequantized weight."""
@@ -44,25 +60,26 @@ class PortableInt8:
             return float_product(g, x, path)
         if x not in self._ready:
             self._ready[x] = self._prepare(g, x, quantized)
+        z, integers = self._ready[x]
         scale = g.weight(f"{path}.weight.scale")
         weight = g.op("DequantizeLinear", [g.weight(f"{path}.weight"), scale], f"{path}.weight.float", axis=1)
-        return g.op("MatMul", [self._ready[x], weight], f"{path}.product")
+        product = functools.partial(g.op, "MatMul", [z, weight])
+        return integers.rescaled(g, product, path) if integers else product(f"{path}.product")
 
-    def _prepare(self, g: GraphBuilder, x: ir.Value, quantized: QuantizedInput) -> ir.Value:
-        z = _migrated(g, x, quantized)
-        if quantized.mode is ProductMode.DYNAMIC:
-            return z
-        scale, zero_point = _static_parameters(g, x, quantized)
-        integers = g.op("QuantizeLinear", [z, scale, zero_point], f"{x.name}.quantized")
-        return g.op("DequantizeLinear", [integers, scale, zero_point], f"{x.name}.dequantized")
+    def _prepare(self, g: GraphBuilder, x: ir.Value, quantized: QuantizedInput) -> tuple[ir.Value, _Integers | None]:
+        if quantized.mode is ProductMode.GROUP:
+            return _migrated(g, x, quantized), None
+        integers = _integers(g, x, quantized)
+        parts = [integers.value, integers.scale, integers.zero_point]
+        return g.op("DequantizeLinear", parts, f"{x.name}.dequantized"), integers
 
 
 class FusedInt8:
-    """MatMulIntegerToFloat; scales a token are found in the graph and multiplied back into the product."""
+    """MatMulIntegerToFloat."""
 
     def __init__(self, inputs: Mapping[str, QuantizedInput]) -> None:
         self._inputs = inputs
-        self._ready: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value, ir.Value | None]] = {}
+        self._ready: dict[ir.Value, _Integers] = {}
 
     def __call__(self, g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
         """One integer product."""
@@ -70,37 +87,11 @@ class FusedInt8:
         if quantized.mode is ProductMode.FLOAT:
             return float_product(g, x, path)
         if x not in self._ready:
-            self._ready[x] = self._prepare(g, x, quantized)
-        integers, scale, zero_point, token_scale = self._ready[x]
-        weight = [g.weight(f"{path}.weight"), scale, g.weight(f"{path}.weight.scale")]
-        name = f"{path}.product" if token_scale is None else f"{path}.product.unscaled"
-        product = g.op("MatMulIntegerToFloat", [integers, *weight, zero_point], name, domain=FUSED_DOMAIN)
-        return product if token_scale is None else g.op("Mul", [product, token_scale], f"{path}.product")
-
-    def _prepare(
-        self, g: GraphBuilder, x: ir.Value, quantized: QuantizedInput
-    ) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value | None]:
-        """Integers, their scale and zero point, and what to multiply a token's product by."""
-        z = _migrated(g, x, quantized)
-        scale, zero_point = _static_parameters(g, x, quantized)
-        if quantized.mode is ProductMode.STATIC:
-            return g.op("QuantizeLinear", [z, scale, zero_point], f"{x.name}.quantized"), scale, zero_point, None
-        token_scale = self._token_scale(g, x, z, quantized)
-        unit = g.op("Div", [z, token_scale], f"{x.name}.unit")
-        return g.op("QuantizeLinear", [unit, scale, zero_point], f"{x.name}.quantized"), scale, zero_point, token_scale
-
-    def _token_scale(self, g: GraphBuilder, x: ir.Value, z: ir.Value, quantized: QuantizedInput) -> ir.Value:
-        """The least scale that holds a token's largest and smallest number: `(batch, length, 1)`."""
-        axis = g.constant("token.axis", np.array([-1], np.int64))
-        above = 1 / (quantized.activation.highest - quantized.zero_point)
-        below = 1 / (quantized.activation.lowest - quantized.zero_point)
-        highest = g.op("ReduceMax", [z, axis], f"{x.name}.highest", keepdims=1)
-        lowest = g.op("ReduceMin", [z, axis], f"{x.name}.lowest", keepdims=1)
-        bounds = [
-            g.op("Mul", [highest, g.number(above)], f"{x.name}.above"),
-            g.op("Mul", [lowest, g.number(below)], f"{x.name}.below"),
-        ]
-        return g.op("Max", [*bounds, g.number(SMALLEST_SCALE)], f"{x.name}.token_scale")
+            self._ready[x] = _integers(g, x, quantized)
+        integers = self._ready[x]
+        weight, weight_scale = g.weight(f"{path}.weight"), g.weight(f"{path}.weight.scale")
+        parts = [integers.value, weight, integers.scale, weight_scale, integers.zero_point]
+        return integers.rescaled(g, functools.partial(g.op, "MatMulIntegerToFloat", parts, domain=FUSED_DOMAIN), path)
 
 
 def int8_products(dialect: Dialect, inputs: Mapping[str, QuantizedInput]) -> Products:
@@ -117,7 +108,27 @@ def _migrated(g: GraphBuilder, x: ir.Value, quantized: QuantizedInput) -> ir.Val
     return x
 
 
-def _static_parameters(g: GraphBuilder, x: ir.Value, quantized: QuantizedInput) -> tuple[ir.Value, ir.Value]:
-    scale = np.asarray(1 if quantized.scale is None else quantized.scale, dtype=np.float32)
-    zero_point = np.asarray(quantized.zero_point, dtype=quantized.activation.dtype)
-    return g.constant(f"{x.name}.scale", scale), g.constant(f"{x.name}.zero_point", zero_point)
+def _integers(g: GraphBuilder, x: ir.Value, quantized: QuantizedInput) -> _Integers:
+    """QuantizeLinear with one scale for all text; tokens with a scale each are divided by their reach before."""
+    z, reach = _migrated(g, x, quantized), None
+    scale = quantized.scale
+    if quantized.mode is ProductMode.TOKEN:
+        reach, scale = _reach(g, x, z, quantized), quantized.unit_scale
+        z = g.op("Div", [z, reach], f"{x.name}.unit")
+    parameters = (
+        g.constant(f"{x.name}.scale", np.asarray(scale, dtype=np.float32)),
+        g.constant(f"{x.name}.zero_point", np.asarray(quantized.zero_point, dtype=quantized.activation.dtype)),
+    )
+    value = g.op("QuantizeLinear", [z, *parameters], f"{x.name}.quantized")
+    return _Integers(value=value, scale=parameters[0], zero_point=parameters[1], reach=reach)
+
+
+def _reach(g: GraphBuilder, x: ir.Value, z: ir.Value, quantized: QuantizedInput) -> ir.Value:
+    """What the largest integer stands for in each token: `(batch, length, 1)`."""
+    if not quantized.is_one_sided:
+        z = g.op("Abs", [z], f"{x.name}.magnitude")
+    largest = g.op(
+        "ReduceMax", [z, g.constant("token.axis", np.array([-1], np.int64))], f"{x.name}.largest", keepdims=1
+    )
+    least = g.constant(f"{x.name}.least_reach", np.asarray(quantized.least_reach, dtype=np.float32))
+    return g.op("Max", [largest, least], f"{x.name}.reach")

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from mexma_runtime.manifest import ProductMode
 
+SMALLEST = 1e-12
+"""Least scale, and least reach of a token: one of all zeros would be 0 / 0."""
+
 
 class Activation(StrEnum):
     """The integers that static activations become."""
@@ -30,6 +33,11 @@ class Activation(StrEnum):
         return 255 if self is Activation.UINT8 else 127
 
     @property
+    def middle(self) -> int:
+        """The zero point that leaves as many integers above as below."""
+        return 128 if self is Activation.UINT8 else 0
+
+    @property
     def dtype(self) -> np.dtype[np.uint8] | np.dtype[np.int8]:
         """NumPy's type."""
         return np.dtype(np.uint8) if self is Activation.UINT8 else np.dtype(np.int8)
@@ -47,5 +55,17 @@ class QuantizedInput:
     """float32 `(in,)`: moves each channel's range to the middle. None: 0, or part of the layer before."""
     scale: float | None = None
     """Of static quantization."""
-    zero_point: int = 128
-    """Of static quantization, and of scales a token on onnxruntime."""
+    zero_point: int = 0
+    """Of static quantization, and of scales a token."""
+    least_reach: float = SMALLEST
+    """What a token's scale is found from is no less than this: holds a small range below zero."""
+
+    @property
+    def is_one_sided(self) -> bool:
+        """Whether more integers lie above zero than below: of a token, its maximum counts then, not its magnitude."""
+        return self.activation.highest - self.zero_point > self.zero_point - self.activation.lowest
+
+    @property
+    def unit_scale(self) -> float:
+        """Of a token divided by its reach."""
+        return 1 / (self.activation.highest - self.zero_point)

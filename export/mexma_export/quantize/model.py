@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mexma_export.checkpoint import Checkpoint
 from mexma_export.quantize.calibration import Calibration
+from mexma_export.quantize.copies import count_copies, n_copies, with_copies
 from mexma_export.quantize.groups import PARTS, linears_of
 from mexma_export.quantize.inputs import Activation, QuantizedInput
 from mexma_export.quantize.layers import Layer, embed_tokens, layer_tensors, open_layer
@@ -122,7 +123,7 @@ class _Layer:
         job: QuantizationJob,
         activation: Activation,
     ) -> None:
-        self._path, self._tensors, self._statistics = path, dict(tensors), statistics
+        self._path, self._tensors, self._statistics = path, dict(tensors), dict(statistics)
         self._recipe, self._activation, self._plans = job.recipe, activation, job.plans
         self._floats, self._store = job.floats, job.store
 
@@ -131,13 +132,30 @@ class _Layer:
         for plan in self._plans.values():
             plan.vectors.update((n, a) for n, a in self._tensors.items() if n.endswith((".gamma", ".beta")))
         self._group("attention.output", is_foldable=True)
-        for part in ("attention.qkv", "ffn.up", "ffn.down"):
-            self._group(part)
+        self._group("attention.qkv")
+        copies = self._copy_channels()
+        self._group("ffn.up")
+        self._group("ffn.down", copies=copies)
         for plan in self._plans.values():
             parts = [plan.vectors[f"{linear}.bias"] for linear in linears_of(f"{self._path}.attention.qkv")]
             plan.vectors[f"{self._path}.attention.bias"] = np.concatenate(parts)
 
-    def _group(self, part: str, *, is_foldable: bool = False) -> None:
+    def _copy_channels(self) -> Floats | None:
+        """Let the FFN compute its largest channels several times, exactly; how often, float32 `(ffn,)`."""
+        up, down = f"{self._path}.ffn.up", f"{self._path}.ffn.down"
+        n_more = n_copies(self._recipe.copied_share, len(self._tensors[f"{down}.weight"]))
+        if not n_more or down in self._floats:
+            return None
+        counts = count_copies(self._statistics["ffn.down"], n_more)
+        channels = np.repeat(np.arange(len(counts)), counts)
+        copies = counts[channels].astype(np.float32)
+        self._statistics["ffn.down"] = with_copies(self._statistics["ffn.down"], channels)
+        self._tensors[f"{up}.weight"] = self._tensors[f"{up}.weight"][:, channels]
+        self._tensors[f"{up}.bias"] = self._tensors[f"{up}.bias"][channels]
+        self._tensors[f"{down}.weight"] = self._tensors[f"{down}.weight"][channels] / copies[:, np.newaxis]
+        return copies
+
+    def _group(self, part: str, *, is_foldable: bool = False, copies: Floats | None = None) -> None:
         group = f"{self._path}.{part}"
         linears = linears_of(group)
         weight = np.concatenate([self._tensors[f"{linear}.weight"] for linear in linears], axis=1)
@@ -155,6 +173,7 @@ class _Layer:
                 recipe=self._recipe,
                 activation=self._activation,
                 shiftable=() if is_foldable else self._recipe.shifted,
+                copies=copies,
             )
             self._keep(linears, result)
         if result and is_foldable:
@@ -189,7 +208,7 @@ class _Layer:
 
     def _plan(self, dialect: Dialect, group: str, result: GroupResult, *, is_folded: bool) -> None:
         plan, migration, how = self._plans[dialect], result.migration, result.inputs[dialect]
-        if not is_folded and migration.alpha is not None:
+        if not is_folded and np.any(migration.scale != 1):
             how = dataclasses.replace(how, multiplier=np.float32(1) / migration.scale)
         plan.inputs[group] = how
         for linear, columns in self._columns(linears_of(group)):

@@ -23,6 +23,8 @@ GROUP_STEP = 16
 MOST_CHOICES = 64
 """Longest list of migrations or clippings: each costs a pass over a sample of every product's input."""
 
+MOST_STEPS = 1000
+
 
 class Rounding(StrEnum):
     """How weights become integers."""
@@ -41,11 +43,18 @@ class Recipe:
     weight_bits: int
     """8, or 7: for processors without VNNI, where sums of two products of 8 bits saturate."""
     group_size: int
-    """Input channels that share a dynamic scale in OpenVINO; in onnxruntime those of a whole token do."""
+    """Input channels that share a scale in products of mode `group`."""
     modes: Mapping[Dialect, Mapping[str, ProductMode]]
-    """Dialect -> pattern (`layer.*.ffn.down`) -> mode; the last pattern that fits a product decides."""
+    """Dialect -> pattern (`layer.*.ffn.down`) -> mode; the last pattern that fits a product decides.
+
+    `group` is for the portable dialect alone: OpenVINO finds such scales, onnxruntime does not.
+    """
     migrations: tuple[float, ...]
     """Exponents alpha of the scale migration to choose from, for each group of products; empty: none."""
+    refinement_steps: int
+    """Of gradient descent on each channel's own migration, from the best of `migrations`; 0: none."""
+    copied_share: float
+    """FFN channels to compute more than once, as a share of all."""
     clippings: tuple[float, ...]
     """Shares of the range seen in calibration to choose from."""
     shifted: tuple[Dialect, ...]
@@ -121,11 +130,19 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         group_size=data["group_size"],
         modes=modes,
         migrations=tuple(map(float, data["migrations"])),
+        refinement_steps=data["refinement_steps"],
+        copied_share=float(data["copied_share"]),
         clippings=tuple(map(float, data["clippings"])),
         shifted=tuple(map(Dialect, data["shifted"])),
         rounding=Rounding(data["rounding"]),
         correct_bias=data["correct_bias"],
     )
+
+
+_MODES: dict[Dialect, list[Any]] = {
+    Dialect.PORTABLE: list(ProductMode),
+    Dialect.FUSED: [mode for mode in ProductMode if mode is not ProductMode.GROUP],
+}
 
 
 def _is_shares(values: Any, lowest: float) -> bool:
@@ -141,7 +158,8 @@ def _is_modes(value: Any) -> bool:
         isinstance(value, dict)
         and value.keys() == set(Dialect)
         and all(
-            isinstance(of, dict) and of and all(m in list(ProductMode) for m in of.values()) for of in value.values()
+            isinstance(of, dict) and of and all(mode in _MODES[Dialect(dialect)] for mode in of.values())
+            for dialect, of in value.items()
         )
     )
 
@@ -155,10 +173,15 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "weight_bits": ("8 or 7", lambda v: type(v) is int and v in (7, 8)),
     "group_size": (f"a multiple of {GROUP_STEP}", lambda v: type(v) is int and v > 0 and v % GROUP_STEP == 0),
     "modes": (
-        f"for each of {', '.join(Dialect)} an object of pattern -> {', '.join(ProductMode)}",
+        f"for each of {', '.join(Dialect)} an object of pattern -> {', '.join(ProductMode)}; no group in fused",
         _is_modes,
     ),
     "migrations": (f"at most {MOST_CHOICES} numbers from 0 to 1", lambda v: _is_shares(v, 0)),
+    "refinement_steps": (
+        f"a whole number from 0 to {MOST_STEPS}",
+        lambda v: type(v) is int and 0 <= v <= MOST_STEPS,
+    ),
+    "copied_share": ("a number from 0 to 1", lambda v: type(v) in (int, float) and 0 <= v <= 1),
     "clippings": (f"1 to {MOST_CHOICES} numbers from 0.1 to 1", lambda v: _is_shares(v, 0.1) and v),
     "shifted": (
         f"a list of {', '.join(Dialect)}",

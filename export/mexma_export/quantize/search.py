@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexma_export.quantize.activations import quantized, static_parameters
-from mexma_export.quantize.inputs import Activation, QuantizedInput
+from mexma_export.quantize.inputs import SMALLEST, Activation, QuantizedInput
 from mexma_export.quantize.recipe import Recipe, Rounding
+from mexma_export.quantize.refinement import NoiseModel, refine
 from mexma_export.quantize.rounding import round_weights
 from mexma_export.quantize.statistics import InputStatistics
 from mexma_runtime.manifest import ProductMode
@@ -24,7 +25,7 @@ from mexma_runtime.types import Dialect
 Floats = NDArray[np.float32]
 LEAST_RANGE = 1e-3
 """A channel's range, or its weights, count as no less than this share of the median: a dead one is not blown up."""
-TOKEN_ZERO_POINTS = (128, 64, 32, 16)
+ONE_SIDED_ZERO_POINTS = (64, 32, 16, 8)
 """To choose from for scales a token: inputs after GELU are nearly one-sided."""
 
 
@@ -74,15 +75,19 @@ def quantize_group(
     recipe: Recipe,
     activation: Activation,
     shiftable: Collection[Dialect],
+    copies: Floats | None = None,
 ) -> GroupResult:
     """Quantize the product of one input with `weight`, float32 `(in, out)`, for all dialects at once.
 
-    `modes` has no FLOAT. `shiftable`: dialects in which each channel's range may be moved around zero.
+    `modes` has no FLOAT. `shiftable`: dialects in which each channel's range may be moved around zero. `copies`,
+    float32 `(in,)`: how often the input has the channel; all ones where None.
     """
-    search = _Search(statistics, weight, modes, recipe, activation, shiftable)
+    search = _Search(statistics, weight, copies, modes, recipe, activation, shiftable)
     plain = search.try_migration(search.migration(None), is_plain=True)
     candidates = [plain, *(search.try_migration(search.migration(alpha)) for alpha in recipe.migrations)]
-    best = min(candidates, key=lambda candidate: sum(candidate.errors.values()))
+    best = min(candidates, key=_Candidate.total)
+    if recipe.refinement_steps:
+        best = min(best, search.try_migration(search.refined(best)), key=_Candidate.total)
     chosen = best.migration
     migrated = weight * chosen.scale[:, np.newaxis]
     covariance = None
@@ -92,7 +97,7 @@ def quantize_group(
     integers, scales = round_weights(migrated, bits=recipe.weight_bits, rounding=recipe.rounding, covariance=covariance)
     errors, biases = {}, {}
     for dialect, how in best.inputs.items():
-        difference = search.difference(chosen, how, dialect, integers * scales)
+        difference = search.difference(chosen, how, integers * scales)
         correction = search.mean(difference) if recipe.correct_bias else np.float32(0)
         biases[dialect] = (bias - search.shifted(chosen, how) - correction).astype(np.float32)
         errors[dialect] = Errors(
@@ -116,6 +121,10 @@ class _Candidate:
     inputs: Mapping[Dialect, QuantizedInput]
     errors: Mapping[Dialect, float]
 
+    def total(self) -> float:
+        """What candidates are compared by."""
+        return sum(self.errors.values())
+
 
 class _Search:
     """Errors of one group on its sample."""
@@ -124,12 +133,14 @@ class _Search:
         self,
         statistics: InputStatistics,
         weight: Floats,
+        copies: Floats | None,
         modes: Mapping[Dialect, ProductMode],
         recipe: Recipe,
         activation: Activation,
         shiftable: Collection[Dialect],
     ) -> None:
         self._statistics, self._weight = statistics, weight
+        self._copies = np.ones(len(weight), np.float32) if copies is None else copies
         self._modes, self._recipe, self._activation, self._shiftable = modes, recipe, activation, shiftable
         self._group_size = math.gcd(recipe.group_size, len(weight))
         self._share = statistics.sample_weights / statistics.sample_weights.sum()
@@ -147,14 +158,24 @@ class _Search:
         return float(self._share @ np.square(difference).sum(axis=1)) / self._variance
 
     def migration(self, alpha: float | None) -> Migration:
-        """SmoothQuant's scale (Xiao et al., 2022, arXiv:2211.10438), range^alpha / weight^(1 - alpha)."""
+        """SmoothQuant's scale (Xiao et al., 2022, arXiv:2211.10438), range^alpha / weight^(1 - alpha).
+
+        Without one, a channel in k copies is still divided by k.
+        """
         lowest, highest = self._statistics.lowest, self._statistics.highest
         if alpha is None:
-            return Migration(alpha=None, scale=np.ones_like(lowest))
+            return Migration(alpha=None, scale=self._copies)
         ranges = _no_less((highest - lowest) / np.float32(2) if self._shiftable else np.maximum(highest, -lowest))
         weights = _no_less(np.abs(self._weight).max(axis=1))
         logarithm = alpha * np.log(ranges) - (1 - alpha) * np.log(weights)
         return Migration(alpha=alpha, scale=np.exp(logarithm - logarithm.mean()).astype(np.float32))
+
+    def refined(self, candidate: _Candidate) -> Migration:
+        """The migration of `candidate` with a scale of its own for each channel."""
+        scale = candidate.migration.scale
+        model = NoiseModel(self._statistics, self._weight, scale, candidate.inputs, group_size=self._group_size)
+        refined = refine(model, scale, self._recipe.refinement_steps)
+        return dataclasses.replace(candidate.migration, scale=refined)
 
     def try_migration(self, migration: Migration, *, is_plain: bool = False) -> _Candidate:
         """The best ranges under `migration`, and the error with weights rounded to the nearest."""
@@ -166,16 +187,16 @@ class _Search:
         for dialect, mode in self._modes.items():
             tried = []
             for how in self._inputs(migration, mode, dialect, is_plain=is_plain):
-                difference = self.difference(migration, how, dialect, weight)
+                difference = self.difference(migration, how, weight)
                 if self._recipe.correct_bias:
                     difference = difference - self.mean(difference)
                 tried.append((self.error(difference), how))
             errors[dialect], inputs[dialect] = min(tried, key=lambda pair: pair[0])
         return _Candidate(migration=migration, inputs=inputs, errors=errors)
 
-    def difference(self, migration: Migration, how: QuantizedInput, dialect: Dialect, weight: Floats) -> Floats:
+    def difference(self, migration: Migration, how: QuantizedInput, weight: Floats) -> Floats:
         """What quantization adds to the output of each sampled token: float32 `(tokens, out)`."""
-        product = quantized(self._migrated(migration, how), how, dialect, self._group_size) @ weight
+        product = quantized(self._migrated(migration, how), how, self._group_size) @ weight
         result: Floats = product - self.shifted(migration, how) - self._output
         return result
 
@@ -189,9 +210,9 @@ class _Search:
     def noise(self, candidate: _Candidate) -> NDArray[np.float64]:
         """float64 `(in,)`: mean square of what rounding adds to each channel, the dialects' mean."""
         total = np.zeros(self._statistics.sample.shape[1])
-        for dialect, how in candidate.inputs.items():
+        for how in candidate.inputs.values():
             z = self._migrated(candidate.migration, how)
-            total += self._share @ np.square(quantized(z, how, dialect, self._group_size) - z)
+            total += self._share @ np.square(quantized(z, how, self._group_size) - z)
         return total / len(candidate.inputs)
 
     def _migrated(self, migration: Migration, how: QuantizedInput) -> Floats:
@@ -203,24 +224,36 @@ class _Search:
     ) -> list[QuantizedInput]:
         """The ways to quantize the input that are tried."""
         ends = np.stack([self._statistics.lowest, self._statistics.highest]) / migration.scale
-        base = QuantizedInput(mode=mode, activation=self._activation)
+        base = QuantizedInput(mode=mode, activation=self._activation, zero_point=self._activation.middle)
         bases = [base]
         if not is_plain and dialect in self._shiftable:
             bases.append(dataclasses.replace(base, shift=-ends.mean(axis=0)))
         if mode is ProductMode.STATIC:
-            tried = []
-            for base in bases:
-                whole = ends if base.shift is None else ends + base.shift
-                for clipping in (1.0,) if is_plain else self._recipe.clippings:
-                    scale, zero_point = static_parameters(whole, self._activation, clipping)
-                    tried.append(dataclasses.replace(base, scale=scale, zero_point=zero_point))
-            return tried
-        if dialect is Dialect.FUSED:
-            is_one_sided = float(ends.max()) > -2 * float(ends.min())
-            zeros = TOKEN_ZERO_POINTS if is_one_sided else TOKEN_ZERO_POINTS[:1]
-            tried = [dataclasses.replace(base, zero_point=zero) for zero in zeros] + bases[1:]
-            return [dataclasses.replace(how, activation=Activation.UINT8) for how in tried]
+            return [how for base in bases for how in self._static_inputs(base, ends, is_plain=is_plain)]
+        if mode is ProductMode.TOKEN:
+            return bases + self._one_sided_inputs(base, ends)
         return bases
+
+    def _static_inputs(self, base: QuantizedInput, ends: Floats, *, is_plain: bool) -> list[QuantizedInput]:
+        """`base` for each share of the range from calibration."""
+        whole = ends if base.shift is None else ends + base.shift
+        tried = []
+        for clipping in (1.0,) if is_plain else self._recipe.clippings:
+            scale, zero_point = static_parameters(whole, self._activation, clipping)
+            tried.append(dataclasses.replace(base, scale=scale, zero_point=zero_point))
+        return tried
+
+    def _one_sided_inputs(self, base: QuantizedInput, ends: Floats) -> list[QuantizedInput]:
+        """`base` with most integers above zero, where most of the range is and the integers are unsigned."""
+        lowest, highest = min(float(ends.min()), 0.0), float(ends.max())
+        if self._activation is not Activation.UINT8 or highest <= -2 * lowest:
+            return []
+        return [
+            dataclasses.replace(
+                base, zero_point=zero, least_reach=max(-lowest * (self._activation.highest - zero) / zero, SMALLEST)
+            )
+            for zero in ONE_SIDED_ZERO_POINTS
+        ]
 
 
 def _no_less(values: Floats) -> Floats:

@@ -41,7 +41,7 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: BackendOptions) ->
             # Weights become uint8, whose products with uint8 onnxruntime sums exactly, and more slowly.
             "session.x64quantprecision": "1" if saturates(engine, hardware.instruction_sets) else "0",
         }
-        if engine.quantization and engine.quantization.has_dynamic and engine.quantization.group_size:
+        if engine.quantization and engine.quantization.has_groups and engine.quantization.group_size:
             # Products of floats and int8 weights: onnxruntime finds scales for groups of 32 unless told otherwise.
             settings["session.qdq_matmulnbits_block_size"] = str(engine.quantization.group_size)
         session = _session(str(path), n_threads, settings)

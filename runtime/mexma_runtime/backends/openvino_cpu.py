@@ -35,7 +35,7 @@ LEAST_STREAMED_TOKENS = 256
 STREAM_TOKENS = 256
 """What one stream takes at a time, but for one sentence that is longer."""
 GROUP_STEP = 16
-"""Groups of channels that share a dynamic scale are multiples of this."""
+"""Groups of channels that share a scale are multiples of this."""
 N_CACHED = 256
 """Kernels that OpenVINO keeps for shapes that come back: about a hundred shapes' worth.
 
@@ -178,21 +178,24 @@ def library_version() -> str:
 def obstacle(engine: EngineEntry) -> str | None:
     """Why this processor must not run `engine`; None: it may."""
     sets = onednn_instruction_sets(detect_hardware().instruction_sets)
-    is_dynamic = engine.quantization is not None and engine.quantization.has_dynamic
-    if not saturates(engine, sets) and (not is_dynamic or sums_int8_exactly(sets)):
+    has_groups = engine.quantization is not None and engine.quantization.has_groups
+    if not saturates(engine, sets) and (not has_groups or sums_int8_exactly(sets)):
         return None
     what = (
-        "computes no dynamic int8 products" if is_dynamic else "saturates sums of int8 products, giving wrong vectors"
+        "computes no int8 products with a scale a group"
+        if has_groups
+        else "saturates sums of int8 products, giving wrong vectors"
     )
     return (
         f"engine {engine.name}: {NAME} {what} on {describe_processor(uses_onednn=True)}, which lacks avx512_vnni and "
-        "avx_vnni: ask for backend='onnxruntime' or precision='fp32', or export a static recipe with weight_bits 7"
+        "avx_vnni: ask for backend='onnxruntime' or precision='fp32', or export a recipe with weight_bits 7 and no "
+        "product of mode group"
     )
 
 
 def _group_size(engine: EngineEntry, manifest: Manifest) -> int:
-    """Channels that share a dynamic scale, 0: no dynamic scales. What OpenVINO would compute in float is refused."""
-    if engine.quantization is None or not engine.quantization.has_dynamic:
+    """Channels that share a scale, 0: no product has groups. What OpenVINO would compute in float is refused."""
+    if engine.quantization is None or not engine.quantization.has_groups:
         return 0
     size, narrowest = engine.quantization.group_size, manifest.model.hidden_size
     if size is None or size < 1 or size % GROUP_STEP or size > narrowest:

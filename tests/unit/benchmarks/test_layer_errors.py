@@ -29,7 +29,7 @@ FAST, PRECISE = "portable.int8.fast.uint8", "portable.int8.precise.uint8"
 def product(layer: int, part: str, plain: float) -> QuantizedProduct:
     return QuantizedProduct(
         name=f"layer.{layer}.{part}",
-        mode=ProductMode.DYNAMIC if plain else ProductMode.FLOAT,
+        mode=ProductMode.TOKEN if plain else ProductMode.FLOAT,
         migration=None,
         scale=None,
         zero_point=None,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,20 +130,25 @@ def test_groups_of_channels_divide_what_products_read(
     checkpoint: Checkpoint, hidden: int, ffn: int, asked: int, expected: int
 ) -> None:
     config = dataclasses.replace(checkpoint.config, hidden_size=hidden, ffn_size=ffn)
-    sized = dataclasses.replace(checkpoint, config=config)
-    assert group_size(dataclasses.replace(FAST, group_size=asked), sized) == expected
+    modes = {dialect: {"*": ProductMode.GROUP} for dialect in Dialect}
+    assert group_size(dataclasses.replace(FAST, modes=modes, group_size=asked, copied_share=0), config) == expected
+    some = {dialect: {"*": ProductMode.TOKEN, "*.ffn.down": ProductMode.GROUP} for dialect in Dialect}
+    copied = dataclasses.replace(FAST, modes=some, group_size=asked, copied_share=1 / 64)
+    assert group_size(copied, config) == math.gcd(asked, ffn + round(ffn / 64 / 8) * 8)
+    assert group_size(FAST, config) == 0
 
 
 def test_groups_that_openvino_would_compute_in_float_are_refused_before_the_work(
     checkpoint: Checkpoint, manifest: Manifest, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(checkpoint.config, hidden_size=312, ffn_size=1200)
+    precise = load_recipe("precise")
     with Staging(tmp_path / "out") as staging:
         writer = EngineWriter(dataclasses.replace(checkpoint, config=config), manifest, staging, lambda *_: None)
         with pytest.raises(
-            UsageError, match=r"recipe fast: .* multiple of 16 .* do not divide this model's 312 and 1200"
+            UsageError, match=r"recipe precise: .* multiple of 16 .* do not divide this model's 312 and 1200"
         ):
-            writer.int8((FAST,), options(), (Dialect.PORTABLE,))
+            writer.int8((precise,), options(), (Dialect.PORTABLE,))
         assert not list((tmp_path / "out").iterdir())
 
 

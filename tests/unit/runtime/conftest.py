@@ -130,7 +130,7 @@ def write_int8_graph(path: Path, mode: ProductMode, bits: int) -> None:
 
 
 def int8_bundle(folder: Path, mode: ProductMode, *, bits: int = 8, group_size: int | None = None) -> Bundle:
-    """A bundle of one int8 engine whose one product is quantized by `mode`; DYNAMIC is up to the backend."""
+    """A bundle of one int8 engine whose one product is quantized by `mode`; GROUP is up to the backend."""
     write_bundle(folder)
     path = folder / "model.portable.int8.fast.uint8.onnx"
     write_int8_graph(path, mode, bits)
@@ -287,7 +287,7 @@ def reference() -> ReferenceVectors:
 
 @pytest.fixture
 def int8_reference() -> Int8Reference:
-    """What the int8 graph computes, in NumPy, and exactly: of DYNAMIC, with activations that are not quantized."""
+    """What the int8 graph computes, in NumPy, and exactly: of GROUP, with activations that are not quantized."""
 
     def vectors(ragged: Ragged, bits: int, mode: ProductMode = ProductMode.STATIC) -> Vectors:
         words, dense, scales = int8_weights(bits)

@@ -137,11 +137,11 @@ def test_a_whole_number_will_do_for_a_float(manifest: Manifest) -> None:
 
 
 @pytest.mark.parametrize("mode", ProductMode)
-def test_dynamic_products_are_seen(mode: ProductMode) -> None:
+def test_groups_are_seen(mode: ProductMode) -> None:
     product = dataclasses.replace(QUANTIZATION.products[1], mode=mode)
     quantization = dataclasses.replace(QUANTIZATION, products=[QUANTIZATION.products[0], product])
 
-    assert quantization.has_dynamic == (mode is ProductMode.DYNAMIC)
+    assert quantization.has_groups == (mode is ProductMode.GROUP)
 
 
 def test_a_newer_schema_is_refused_before_anything_else(manifest: Manifest) -> None:

@@ -239,14 +239,14 @@ def test_an_error_in_a_stream_is_raised_and_the_streams_stay_usable(make_int8_bu
 
 
 @needs_vnni
-def test_dynamic_int8_takes_scales_by_groups_of_channels(
+def test_groups_of_channels_are_as_large_as_the_engine_says(
     make_int8_bundle: MakeInt8Bundle, int8_reference: Int8Reference
 ) -> None:
-    exact = int8_reference(EQUAL, 8, ProductMode.DYNAMIC)
+    exact = int8_reference(EQUAL, 8, ProductMode.GROUP)
 
     found = {}
     for size in (16, 32, 64):
-        bundle = make_int8_bundle(ProductMode.DYNAMIC, group_size=size)
+        bundle = make_int8_bundle(ProductMode.GROUP, group_size=size)
         found[size] = embedded(opened(bundle, bundle.manifest.engines[0]), EQUAL, dim=64)
 
     errors = {size: np.linalg.norm(vectors - exact) / np.linalg.norm(exact) for size, vectors in found.items()}
@@ -259,7 +259,7 @@ def test_dynamic_int8_takes_scales_by_groups_of_channels(
 def test_groups_that_openvino_would_compute_in_float_are_refused(
     make_int8_bundle: MakeInt8Bundle, group_size: int | None
 ) -> None:
-    bundle = make_int8_bundle(ProductMode.DYNAMIC, group_size=group_size)
+    bundle = make_int8_bundle(ProductMode.GROUP, group_size=group_size)
 
     with pytest.raises(
         EngineUnavailableError, match="multiple of 16 channels, at most the 64 of the narrowest product"
@@ -271,8 +271,8 @@ def test_groups_that_openvino_would_compute_in_float_are_refused(
     ("mode", "bits", "said"),
     [
         (ProductMode.STATIC, 8, "saturates sums of int8 products"),
-        (ProductMode.DYNAMIC, 7, "computes no dynamic int8 products"),
-        (ProductMode.DYNAMIC, 8, "computes no dynamic int8 products"),
+        (ProductMode.GROUP, 7, "computes no int8 products with a scale a group"),
+        (ProductMode.GROUP, 8, "computes no int8 products with a scale a group"),
     ],
 )
 def test_without_vnni_what_would_be_wrong_is_refused_with_ways_out(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mexma_export.checkpoint import Checkpoint
 from mexma_export.graph.products import FusedInt8
 from mexma_export.quantize.calibration import Calibration
+from mexma_export.quantize.copies import n_copies
 from mexma_export.quantize.groups import all_groups, linears_of
 from mexma_export.quantize.inputs import Activation
 from mexma_export.quantize.layers import embed_tokens, layer_tensors, open_layer
@@ -90,7 +91,10 @@ def test_every_group_is_planned_and_stored_in_both_dialects(checkpoint: Checkpoi
             assert set(plan.inputs) == set(plan.outcomes) == set(groups)
             for linear in linears:
                 n_in, n_out = of.stored[f"{linear}.weight"].shape
-                assert (n_out, n_in) == checkpoint.tensors[f"{linear}.weight"].shape
+                expected = dict(zip(("out", "in"), checkpoint.tensors[f"{linear}.weight"].shape, strict=True))
+                if ".ffn." in linear:
+                    expected["out" if linear.endswith("up") else "in"] += n_copies(0.25, checkpoint.config.ffn_size)
+                assert {"out": n_out, "in": n_in} == expected
                 assert plan.vectors[f"{linear}.bias"].shape == plan.vectors[f"{linear}.weight.scale"].shape == (n_out,)
             assert all(vector.dtype == np.float32 for vector in plan.vectors.values())
 
@@ -144,7 +148,7 @@ def test_groups_left_in_float(checkpoint: Checkpoint, calibration: Calibration, 
     both = frozenset({"layer.0.attention.output", "layer.0.attention.qkv"})
     modes = {
         Dialect.PORTABLE: {"*": ProductMode.STATIC},
-        Dialect.FUSED: {"*": ProductMode.DYNAMIC, "layer.2.attention.*": ProductMode.FLOAT},
+        Dialect.FUSED: {"*": ProductMode.TOKEN, "layer.2.attention.*": ProductMode.FLOAT},
     }
     (of,) = quantize(checkpoint, calibration, make_recipe(modes=modes), floats=both)
     for group in both:

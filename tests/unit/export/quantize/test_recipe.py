@@ -9,7 +9,7 @@ import pytest
 
 from mexma_export.checkpoint import Checkpoint
 from mexma_export.quantize.groups import all_groups
-from mexma_export.quantize.recipe import MOST_CHOICES, SHIPPED, Recipe, Rounding, load_recipe, parse_recipe
+from mexma_export.quantize.recipe import MOST_CHOICES, MOST_STEPS, SHIPPED, Recipe, Rounding, load_recipe, parse_recipe
 from mexma_runtime.errors import UsageError
 from mexma_runtime.manifest import ProductMode
 from mexma_runtime.types import Dialect
@@ -33,7 +33,7 @@ def test_shipped_recipes_fit_every_model(name: str, checkpoint: Checkpoint) -> N
 def test_precise_finds_every_scale_while_it_computes(checkpoint: Checkpoint) -> None:
     precise = load_recipe("precise")
     modes = {precise.mode(dialect, group) for dialect in Dialect for group in all_groups(checkpoint.config)}
-    assert modes == {ProductMode.DYNAMIC}
+    assert modes == {ProductMode.TOKEN, ProductMode.GROUP}
 
 
 def test_the_hash_is_of_every_field() -> None:
@@ -43,6 +43,8 @@ def test_the_hash_is_of_every_field() -> None:
         "group_size": 64,
         "modes": {dialect: {"*": ProductMode.FLOAT} for dialect in Dialect},
         "migrations": (),
+        "refinement_steps": 0,
+        "copied_share": 0.5,
         "clippings": (0.5,),
         "shifted": (),
         "rounding": Rounding.NEAREST,
@@ -55,9 +57,9 @@ def test_the_hash_is_of_every_field() -> None:
 
 
 def test_the_last_pattern_that_fits_decides() -> None:
-    modes = {"*": "dynamic", "layer.1.*": "float", "layer.*.ffn.down": "static"}
+    modes = {"*": "group", "layer.1.*": "float", "layer.*.ffn.down": "static"}
     recipe = parse_recipe(changed(modes={"portable": modes, "fused": {"*": "static"}}), where="x")
-    assert recipe.mode(Dialect.PORTABLE, "layer.0.ffn.up") is ProductMode.DYNAMIC
+    assert recipe.mode(Dialect.PORTABLE, "layer.0.ffn.up") is ProductMode.GROUP
     assert recipe.mode(Dialect.PORTABLE, "layer.1.ffn.up") is ProductMode.FLOAT
     assert recipe.mode(Dialect.PORTABLE, "layer.1.ffn.down") is ProductMode.STATIC
     assert recipe.mode(Dialect.FUSED, "layer.1.ffn.up") is ProductMode.STATIC
@@ -99,12 +101,20 @@ def test_patterns_that_fit_nothing_and_products_without_a_mode_are_named(checkpo
         ("modes", {"portable": {"*": "static"}}),
         ("modes", {"portable": {"*": "static"}, "fused": {}}),
         ("modes", {"portable": {"*": "int4"}, "fused": {"*": "static"}}),
+        ("modes", {"portable": {"*": "group"}, "fused": {"*": "group"}}),
         ("modes", {"portable": {"*": ["static"]}, "fused": {"*": "static"}}),
         ("migrations", [1.5]),
         ("migrations", [True]),
         ("migrations", 0.5),
         ("migrations", [0.5] * (MOST_CHOICES + 1)),
         ("migrations", [float("nan")]),
+        ("refinement_steps", -1),
+        ("refinement_steps", MOST_STEPS + 1),
+        ("refinement_steps", 60.0),
+        ("refinement_steps", True),
+        ("copied_share", -0.1),
+        ("copied_share", 1.5),
+        ("copied_share", "1"),
         ("clippings", []),
         ("clippings", [0]),
         ("shifted", ["packed"]),

@@ -17,10 +17,17 @@ from mexma_runtime.types import Dialect
 Floats = NDArray[np.float32]
 FEW = dataclasses.replace(load_recipe("fast"), migrations=(0.5, 0.8), clippings=(1.0, 0.8), group_size=32)
 PLAIN = dataclasses.replace(
-    FEW, migrations=(), clippings=(1.0,), rounding=Rounding.NEAREST, correct_bias=False, shifted=()
+    FEW,
+    migrations=(),
+    refinement_steps=0,
+    clippings=(1.0,),
+    rounding=Rounding.NEAREST,
+    correct_bias=False,
+    shifted=(),
 )
 STATIC = dict.fromkeys(Dialect, ProductMode.STATIC)
-DYNAMIC = dict.fromkeys(Dialect, ProductMode.DYNAMIC)
+TOKEN = dict.fromkeys(Dialect, ProductMode.TOKEN)
+GROUP = {Dialect.PORTABLE: ProductMode.GROUP, Dialect.FUSED: ProductMode.TOKEN}
 
 
 def tokens(*, outliers: bool = True, one_sided: bool = False) -> Floats:
@@ -74,7 +81,7 @@ def computed(x: Floats, result: GroupResult, dialect: Dialect) -> Floats:
     z = x / result.migration.scale
     if how.shift is not None:
         z = z + how.shift
-    y: Floats = quantized(z, how, dialect, 32) @ (result.weight * result.weight_scale) + result.bias[dialect]
+    y: Floats = quantized(z, how, 32) @ (result.weight * result.weight_scale) + result.bias[dialect]
     return y
 
 
@@ -87,7 +94,7 @@ def share(difference: Floats, y: Floats, weights: Floats) -> float:
 
 
 @pytest.mark.parametrize("activation", list(Activation))
-@pytest.mark.parametrize("modes", [STATIC, DYNAMIC], ids=["static", "dynamic"])
+@pytest.mark.parametrize("modes", [STATIC, TOKEN, GROUP], ids=["static", "token", "group"])
 @pytest.mark.parametrize("bits", [7, 8])
 def test_the_errors_told_are_those_of_what_is_handed_out(
     modes: dict[Dialect, ProductMode], activation: Activation, bits: int
@@ -105,7 +112,7 @@ def test_the_errors_told_are_those_of_what_is_handed_out(
         assert found < 1e-2
 
 
-@pytest.mark.parametrize("modes", [STATIC, DYNAMIC], ids=["static", "dynamic"])
+@pytest.mark.parametrize("modes", [STATIC, TOKEN, GROUP], ids=["static", "token", "group"])
 def test_each_step_gains(modes: dict[Dialect, ProductMode]) -> None:
     weight, bias = layer()
     result = quantize(tokens(), weight, bias, modes=modes)
@@ -153,7 +160,7 @@ def test_bias_correction_takes_out_the_mean_error() -> None:
 def test_channels_are_moved_around_zero_where_the_dialect_may() -> None:
     x, (weight, bias) = tokens(), layer()
     recipe = dataclasses.replace(FEW, shifted=(Dialect.PORTABLE,))
-    result = quantize(x, weight, bias, recipe=recipe, modes=DYNAMIC)
+    result = quantize(x, weight, bias, recipe=recipe, modes=GROUP)
     shift = result.inputs[Dialect.PORTABLE].shift
     assert shift is not None
     moved = x / result.migration.scale + shift
@@ -161,23 +168,26 @@ def test_channels_are_moved_around_zero_where_the_dialect_may() -> None:
     assert result.inputs[Dialect.FUSED].shift is None
 
 
-def test_scales_a_token_are_unsigned_and_their_zero_follows_the_range() -> None:
-    weight, bias = layer()
-    for activation in Activation:
-        result = quantize(tokens(outliers=False, one_sided=True), weight, bias, modes=DYNAMIC, activation=activation)
-        how = result.inputs[Dialect.FUSED]
-        assert how.activation is Activation.UINT8
+def test_the_zero_of_scales_a_token_follows_the_range() -> None:
+    x, (weight, bias) = tokens(outliers=False, one_sided=True), layer()
+    result = quantize(x, weight, bias, modes=TOKEN)
+    for how in result.inputs.values():
         assert 0 < how.zero_point < 128
+        assert how.least_reach * how.unit_scale * how.zero_point == pytest.approx(
+            -(x / result.migration.scale).min(), rel=1e-5
+        )
+    assert all(how.zero_point == 128 for how in quantize(tokens(), weight, bias, modes=TOKEN).inputs.values())
 
 
-def test_int8_activations_are_symmetric() -> None:
+@pytest.mark.parametrize("modes", [STATIC, TOKEN], ids=["static", "token"])
+def test_int8_activations_are_symmetric(modes: dict[Dialect, ProductMode]) -> None:
     weight, bias = layer()
-    result = quantize(tokens(one_sided=True), weight, bias, activation=Activation.INT8)
+    result = quantize(tokens(one_sided=True), weight, bias, modes=modes, activation=Activation.INT8)
     for how in result.inputs.values():
         assert (how.activation, how.zero_point) == (Activation.INT8, 0)
 
 
-@pytest.mark.parametrize("modes", [STATIC, DYNAMIC], ids=["static", "dynamic"])
+@pytest.mark.parametrize("modes", [STATIC, TOKEN, GROUP], ids=["static", "token", "group"])
 @pytest.mark.parametrize("case", ["dead and constant", "all constant", "all zero", "no weights", "rows and columns"])
 def test_nothing_becomes_nan(case: str, modes: dict[Dialect, ProductMode]) -> None:
     x, (weight, bias) = tokens(), layer()
