@@ -46,7 +46,7 @@ pytestmark = pytest.mark.skipif(
 
 def few(shipped: str = "fast", /, **changes: Any) -> Recipe:
     """A shipped recipe that tries two migrations and two ranges, to save time; a small FFN takes a larger share."""
-    shares = {"migrations": (0.6, 0.8), "clippings": (1.0, 0.7), "copied_share": 0.25}
+    shares: dict[str, Any] = {"migrations": (0.6, 0.8), "clippings": (1.0, 0.7), "copied_share": 0.25}
     return dataclasses.replace(load_recipe(shipped), **shares | changes)
 
 
