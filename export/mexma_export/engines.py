@@ -17,13 +17,14 @@ from mexma_export.quantize.copies import n_copies
 from mexma_export.quantize.groups import all_groups, linears_of, n_multiplications
 from mexma_export.quantize.model import FLOAT_SUFFIX, DialectPlan, QuantizationJob, quantize_model
 from mexma_export.quantize.options import Int8Options
-from mexma_export.quantize.recipe import GROUP_STEP, Recipe
+from mexma_export.quantize.recipe import Recipe
 from mexma_export.staging import Staging
 from mexma_export.weights import WeightsFile, WeightsWriter, write_int8_tables, write_weights
 from mexma_runtime.bundle import sha256_of
 from mexma_runtime.errors import UsageError
 from mexma_runtime.hardware import detect_hardware
 from mexma_runtime.manifest import (
+    GROUP_STEP,
     EngineEntry,
     FileEntry,
     Manifest,

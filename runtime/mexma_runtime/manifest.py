@@ -20,6 +20,8 @@ from mexma_runtime.strictjson import read_value
 from mexma_runtime.types import Dialect, Pooling, Precision
 
 SCHEMA = 2
+GROUP_STEP = 16
+"""OpenVINO finds scales for groups of channels whose size is a multiple of this."""
 MANIFEST_NAME = "bundle.json"
 DIGEST = "content_sha256"
 """The field of bundle.json that tells a flipped bit; not part of the Manifest."""

@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from mexma_runtime.errors import UsageError
-from mexma_runtime.manifest import ProductMode
+from mexma_runtime.manifest import GROUP_STEP, ProductMode
 from mexma_runtime.types import Dialect
 
 SCHEMA = 1
 SHIPPED = ("fast", "precise")
-GROUP_STEP = 16
-"""Channels: OpenVINO's groups are of a multiple."""
 MOST_CHOICES = 64
 """Longest list of migrations or clippings: each costs a pass over a sample of every product's input."""
-
 MOST_STEPS = 1000
+"""Of gradient descent: each costs about as much."""
 
 
 class Rounding(StrEnum):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexma_export.quantize.inputs import QuantizedInput
+from mexma_export.quantize.rounding import weight_scales
 from mexma_export.quantize.statistics import InputStatistics
 from mexma_runtime.manifest import ProductMode
 from mexma_runtime.types import Dialect
@@ -20,7 +21,7 @@ MEAN_DECAY, SQUARE_DECAY = 0.9, 0.99
 WEIGHT_SHARE = 0.5
 """What compensated rounding leaves of the noise of weights, about."""
 HIGHEST = 127
-"""Of integer weights, and of inputs with a scale a group."""
+"""Of inputs with a scale a group."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,18 +49,20 @@ class NoiseModel:
         scale: Floats,
         inputs: Mapping[Dialect, QuantizedInput],
         *,
+        weight_bits: int,
         group_size: int,
     ) -> None:
         """`inputs`: how each dialect quantizes the input after division by `scale`; `weight`, float32 `(in, out)`."""
         self._steps = [_steps_of(statistics, scale, how, group_size) for how in inputs.values()]
         self._energy = np.diag(statistics.covariance).astype(np.float32)
         self._gain, self._magnitude = np.square(weight).sum(axis=1), np.abs(weight)
+        self._weight_bits = weight_bits
 
     def at(self, t: Floats) -> tuple[float, Floats]:
         """Mean square of all dialects' noise with scales `t`, times 12, and its gradient by the logarithms of `t`."""
         scaled = self._magnitude * t[:, np.newaxis]
         largest = scaled.argmax(axis=0)
-        squares = np.square(scaled.max(axis=0) / np.float32(HIGHEST)) * np.float32(WEIGHT_SHARE * len(self._steps))
+        squares = np.square(weight_scales(scaled, self._weight_bits)) * np.float32(WEIGHT_SHARE * len(self._steps))
         energy = self._energy / np.square(t)
         total = float(squares.sum() * energy.sum())
         gradient: Floats = -2 * squares.sum() * energy
@@ -105,7 +108,7 @@ def _steps_of(statistics: InputStatistics, scale: Floats, how: QuantizedInput, g
         widest = max(float((ranges / scale).max()), float(np.finfo(np.float32).tiny))
         sizes = (ranges * np.float32(how.scale / widest))[np.newaxis]
         return _Steps(sizes=sizes, share=np.ones(1, np.float32), group_size=len(scale))
-    share = statistics.sample_weights / statistics.sample_weights.sum()
+    share = statistics.sample_share
     x = statistics.sample
     if how.shift is not None:
         x = x + (how.shift * scale).astype(np.float32)

@@ -143,7 +143,7 @@ class _Search:
         self._copies = np.ones(len(weight), np.float32) if copies is None else copies
         self._modes, self._recipe, self._activation, self._shiftable = modes, recipe, activation, shiftable
         self._group_size = math.gcd(recipe.group_size, len(weight))
-        self._share = statistics.sample_weights / statistics.sample_weights.sum()
+        self._share = statistics.sample_share
         self._output = statistics.sample @ weight
         centred = self._output - self.mean(self._output)
         self._variance = max(float(self._share @ np.square(centred).sum(axis=1)), float(np.finfo(np.float32).tiny))
@@ -173,7 +173,14 @@ class _Search:
     def refined(self, candidate: _Candidate) -> Migration:
         """The migration of `candidate` with a scale of its own for each channel."""
         scale = candidate.migration.scale
-        model = NoiseModel(self._statistics, self._weight, scale, candidate.inputs, group_size=self._group_size)
+        model = NoiseModel(
+            self._statistics,
+            self._weight,
+            scale,
+            candidate.inputs,
+            weight_bits=self._recipe.weight_bits,
+            group_size=self._group_size,
+        )
         refined = refine(model, scale, self._recipe.refinement_steps)
         return dataclasses.replace(candidate.migration, scale=refined)
 
@@ -184,15 +191,19 @@ class _Search:
         )
         weight = integers * scales
         inputs, errors = {}, {}
+        found: dict[tuple[ProductMode, bool], tuple[float, QuantizedInput]] = {}
         for dialect, mode in self._modes.items():
-            tried = []
-            for how in self._inputs(migration, mode, dialect, is_plain=is_plain):
-                difference = self.difference(migration, how, weight)
-                if self._recipe.correct_bias:
-                    difference = difference - self.mean(difference)
-                tried.append((self.error(difference), how))
-            errors[dialect], inputs[dialect] = min(tried, key=lambda pair: pair[0])
+            kind = mode, dialect in self._shiftable and not is_plain
+            if kind not in found:
+                ways = self._inputs(migration, *kind, is_plain=is_plain)
+                tried = [(self._error_of_ranges(migration, how, weight), how) for how in ways]
+                found[kind] = min(tried, key=lambda pair: pair[0])
+            errors[dialect], inputs[dialect] = found[kind]
         return _Candidate(migration=migration, inputs=inputs, errors=errors)
+
+    def _error_of_ranges(self, migration: Migration, how: QuantizedInput, weight: Floats) -> float:
+        difference = self.difference(migration, how, weight)
+        return self.error(difference - self.mean(difference) if self._recipe.correct_bias else difference)
 
     def difference(self, migration: Migration, how: QuantizedInput, weight: Floats) -> Floats:
         """What quantization adds to the output of each sampled token: float32 `(tokens, out)`."""
@@ -220,13 +231,13 @@ class _Search:
         return z if how.shift is None else z + how.shift
 
     def _inputs(
-        self, migration: Migration, mode: ProductMode, dialect: Dialect, *, is_plain: bool
+        self, migration: Migration, mode: ProductMode, is_shiftable: bool, *, is_plain: bool
     ) -> list[QuantizedInput]:
         """The ways to quantize the input that are tried."""
         ends = np.stack([self._statistics.lowest, self._statistics.highest]) / migration.scale
         base = QuantizedInput(mode=mode, activation=self._activation, zero_point=self._activation.middle)
         bases = [base]
-        if not is_plain and dialect in self._shiftable:
+        if is_shiftable:
             bases.append(dataclasses.replace(base, shift=-ends.mean(axis=0)))
         if mode is ProductMode.STATIC:
             return [how for base in bases for how in self._static_inputs(base, ends, is_plain=is_plain)]

@@ -33,6 +33,12 @@ class InputStatistics:
     sample_weights: Floats
     """float32 `(tokens,)`: how many tokens of the text each stands for."""
 
+    @property
+    def sample_share(self) -> Floats:
+        """float32 `(tokens,)`: what share of the text each sampled token stands for."""
+        share: Floats = self.sample_weights / self.sample_weights.sum()
+        return share
+
 
 class Observer:
     """Gathers InputStatistics of one input from batches of tokens."""

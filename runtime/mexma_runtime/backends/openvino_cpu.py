@@ -21,7 +21,7 @@ from mexma_runtime.batching import BatchPolicy, Grouping, plan_batches
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.errors import EngineUnavailableError, MexmaError, MissingDependencyError, UsageError
 from mexma_runtime.hardware import describe_processor, detect_hardware, onednn_instruction_sets, sums_int8_exactly
-from mexma_runtime.manifest import EngineEntry, Manifest
+from mexma_runtime.manifest import GROUP_STEP, EngineEntry, Manifest
 from mexma_runtime.types import Precision, Ragged, Vectors
 from mexma_runtime.vectors import rows_to_fill
 
@@ -34,8 +34,6 @@ LEAST_STREAMED_TOKENS = 256
 """Fewer are computed by all threads together, as soon as possible and without a second model in memory."""
 STREAM_TOKENS = 256
 """What one stream takes at a time, but for one sentence that is longer."""
-GROUP_STEP = 16
-"""Groups of channels that share a scale are multiples of this."""
 N_CACHED = 256
 """Kernels that OpenVINO keeps for shapes that come back: about a hundred shapes' worth.
 

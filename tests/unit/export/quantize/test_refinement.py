@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from mexma_export.quantize.activations import quantized
 from mexma_export.quantize.inputs import Activation, QuantizedInput
-from mexma_export.quantize.refinement import NoiseModel, refine
+from mexma_export.quantize.refinement import WEIGHT_SHARE, NoiseModel, refine
 from mexma_export.quantize.statistics import InputStatistics, Observer
 from mexma_runtime.manifest import ProductMode
 from mexma_runtime.types import Dialect
@@ -39,11 +39,17 @@ def statistics_of(x: Floats) -> InputStatistics:
     return observer.finish()
 
 
+def noise_model(
+    statistics: InputStatistics, weight: Floats, scale: Floats, inputs: dict[Dialect, QuantizedInput], *, bits: int = 8
+) -> NoiseModel:
+    return NoiseModel(statistics, weight, scale, inputs, weight_bits=bits, group_size=GROUP)
+
+
 @given(st.integers(0, 1000), st.sampled_from(sorted(INPUTS)), st.integers(0, N_IN - 1))
 def test_the_gradient_is_the_difference_of_the_noise(seed: int, name: str, channel: int) -> None:
     x, weight = case(seed)
     scale = np.exp(np.random.default_rng(seed).normal(0, 0.5, N_IN)).astype(np.float32)
-    model = NoiseModel(statistics_of(x), weight, scale, {Dialect.PORTABLE: INPUTS[name]}, group_size=GROUP)
+    model = noise_model(statistics_of(x), weight, scale, {Dialect.PORTABLE: INPUTS[name]})
     total, gradient = model.at(scale)
     size = 1e-3
     ends = []
@@ -60,7 +66,7 @@ def test_refined_scales_leave_less_error(name: str) -> None:
     x, weight = case(0)
     statistics, how = statistics_of(x), INPUTS[name]
     start = np.ones(N_IN, np.float32)
-    model = NoiseModel(statistics, weight, start, {Dialect.PORTABLE: how, Dialect.FUSED: how}, group_size=GROUP)
+    model = noise_model(statistics, weight, start, {Dialect.PORTABLE: how, Dialect.FUSED: how})
     refined = refine(model, start, 60)
 
     def error(scale: Floats) -> float:
@@ -71,10 +77,21 @@ def test_refined_scales_leave_less_error(name: str) -> None:
     assert error(refined) < 0.6 * error(start)
 
 
+def test_weights_of_fewer_bits_add_more_noise() -> None:
+    x, weight = case(0)
+    statistics, start = statistics_of(x), np.ones(N_IN, np.float32)
+    eight, seven = (
+        noise_model(statistics, weight, start, {Dialect.FUSED: INPUTS["token"]}, bits=bits).at(start)[0]
+        for bits in (8, 7)
+    )
+    energy, squares = np.trace(statistics.covariance), np.square(np.abs(weight).max(axis=0)).sum()
+    assert seven - eight == pytest.approx(WEIGHT_SHARE * (63**-2 - 127**-2) * squares * energy, rel=1e-3)
+
+
 def test_no_steps_and_no_noise_change_nothing() -> None:
     x, weight = case(0)
     start = np.full(N_IN, 0.5, np.float32)
-    model = NoiseModel(statistics_of(x), weight, start, {Dialect.FUSED: INPUTS["token"]}, group_size=GROUP)
+    model = noise_model(statistics_of(x), weight, start, {Dialect.FUSED: INPUTS["token"]})
     assert np.array_equal(refine(model, start, 0), start)
-    silent = NoiseModel(statistics_of(x * 0), weight, start, {Dialect.FUSED: INPUTS["token"]}, group_size=GROUP)
+    silent = noise_model(statistics_of(x * 0), weight, start, {Dialect.FUSED: INPUTS["token"]})
     assert np.array_equal(refine(silent, start, 5), start)
