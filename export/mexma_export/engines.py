@@ -11,7 +11,7 @@ import onnx_ir as ir
 from mexma_export.checkpoint import Checkpoint
 from mexma_export.config import ModelConfig
 from mexma_export.graph.encoder import INPUTS, OUTPUT, write_encoder
-from mexma_export.graph.products import Products, float_product, int8_products
+from mexma_export.graph.products import FLOAT_PRODUCTS, Products, int8_products
 from mexma_export.quantize.calibration import Calibration, load_calibration
 from mexma_export.quantize.copies import n_copies
 from mexma_export.quantize.groups import all_groups, linears_of, n_multiplications
@@ -179,8 +179,8 @@ class EngineWriter:
                     tensors[f"{linear}.weight"] = linears.tensors[f"{linear}.weight{FLOAT_SUFFIX}"]
         tensors |= {name: ir.tensor(vector, name=name) for name, vector in plan.vectors.items()}
         name = f"{dialect}.{Precision.INT8}.{recipe.name}.{options.activation}"
-        product = int8_products(dialect, plan.inputs)
-        entry = self._keep_graph(f"model.{name}", dialect, Precision.INT8, tensors, product)
+        products = int8_products(dialect, plan.inputs)
+        entry = self._keep_graph(f"model.{name}", dialect, Precision.INT8, tensors, products)
         has_groups = any(how.mode is ProductMode.GROUP for how in plan.inputs.values())
         quantization = Quantization(
             recipe_sha256=recipe.sha256,
@@ -248,7 +248,7 @@ class EngineWriter:
         dialect: Dialect,
         precision: Precision,
         tensors: dict[str, ir.TensorProtocol],
-        product: Products = float_product,
+        products: Products = FLOAT_PRODUCTS,
     ) -> FileEntry:
         model = write_encoder(
             self._checkpoint.config,
@@ -256,7 +256,7 @@ class EngineWriter:
             dialect=dialect,
             precision=precision,
             pooling=self._checkpoint.settings.pooling_mode,
-            product=product,
+            products=products,
         )
         path = self._staging.temporary(stem)
         ir.save(model, path, format="protobuf")

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from mexma_export.config import ModelConfig
 from mexma_export.graph.builder import FUSED_DOMAIN, GraphBuilder
 from mexma_export.graph.products import Products
-from mexma_runtime.types import Dialect
+from mexma_runtime.types import Dialect, Precision
 
 MASKED = -3.0e38
 """Added to the score of a padded key: exp() of it is exactly 0 in fp32, and no sum with it overflows."""
@@ -44,8 +44,8 @@ class Steps(Protocol):
 class Portable:
     """Standard ONNX operators alone."""
 
-    def __init__(self, config: ModelConfig, product: Products) -> None:
-        self._config, self._product = config, product
+    def __init__(self, config: ModelConfig, products: Products) -> None:
+        self._config, self._products = config, products
 
     def key_mask(self, g: GraphBuilder, attention_mask: ir.Value) -> ir.Value:
         """fp32 `(batch, 1, 1, length)`: 0 for tokens, MASKED for padding."""
@@ -58,9 +58,9 @@ class Portable:
 
     def attention(self, g: GraphBuilder, query: ir.Value, keys: ir.Value, mask: ir.Value, path: str) -> ir.Value:
         """softmax(q k^T / sqrt(head size) + mask) v, the softmax in fp32 whatever the precision."""
-        q = self._heads(g, self._linear(g, query, f"{path}.query"), f"{path}.query")
-        k = self._heads(g, self._linear(g, keys, f"{path}.key"), f"{path}.key")
-        v = self._heads(g, self._linear(g, keys, f"{path}.value"), f"{path}.value")
+        q = self._heads(g, self._products.linear(g, query, f"{path}.query"), f"{path}.query")
+        k = self._heads(g, self._products.linear(g, keys, f"{path}.key"), f"{path}.key")
+        v = self._heads(g, self._products.linear(g, keys, f"{path}.value"), f"{path}.value")
         scaled = g.op("Mul", [q, g.number(self._config.head_size**-0.5)], f"{path}.query.scaled")
         # Written as two steps, the keys' transposition becomes part of OpenVINO's product; as one it costs a copy.
         columns = g.op("Transpose", [k], f"{path}.key.columns", perm=[0, 1, 3, 2])
@@ -80,11 +80,11 @@ class Portable:
         self, g: GraphBuilder, x: ir.Value, residual: ir.Value, linear: str, norm: str, name: str
     ) -> ir.Value:
         """MatMul, Add, Add, LayerNormalization."""
-        return self.add_norm(g, self._linear(g, x, linear), residual, norm, name)
+        return self.add_norm(g, self._products.linear(g, x, linear), residual, norm, name)
 
     def linear_gelu(self, g: GraphBuilder, x: ir.Value, path: str, name: str) -> ir.Value:
         """MatMul, Add, Gelu (exact)."""
-        return g.op("Gelu", [self._linear(g, x, path)], name)
+        return g.op("Gelu", [self._products.linear(g, x, path)], name)
 
     def add_norm(self, g: GraphBuilder, x: ir.Value, residual: ir.Value, norm: str, name: str) -> ir.Value:
         """Add, LayerNormalization with its statistics in fp32 (stash_type 1)."""
@@ -93,9 +93,6 @@ class Portable:
         epsilon = self._config.layer_norm_epsilon
         return g.op("LayerNormalization", inputs, name, axis=-1, epsilon=epsilon, stash_type=1)
 
-    def _linear(self, g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
-        return g.op("Add", [self._product(g, x, path), g.weight(f"{path}.bias")], f"{path}.out")
-
     def _heads(self, g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
         """`(batch, heads, length, head size)`."""
         sizes = np.array([0, 0, self._config.n_heads, self._config.head_size], dtype=np.int64)
@@ -103,11 +100,12 @@ class Portable:
         return g.op("Transpose", [split], f"{path}.transposed", perm=[0, 2, 1, 3])
 
 
-class Fused:
-    """onnxruntime's own operators, which take the biases of the products before them."""
+class FusedAttention(Portable):
+    """MultiHeadAttention, and the rest in standard operators.
 
-    def __init__(self, config: ModelConfig, product: Products) -> None:
-        self._config, self._product = config, product
+    On a CPU onnxruntime computes Add and LayerNormalization faster than SkipLayerNormalization, and its int8 products
+    add the bias themselves.
+    """
 
     def key_mask(self, g: GraphBuilder, attention_mask: ir.Value) -> ir.Value:
         """int32 `(batch,)`: tokens a sentence; the form that keeps flash kernels possible on CUDA."""
@@ -116,22 +114,28 @@ class Fused:
 
     def attention(self, g: GraphBuilder, query: ir.Value, keys: ir.Value, mask: ir.Value, path: str) -> ir.Value:
         """MultiHeadAttention over three products; it adds their biases and scales the scores."""
-        q = self._product(g, query, f"{path}.query")
-        k = self._product(g, keys, f"{path}.key")
-        v = self._product(g, keys, f"{path}.value")
+        q = self._products.product(g, query, f"{path}.query")
+        k = self._products.product(g, keys, f"{path}.key")
+        v = self._products.product(g, keys, f"{path}.value")
         bias = g.weight(f"{path}.bias")
         heads = self._config.n_heads
         return g.op("MultiHeadAttention", [q, k, v, bias, mask], f"{path}.out", domain=FUSED_DOMAIN, num_heads=heads)
+
+
+class Fused(FusedAttention):
+    """onnxruntime's own operators, which take the biases of the products before them."""
 
     def linear_add_norm(
         self, g: GraphBuilder, x: ir.Value, residual: ir.Value, linear: str, norm: str, name: str
     ) -> ir.Value:
         """MatMul, SkipLayerNormalization with the product's bias."""
-        return self._skip_norm(g, self._product(g, x, linear), residual, norm, name, g.weight(f"{linear}.bias"))
+        return self._skip_norm(
+            g, self._products.product(g, x, linear), residual, norm, name, g.weight(f"{linear}.bias")
+        )
 
     def linear_gelu(self, g: GraphBuilder, x: ir.Value, path: str, name: str) -> ir.Value:
         """MatMul, BiasGelu (exact)."""
-        product = self._product(g, x, path)
+        product = self._products.product(g, x, path)
         return g.op("BiasGelu", [product, g.weight(f"{path}.bias")], name, domain=FUSED_DOMAIN)
 
     def add_norm(self, g: GraphBuilder, x: ir.Value, residual: ir.Value, norm: str, name: str) -> ir.Value:
@@ -146,4 +150,8 @@ class Fused:
         return g.op("SkipLayerNormalization", inputs, name, domain=FUSED_DOMAIN, epsilon=epsilon)
 
 
-STEPS: dict[Dialect, type[Portable] | type[Fused]] = {Dialect.PORTABLE: Portable, Dialect.FUSED: Fused}
+def steps_of(dialect: Dialect, precision: Precision, config: ModelConfig, products: Products) -> Steps:
+    """How `dialect` writes a model in `precision`."""
+    if dialect is Dialect.PORTABLE:
+        return Portable(config, products)
+    return (FusedAttention if precision is Precision.INT8 else Fused)(config, products)

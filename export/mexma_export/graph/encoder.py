@@ -12,8 +12,8 @@ import onnx_ir as ir
 
 from mexma_export.config import ModelConfig
 from mexma_export.graph.builder import GraphBuilder
-from mexma_export.graph.dialects import STEPS, Steps
-from mexma_export.graph.products import Products, float_product
+from mexma_export.graph.dialects import Steps, steps_of
+from mexma_export.graph.products import FLOAT_PRODUCTS, Products
 from mexma_runtime.types import Dialect, Pooling, Precision
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -31,11 +31,11 @@ def write_encoder(
     dialect: Dialect,
     precision: Precision,
     pooling: Pooling,
-    product: Products = float_product,
+    products: Products = FLOAT_PRODUCTS,
 ) -> ir.Model:
-    """The graph of one engine over `weights` (names and layout: weights.write_weights), its products by `product`."""
+    """The graph of one engine over `weights` (names and layout: weights.write_weights), layers by `products`."""
     g = GraphBuilder(weights, precision=precision)
-    steps: Steps = STEPS[dialect](config, product)
+    steps = steps_of(dialect, precision, config, products)
     input_ids, attention_mask, position_ids = (g.input(name, ["batch", "length"]) for name in INPUTS)
     mask = steps.key_mask(g, attention_mask)
 
@@ -59,14 +59,14 @@ def write_layer(
     *,
     dialect: Dialect,
     pooling: Pooling,
-    product: Products = float_product,
+    products: Products = FLOAT_PRODUCTS,
 ) -> ir.Model:
     """The graph of one layer, for calibration: LAYER_INPUTS in, the values that its products read and its output out.
 
     `hidden` is float32 `(batch, length, hidden)`, all sentences of one length. The outputs: `layer_taps(layer)`.
     """
     g = GraphBuilder(weights, precision=Precision.FP32)
-    steps: Steps = STEPS[dialect](config, product)
+    steps = steps_of(dialect, Precision.FP32, config, products)
     x = g.input(LAYER_INPUTS[0], ["batch", "length", config.hidden_size], ir.DataType.FLOAT)
     mask = steps.key_mask(g, g.input(LAYER_INPUTS[1], ["batch", "length"]))
     is_pooled_row = pooling is Pooling.CLS and layer == config.n_layers - 1

@@ -1,11 +1,10 @@
-"""How a matrix product is written: in the graph's float format, or over int8 weights and int8 inputs."""
+"""How a linear layer is written: in the graph's float format, or over int8 weights and int8 inputs."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -17,16 +16,19 @@ from mexma_runtime.manifest import ProductMode
 from mexma_runtime.types import Dialect
 
 
-class Products(Protocol):
-    """Writes the product of one linear layer."""
+class Products:
+    """Writes linear layers; this one in the graph's float format."""
 
-    def __call__(self, g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
-        """`path.product`: x times `path.weight`, in the graph's float format; the bias is the caller's."""
+    def product(self, g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
+        """`path.product`: x times `path.weight`, in the graph's float format."""
+        return g.op("MatMul", [x, g.weight(f"{path}.weight")], f"{path}.product")
+
+    def linear(self, g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
+        """`path.out`: the product and `path.bias`."""
+        return g.op("Add", [self.product(g, x, path), g.weight(f"{path}.bias")], f"{path}.out")
 
 
-def float_product(g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
-    """MatMul."""
-    return g.op("MatMul", [x, g.weight(f"{path}.weight")], f"{path}.product")
+FLOAT_PRODUCTS = Products()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,18 +48,18 @@ class _Integers:
         return g.op("Mul", [product(f"{path}.product.unit"), self.reach], f"{path}.product")
 
 
-class PortableInt8:
+class PortableInt8(Products):
     """Q/DQ around MatMul; without Q/DQ on the input where its scales are found by the library."""
 
     def __init__(self, inputs: Mapping[str, QuantizedInput]) -> None:
         self._inputs = inputs
         self._ready: dict[ir.Value, tuple[ir.Value, _Integers | None]] = {}
 
-    def __call__(self, g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
+    def product(self, g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
         """MatMul over a dequantized weight."""
         quantized = self._inputs[group_of(path)]
         if quantized.mode is ProductMode.FLOAT:
-            return float_product(g, x, path)
+            return super().product(g, x, path)
         if x not in self._ready:
             self._ready[x] = self._prepare(g, x, quantized)
         z, integers = self._ready[x]
@@ -74,24 +76,37 @@ class PortableInt8:
         return g.op("DequantizeLinear", parts, f"{x.name}.dequantized"), integers
 
 
-class FusedInt8:
+class FusedInt8(Products):
     """MatMulIntegerToFloat."""
 
     def __init__(self, inputs: Mapping[str, QuantizedInput]) -> None:
         self._inputs = inputs
         self._ready: dict[ir.Value, _Integers] = {}
 
-    def __call__(self, g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
+    def product(self, g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
         """One integer product."""
-        quantized = self._inputs[group_of(path)]
-        if quantized.mode is ProductMode.FLOAT:
-            return float_product(g, x, path)
+        if self._inputs[group_of(path)].mode is ProductMode.FLOAT:
+            return super().product(g, x, path)
+        integers = self._read(g, x, path)
+        return integers.rescaled(g, functools.partial(self._multiplied, g, integers, path), path)
+
+    def linear(self, g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
+        """One integer product that adds the bias, where nothing stands between them."""
+        if self._inputs[group_of(path)].mode is not ProductMode.STATIC:
+            return super().linear(g, x, path)
+        return self._multiplied(g, self._read(g, x, path), path, f"{path}.out", g.weight(f"{path}.bias"))
+
+    def _read(self, g: GraphBuilder, x: ir.Value, path: str) -> _Integers:
         if x not in self._ready:
-            self._ready[x] = _integers(g, x, quantized)
-        integers = self._ready[x]
-        weight, weight_scale = g.weight(f"{path}.weight"), g.weight(f"{path}.weight.scale")
-        parts = [integers.value, weight, integers.scale, weight_scale, integers.zero_point]
-        return integers.rescaled(g, functools.partial(g.op, "MatMulIntegerToFloat", parts, domain=FUSED_DOMAIN), path)
+            self._ready[x] = _integers(g, x, self._inputs[group_of(path)])
+        return self._ready[x]
+
+    def _multiplied(
+        self, g: GraphBuilder, integers: _Integers, path: str, name: str, bias: ir.Value | None = None
+    ) -> ir.Value:
+        weight, scale = g.weight(f"{path}.weight"), g.weight(f"{path}.weight.scale")
+        parts = [integers.value, weight, integers.scale, scale, integers.zero_point, *([None, bias] if bias else [])]
+        return g.op("MatMulIntegerToFloat", parts, name, domain=FUSED_DOMAIN)
 
 
 def int8_products(dialect: Dialect, inputs: Mapping[str, QuantizedInput]) -> Products:

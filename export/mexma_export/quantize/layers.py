@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mexma_export.checkpoint import Checkpoint
 from mexma_export.graph.encoder import LAYER_INPUTS, layer_taps, write_layer
-from mexma_export.graph.products import Products, float_product
+from mexma_export.graph.products import FLOAT_PRODUCTS, Products
 from mexma_export.quantize.calibration import Calibration
 from mexma_export.tensors import rows_of, whole
 from mexma_export.weights import position_table
@@ -55,7 +55,7 @@ def open_layer(
     layer: int,
     tensors: Mapping[str, Any],
     *,
-    product: Products = float_product,
+    products: Products = FLOAT_PRODUCTS,
     n_threads: int,
 ) -> Layer:
     """A session over one layer, with onnxruntime's own operators."""
@@ -66,7 +66,7 @@ def open_layer(
 
     weights = {name: ir.tensor(array, name=name) for name, array in tensors.items()}
     pooling: Pooling = checkpoint.settings.pooling_mode
-    model = write_layer(checkpoint.config, weights, layer, dialect=Dialect.FUSED, pooling=pooling, product=product)
+    model = write_layer(checkpoint.config, weights, layer, dialect=Dialect.FUSED, pooling=pooling, products=products)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = n_threads
     options.log_severity_level = 4

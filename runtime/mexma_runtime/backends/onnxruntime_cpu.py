@@ -22,6 +22,8 @@ NAME = "onnxruntime"
 PROVIDER = "CPUExecutionProvider"
 POLICY = BatchPolicy(max_batch_tokens=512, grouping=Grouping.EQUAL)
 """Larger batches gain nothing on a CPU, and padding only costs."""
+SLOWER_FUSIONS = ["SkipLayerNormFusion"]
+"""Add and LayerNormalization, in one on a CPU, take longer than apart (docs/quantization.md)."""
 SILENT = 4
 """Log severity `fatal`: what goes wrong is raised, nothing is printed."""
 
@@ -41,9 +43,6 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: BackendOptions) ->
             # Weights become uint8, whose products with uint8 onnxruntime sums exactly, and more slowly.
             "session.x64quantprecision": "1" if saturates(engine, hardware.instruction_sets) else "0",
         }
-        if engine.quantization and engine.quantization.has_groups and engine.quantization.group_size:
-            # Products of floats and int8 weights: onnxruntime finds scales for groups of 32 unless told otherwise.
-            settings["session.qdq_matmulnbits_block_size"] = str(engine.quantization.group_size)
         session = _session(str(path), n_threads, settings)
     except Exception as error:
         raise EngineUnavailableError(f"{path}: {NAME} {version} cannot open this graph: {error}") from error
@@ -126,7 +125,7 @@ def _session(path: str, n_threads: int, settings: dict[str, str]) -> Any:
     options.enable_mem_pattern = False
     for name, value in settings.items():
         options.add_session_config_entry(name, value)
-    return ort.InferenceSession(path, options, providers=[PROVIDER])
+    return ort.InferenceSession(path, options, providers=[PROVIDER], disabled_optimizers=SLOWER_FUSIONS)
 
 
 def _import_onnxruntime() -> Any:

@@ -26,6 +26,7 @@ from mexma_runtime.types import Dialect, Precision
 Floats = NDArray[np.float32]
 N_IN, N_OUT, GROUP = 64, 24, 32
 LINEARS = tuple(f"layer.0.attention.{part}" for part in ("query", "key", "value"))
+BIAS = np.linspace(-3, 3, N_OUT, dtype=np.float32)
 IS_EXACT = sums_int8_exactly(detect_hardware().instruction_sets)
 BITS = 8 if IS_EXACT else 7
 
@@ -39,17 +40,19 @@ class Case:
     scales: Mapping[str, Floats]
     how: QuantizedInput
 
-    def model(self, dialect: Dialect) -> bytes:
+    def model(self, dialect: Dialect, *, biased: bool = False) -> bytes:
         """A graph that multiplies `x`, `(batch, length, in)`, by the weights of three linear layers."""
         tensors = {
             **{f"{name}.weight": ir.tensor(weight) for name, weight in self.weights.items()},
             **{f"{name}.weight.scale": ir.tensor(scale) for name, scale in self.scales.items()},
+            **{f"{name}.bias": ir.tensor(BIAS) for name in self.weights},
         }
         g = GraphBuilder(tensors, precision=Precision.FP32)
         x = g.input("layer.0.in", ["batch", "length", N_IN], ir.DataType.FLOAT)
-        product = int8_products(dialect, {"layer.0.attention.qkv": self.how})
+        products = int8_products(dialect, {"layer.0.attention.qkv": self.how})
+        write = products.linear if biased else products.product
         shape: list[int | str] = ["batch", "length", N_OUT]
-        model = g.finish({product(g, x, name): shape for name in LINEARS}, name="products")
+        model = g.finish({write(g, x, name): shape for name in LINEARS}, name="products")
         content: bytes = ir.to_proto(model).SerializeToString()
         return content
 
@@ -146,6 +149,18 @@ def test_fused_products_are_the_simulations(case: Case) -> None:
     assert_close(in_onnxruntime(case.model(Dialect.FUSED), case.x, optimized=True), case)
 
 
+@pytest.mark.parametrize("dialect", list(Dialect))
+@pytest.mark.parametrize("mode", [ProductMode.STATIC, ProductMode.TOKEN])
+def test_biases_are_added(mode: ProductMode, dialect: Dialect) -> None:
+    case = make_case(0, mode, Activation.UINT8, migrated=True, shifted=True)
+    model = case.model(dialect, biased=True)
+    found = in_onnxruntime(model, case.x, optimized=True)
+    assert_close(found - np.tile(BIAS, len(LINEARS)), case)
+    kinds = [node.op_type for node in onnx.load_from_string(model).graph.node]
+    is_in_product = dialect is Dialect.FUSED and mode is ProductMode.STATIC
+    assert kinds.count("Add") == 1 + (0 if is_in_product else len(LINEARS))  # one shifts the input
+
+
 @settings(max_examples=40)
 @given(in_both, st.booleans())
 def test_portable_products_are_the_simulations_in_onnxruntime(case: Case, optimized: bool) -> None:
@@ -190,8 +205,8 @@ def test_products_left_in_float_are_just_products() -> None:
     for dialect in Dialect:
         g = GraphBuilder({f"{name}.weight": ir.tensor(weight) for name in LINEARS}, precision=Precision.FP32)
         value = g.input("layer.0.in", ["batch", "length", N_IN], ir.DataType.FLOAT)
-        product = int8_products(dialect, {"layer.0.attention.qkv": QuantizedInput(mode=ProductMode.FLOAT)})
-        model: Any = g.finish({product(g, value, LINEARS[0]): ["batch", "length", N_OUT]}, name="float")
+        products = int8_products(dialect, {"layer.0.attention.qkv": QuantizedInput(mode=ProductMode.FLOAT)})
+        model: Any = g.finish({products.product(g, value, LINEARS[0]): ["batch", "length", N_OUT]}, name="float")
         found = in_onnxruntime(ir.to_proto(model).SerializeToString(), x, optimized=True)
         assert found == pytest.approx(x @ weight, rel=1e-5)
 

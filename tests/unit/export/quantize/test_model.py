@@ -67,8 +67,8 @@ def done(checkpoint: Checkpoint, calibration: Calibration, make_recipe: MakeReci
 def relative_error(checkpoint: Checkpoint, calibration: Calibration, done: Done, layer: int) -> float:
     """Of one quantized layer's output on what it reads in the fp32 model, onnxruntime's dialect."""
     *before, exact = (open_layer(checkpoint, n, layer_tensors(checkpoint, n), n_threads=1) for n in range(layer + 1))
-    product = FusedInt8(done.plans[Dialect.FUSED].inputs)
-    ours = open_layer(checkpoint, layer, done.tensors(Dialect.FUSED), product=product, n_threads=1)
+    products = FusedInt8(done.plans[Dialect.FUSED].inputs)
+    ours = open_layer(checkpoint, layer, done.tensors(Dialect.FUSED), products=products, n_threads=1)
     expected: list[NDArray[np.float32]] = []
     found: list[NDArray[np.float32]] = []
     for _, hidden in list(embed_tokens(checkpoint, calibration))[::6]:
