@@ -131,13 +131,13 @@ def _jobs(prepared: Prepared, run: Run) -> list[Job]:
 
 def group_by_memory(chosen: Chosen, baseline: str, sizes: Mapping[str, int], available_bytes: int) -> list[Chosen]:
     """Subjects that fit into free memory together, by the bytes of their files; two at least, the baseline in every
-    group; none without it."""
+    group; none without it. Small ones first, so that int8 engines take turns with each other."""
     if baseline not in chosen:
         return []
     room = MEMORY_SHARE * available_bytes - _memory_bytes(sizes[baseline])
     groups: list[Chosen] = []
     left = 0.0
-    for name in (name for name in chosen if name != baseline):
+    for name in sorted((name for name in chosen if name != baseline), key=sizes.__getitem__):
         needed = _memory_bytes(sizes[name])
         if needed > left:
             groups.append({baseline: chosen[baseline]})
