@@ -22,8 +22,8 @@ NAME = "onnxruntime"
 PROVIDER = "CPUExecutionProvider"
 POLICY = BatchPolicy(max_batch_tokens=512, grouping=Grouping.EQUAL)
 """Larger batches gain nothing on a CPU, and padding only costs."""
-SLOWER_FUSIONS = ["SkipLayerNormFusion"]
-"""Add and LayerNormalization, in one on a CPU, take longer than apart (docs/quantization.md)."""
+SLOWER_FUSIONS = ["SkipLayerNormFusion", "BiasGeluFusion"]
+"""What onnxruntime would fuse of standard operators, and takes longer for on a CPU (docs/quantization.md)."""
 SILENT = 4
 """Log severity `fatal`: what goes wrong is raised, nothing is printed."""
 
