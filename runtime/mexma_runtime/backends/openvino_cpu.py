@@ -200,7 +200,7 @@ def _group_size(engine: EngineEntry, manifest: Manifest) -> int:
         raise EngineUnavailableError(
             f"engine {engine.name}: {NAME} finds scales for groups of a multiple of {GROUP_STEP} channels, at most the "
             f"{narrowest} of the narrowest product, and would compute the engine's groups of {size or 'a whole token'} "
-            "in float: ask for backend='onnxruntime', or export a recipe of group_size 128"
+            "in float: export a recipe of group_size 64"
         )
     return size
 

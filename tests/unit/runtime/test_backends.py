@@ -23,7 +23,7 @@ from mexma_runtime.errors import (
     MissingDependencyError,
     UsageError,
 )
-from mexma_runtime.hardware import VNNI, describe_processor, detect_hardware
+from mexma_runtime.hardware import describe_processor, detect_hardware
 from mexma_runtime.manifest import EngineEntry, PositionScheme, ProductMode, TextEntry
 from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
 
@@ -249,19 +249,3 @@ def test_int8_saturates_on_no_processor(
     options = backend._session.get_session_options()
     expected = "1" if (bits, instruction_sets) == (8, ("avx2",)) else "0"
     assert options.get_session_config_entry("session.x64quantprecision") == expected
-
-
-@pytest.mark.skipif(VNNI.isdisjoint(detect_hardware().instruction_sets), reason="the processor has no VNNI")
-def test_groups_of_channels_are_as_large_as_the_engine_says(
-    make_int8_bundle: Callable[..., Bundle], int8_reference: Callable[..., Vectors]
-) -> None:
-    ragged = Ragged.from_sequences([[0, 5, 6, 2], [0, 7, 8, 2]])
-    exact = int8_reference(ragged, 8, ProductMode.GROUP)
-    errors = {}
-    for size in (16, 32, 64):
-        out = np.zeros((2, 64), np.float32)
-        opened(make_int8_bundle(ProductMode.GROUP, group_size=size), n_threads=1).run(ragged, out)
-        errors[size] = np.linalg.norm(out - exact) / np.linalg.norm(exact)
-
-    assert all(1e-4 < error < 1e-2 for error in errors.values()), errors
-    assert len(set(errors.values())) == 3
