@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mexma_export.quantize.inputs import SMALLEST, Activation, QuantizedInput
+from mexma_export.quantize.inputs import GROUP_HIGHEST, SMALLEST, Activation, QuantizedInput
 from mexma_runtime.manifest import ProductMode
 
 Floats = NDArray[np.float32]
@@ -31,7 +31,7 @@ def quantized(z: Floats, how: QuantizedInput, group_size: int) -> Floats:
         reach = (z if how.is_one_sided else np.abs(z)).max(axis=1, keepdims=True)
         return _rounded(z, np.maximum(reach, np.float32(how.least_reach)) * np.float32(how.unit_scale), how)
     groups = z.reshape(len(z), -1, group_size)
-    scale = np.maximum(np.abs(groups).max(axis=2, keepdims=True) / np.float32(127), np.float32(SMALLEST))
+    scale = np.maximum(np.abs(groups).max(axis=2, keepdims=True) / np.float32(GROUP_HIGHEST), np.float32(SMALLEST))
     result: Floats = (np.rint(groups / scale) * scale).reshape(z.shape)
     return result
 

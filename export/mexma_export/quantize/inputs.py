@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from mexma_runtime.manifest import ProductMode
 
+GROUP_HIGHEST = 127
+"""The integer that the largest number of a group becomes."""
 SMALLEST = 1e-12
 """Least scale, and least reach of a token: one of all zeros would be 0 / 0."""
 

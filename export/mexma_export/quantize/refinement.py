@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mexma_export.quantize.inputs import QuantizedInput
+from mexma_export.quantize.inputs import GROUP_HIGHEST, QuantizedInput
 from mexma_export.quantize.rounding import weight_scales
 from mexma_export.quantize.statistics import InputStatistics
 from mexma_runtime.manifest import ProductMode
@@ -20,8 +20,6 @@ RATE = 0.05
 MEAN_DECAY, SQUARE_DECAY = 0.9, 0.99
 WEIGHT_SHARE = 0.5
 """What compensated rounding leaves of the noise of weights, about."""
-HIGHEST = 127
-"""Of inputs with a scale a group."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,7 +111,7 @@ def _steps_of(statistics: InputStatistics, scale: Floats, how: QuantizedInput, g
     if how.shift is not None:
         x = x + (how.shift * scale).astype(np.float32)
     if how.mode is ProductMode.GROUP:
-        return _Steps(sizes=np.abs(x) * np.float32(1 / HIGHEST), share=share, group_size=group_size)
+        return _Steps(sizes=np.abs(x) * np.float32(1 / GROUP_HIGHEST), share=share, group_size=group_size)
     if how.is_one_sided:  # the smallest number of all text has to fit, too
         least = np.maximum(-statistics.lowest, 0) / np.float32(how.zero_point)
         sizes = np.maximum(x * np.float32(how.unit_scale), least)
