@@ -136,12 +136,20 @@ class InterruptedRunError(MexmaError):
 def report_command(
     result: Annotated[Path, typer.Argument(help="A result.json.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the report; default: beside the result.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="The subject to hold all others against; default: PyTorch as in the run.")
+    ] = None,
 ) -> None:
-    """Write the report of a result once more."""
+    """Write the report of a result once more, or of how fast all are relative to another subject."""
     from mexma_benchmarks.report.document import write_report
     from mexma_benchmarks.result import Result
 
-    for path in write_report(Result.load(result), out or result.parent):
+    loaded = Result.load(result)
+    if baseline:
+        if out is None:
+            raise UsageError("--baseline: choose another folder with --out, so that the run's own report stays")
+        loaded.hold_against(baseline)
+    for path in write_report(loaded, out or result.parent):
         note(f"wrote {path}")
 
 

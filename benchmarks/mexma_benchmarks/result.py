@@ -150,6 +150,22 @@ class Result:
     is_complete: bool = False
     models: list[ModelResult] = field(default_factory=list)
 
+    def hold_against(self, subject: str) -> None:
+        """Make `subject` the baseline of every model that it was timed with; the others keep theirs.
+
+        Raises:
+            UsageError: it was timed with none.
+        """
+        timed = [
+            (model, dict.fromkeys(name for one in model.timings for name in one.samples_ms)) for model in self.models
+        ]
+        if not any(subject in names for _, names in timed):
+            all_names = ", ".join(repr(name) for name in dict.fromkeys(name for _, names in timed for name in names))
+            raise UsageError(f"no subject called {subject!r} was timed: there are {all_names or 'none'}")
+        for model, names in timed:
+            if subject in names:
+                model.baseline = subject
+
     def save(self, path: Path) -> None:
         """Write it as JSON; the file is whole at any time."""
         from pydantic import TypeAdapter

@@ -108,7 +108,8 @@ def _summary(models: Iterable[ModelResult], charts: Mapping[str, str]) -> Iterat
     judged = f"; neighbours kept on {escape(faithful.name)}, {escape(faithful.fidelity_corpus)}" if faithful else ""
     yield f"Texts in, {escape(workload.name)}, on {escape(fast.name)}{judged}."
     rows = []
-    for one in sorted(measured, key=lambda one: one.speedup.median if one.speedup else 1.0, reverse=True):
+    ratios = {one.subject: one.speedup.median for one in measured if one.speedup} | {fast.baseline: 1.0}
+    for one in sorted(measured, key=lambda one: ratios.get(one.subject, 0.0), reverse=True):
         kept = fidelities.get(one.subject)
         start_ms, peak = starts.get(one.subject), peaks.get(one.subject)
         rows.append(

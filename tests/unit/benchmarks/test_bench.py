@@ -142,6 +142,21 @@ def test_the_report_is_written_in_every_form_and_can_be_written_again(
         assert (tmp_path / name).stat().st_size == (out / name).stat().st_size > 0
 
 
+def test_a_report_can_hold_all_against_another_subject(app: typer.Typer, out: Path, tmp_path: Path) -> None:
+    ours = "mexma portable.fp32 on openvino"
+    run(app, "report", out / "result.json", "--out", tmp_path, "--baseline", ours)
+
+    summary = (tmp_path / "report.md").read_text(encoding="utf-8").split("## Conditions")[0]
+    assert f"| times as fast as {ours} |" in summary
+    (row,) = [line.split(" | ") for line in summary.splitlines() if line.startswith(f"| {ours} |")]
+    assert row[2] == "1"
+    assert Result.load(out / "result.json").models[0].baseline == "PyTorch fp32"
+    assert "choose another folder" in str(failure(app, "report", out / "result.json", "--baseline", ours))
+    unknown = str(failure(app, "report", out / "result.json", "--out", tmp_path, "--baseline", "NNCF"))
+    assert "no subject called 'NNCF' was timed" in unknown
+    assert repr(ours) in unknown
+
+
 def test_a_result_compared_with_itself_has_no_difference(app: typer.Typer, out: Path) -> None:
     assert "Larger than the noise: nothing" in run(app, "compare", out / "result.json", out / "result.json")
 

@@ -226,6 +226,18 @@ def test_a_summary_joins_speed_of_the_largest_and_fidelity_of_trained_weights(fu
     assert lines[-1].startswith("| PyTorch fp32 |")
 
 
+def test_subjects_that_share_no_round_with_the_baseline_come_last(full_result: Result) -> None:
+    nncf, pytorch = "OpenVINO NNCF int8", full_result.models[0].baseline
+    for timing in full_result.models[0].timings:
+        timing.samples_ms = {name: ms for name, ms in timing.samples_ms.items() if (timing.heat == 0) != (name == nncf)}
+    full_result.hold_against(nncf)
+
+    lines = [line for line in markdown(full_result, {}).split("## Conditions")[0].splitlines() if line[:2] == "| "]
+    assert lines[2].startswith(f"| {nncf} |")
+    assert all(line.split(" | ")[2] == "-" for line in lines[3:])
+    assert any(pytorch in line for line in lines[3:])
+
+
 def test_an_unstable_run_says_which_ratios_differed(small_result: Result, model: ModelResult) -> None:
     add(model, SHAPE, theirs=[10.0] * 8, ours=[5.0] * 8)
     add(model, TEXTS, theirs=[10.0] * 8, ours=[5.0, 9.0] * 4)
