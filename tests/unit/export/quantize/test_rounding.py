@@ -59,12 +59,13 @@ def test_nearest_is_off_by_half_a_scale_at_most_and_exact_at_the_largest(
     assert np.array_equal(scales, weight_scales(weight, bits))
 
 
-@given(seeds, st.integers(8, 64), st.sampled_from([7, 8]))
-def test_compensated_is_no_worse_than_nearest_on_the_covariance_it_was_given(seed: int, n_in: int, bits: int) -> None:
+@given(seeds, st.integers(24, 64), st.sampled_from([7, 8]))
+def test_compensated_halves_the_loss_on_the_covariance_it_was_given(seed: int, n_in: int, bits: int) -> None:
+    # Of fewer channels, too few may be left to make up for what one lost: nothing promises a gain then.
     weight, covariance = weights(seed, n_in, 48), covariances(seed, n_in, max(1, n_in // 4))
     nearest = round_weights(weight, bits=bits, rounding=Rounding.NEAREST)
     compensated = round_weights(weight, bits=bits, rounding=Rounding.COMPENSATED, covariance=covariance)
-    assert loss(weight, *compensated, covariance) <= loss(weight, *nearest, covariance)
+    assert loss(weight, *compensated, covariance) < 0.5 * loss(weight, *nearest, covariance)
 
 
 def test_compensated_gains_much_where_channels_go_together() -> None:
