@@ -65,8 +65,7 @@ class LoadPoint:
 def subject_names(model: ModelResult) -> list[str]:
     """All subjects: the baseline first, then as they were listed."""
     listed = [subject.name for subject in model.subjects]
-    timed = [name for timing in model.timings for name in timing.samples_ms]
-    names = dict.fromkeys([*listed, *timed, *(run.subject for run in model.load_runs)])
+    names = dict.fromkeys([*listed, *model.timed, *(run.subject for run in model.load_runs)])
     return sorted(names, key=lambda name: name != model.baseline)
 
 

@@ -132,6 +132,11 @@ class ModelResult:
     """What the vectors were held against."""
     fidelity_corpus: str = ""
 
+    @property
+    def timed(self) -> list[str]:
+        """The subjects that have samples of a workload, each once."""
+        return list(dict.fromkeys(name for timing in self.timings for name in timing.samples_ms))
+
     def subject(self, name: str) -> SubjectResult:
         """The subject of that name."""
         return next(subject for subject in self.subjects if subject.name == name)
@@ -156,14 +161,13 @@ class Result:
         Raises:
             UsageError: it was timed with none.
         """
-        timed = [
-            (model, dict.fromkeys(name for one in model.timings for name in one.samples_ms)) for model in self.models
-        ]
-        if not any(subject in names for _, names in timed):
-            all_names = ", ".join(repr(name) for name in dict.fromkeys(name for _, names in timed for name in names))
-            raise UsageError(f"no subject called {subject!r} was timed: there are {all_names or 'none'}")
-        for model, names in timed:
-            if subject in names:
+        if not any(subject in model.timed for model in self.models):
+            known = ", ".join(
+                repr(name) for name in dict.fromkeys(name for model in self.models for name in model.timed)
+            )
+            raise UsageError(f"no subject called {subject!r} was timed: there are {known or 'none'}")
+        for model in self.models:
+            if subject in model.timed:
                 model.baseline = subject
 
     def save(self, path: Path) -> None:

@@ -14,7 +14,7 @@ from mexma_benchmarks.measured import fidelity_model, largest_model, main_texts,
 from mexma_benchmarks.report import sections
 from mexma_benchmarks.report.charts import FIDELITY, draw_charts, slugs
 from mexma_benchmarks.report.fidelity import fidelity_section, kept_neighbours
-from mexma_benchmarks.report.formats import NOTHING, code, escape, interval, listing, megabytes, number, table
+from mexma_benchmarks.report.formats import NOTHING, code, escape, listing, megabytes, number, table
 from mexma_benchmarks.report.html import page
 from mexma_benchmarks.result import ModelResult, Result
 
@@ -116,7 +116,7 @@ def _summary(models: Iterable[ModelResult], charts: Mapping[str, str]) -> Iterat
             [
                 escape(one.subject),
                 number(one.sentences_per_s),
-                interval(one.speedup, 2) if one.speedup else "1" if one.subject == fast.baseline else NOTHING,
+                sections.speedup(fast, one),
                 kept_neighbours(kept),
                 NOTHING if start_ms is None else f"{number(start_ms / 1e3)} s",
                 megabytes(float(np.median(peak)) if peak else None),

@@ -96,7 +96,7 @@ def _shape_tables(model: ModelResult, measured: Sequence[Series], workloads: Seq
     yield table(["subject", *shapes, "rounds"], rows)
     yield f"Times as fast as {escape(model.baseline)}:"
     rows = [
-        [escape(name), *(_speedup(model, cells.get((name, w))) for w in workloads)]
+        [escape(name), *(speedup(model, cells.get((name, w))) for w in workloads)]
         for name in names
         if name != model.baseline
     ]
@@ -125,7 +125,7 @@ def texts_in(model: ModelResult) -> Iterator[str]:
                 [
                     escape(one.subject),
                     interval(one.ms),
-                    _speedup(model, one),
+                    speedup(model, one),
                     number(one.sentences_per_s),
                     number(one.tokens_per_s),
                     str(len(one.samples_ms)),
@@ -156,7 +156,7 @@ def cold_start(model: ModelResult) -> Iterator[str]:
             [
                 escape(one.subject),
                 interval(one.ms),
-                _speedup(model, one),
+                speedup(model, one),
                 megabytes(float(np.median(peaks[one.subject])) if peaks.get(one.subject) else None),
                 str(len(one.samples_ms)),
             ]
@@ -214,7 +214,8 @@ def _load_notes(points: Sequence[LoadPoint]) -> Iterator[str]:
         yield "† Given up, since it fell ever further behind: the longer it lasts, the larger its latencies."
 
 
-def _speedup(model: ModelResult, one: Series | None) -> str:
+def speedup(model: ModelResult, one: Series | None) -> str:
+    """How many times as fast as the baseline, as a table shows it."""
     if one is None:
         return NOTHING
     if one.subject == model.baseline:
