@@ -285,9 +285,9 @@ def group_size(recipe: Recipe, config: ModelConfig) -> int:
 
     The recipe's number, or the largest part of it that divides what each of them reads.
     """
-    ffn = config.ffn_size + n_copies(recipe.copied_share, config.ffn_size)
+    ffn = config.ffn_size
     widths = {
-        ffn if group.endswith("ffn.down") else config.hidden_size
+        ffn + n_copies(recipe, group, ffn) if group.endswith("ffn.down") else config.hidden_size
         for group in all_groups(config)
         if recipe.mode(Dialect.PORTABLE, group) is ProductMode.GROUP
     }

@@ -57,6 +57,10 @@ class GraphBuilder:
         """An initializer that holds the tensor `name` of the model."""
         return self._initializer(name, self._weights[name])
 
+    def array(self, name: str) -> NDArray[Any]:
+        """The numbers of the tensor `name` of the model."""
+        return self._weights[name].numpy()
+
     def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
         """An initializer that holds `array`; equal names must hold equal arrays."""
         return self._initializer(name, ir.tensor(array, name=name))

@@ -58,10 +58,7 @@ class Portable:
 
     def attention(self, g: GraphBuilder, query: ir.Value, keys: ir.Value, mask: ir.Value, path: str) -> ir.Value:
         """softmax(q k^T / sqrt(head size) + mask) v, the softmax in fp32 whatever the precision."""
-        q = self._heads(g, self._products.linear(g, query, f"{path}.query"), f"{path}.query")
-        k = self._heads(g, self._products.linear(g, keys, f"{path}.key"), f"{path}.key")
-        v = self._heads(g, self._products.linear(g, keys, f"{path}.value"), f"{path}.value")
-        scaled = g.op("Mul", [q, g.number(self._config.head_size**-0.5)], f"{path}.query.scaled")
+        scaled, k, v = self._scaled_heads(g, query, keys, path)
         # Written as two steps, the keys' transposition becomes part of OpenVINO's product; as one it costs a copy.
         columns = g.op("Transpose", [k], f"{path}.key.columns", perm=[0, 1, 3, 2])
         scores = g.op("MatMul", [scaled, columns], f"{path}.scores")
@@ -92,6 +89,28 @@ class Portable:
         inputs = [total, g.weight(f"{norm}.gamma"), g.weight(f"{norm}.beta")]
         epsilon = self._config.layer_norm_epsilon
         return g.op("LayerNormalization", inputs, name, axis=-1, epsilon=epsilon, stash_type=1)
+
+    def _scaled_heads(
+        self, g: GraphBuilder, query: ir.Value, keys: ir.Value, path: str
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """q / sqrt(head size), k and v: `(batch, heads, length, head size)` each."""
+        scale = self._config.head_size**-0.5
+        joined = self._products.joined(g, keys, path, query_scale=scale) if query is keys else None
+        if joined is None:
+            q, k, v = (
+                self._heads(g, self._products.linear(g, x, f"{path}.{part}"), f"{path}.{part}")
+                for part, x in (("query", query), ("key", keys), ("value", keys))
+            )
+            return g.op("Mul", [q, g.number(scale)], f"{path}.query.scaled"), k, v
+        sizes = np.array([0, 0, 3, self._config.n_heads, self._config.head_size], dtype=np.int64)
+        split = g.op("Reshape", [joined, g.constant("attention.joined_shape", sizes)], f"{path}.qkv.heads")
+        # Outermost, each part is one piece of memory, and taking it costs no copy.
+        parts = g.op("Transpose", [split], f"{path}.qkv.transposed", perm=[2, 0, 3, 1, 4])
+        q, k, v = (
+            g.op("Gather", [parts, g.constant(f"attention.part.{n}", np.array(n, np.int64))], f"{path}.{name}", axis=0)
+            for n, name in enumerate(("query.scaled", "key.transposed", "value.transposed"))
+        )
+        return q, k, v
 
     def _heads(self, g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
         """`(batch, heads, length, head size)`."""

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mexma_export.graph.builder import FUSED_DOMAIN, GraphBuilder
-from mexma_export.quantize.groups import group_of
+from mexma_export.quantize.groups import group_of, linears_of
 from mexma_export.quantize.inputs import QuantizedInput
 from mexma_runtime.manifest import ProductMode
 from mexma_runtime.types import Dialect
@@ -26,6 +26,10 @@ class Products:
     def linear(self, g: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
         """`path.out`: the product and `path.bias`."""
         return g.op("Add", [self.product(g, x, path), g.weight(f"{path}.bias")], f"{path}.out")
+
+    def joined(self, g: GraphBuilder, x: ir.Value, path: str, *, query_scale: float) -> ir.Value | None:
+        """`path.qkv.out`: queries times `query_scale`, keys and values side by side; None: better made apart."""
+        return None
 
 
 FLOAT_PRODUCTS = Products()
@@ -67,6 +71,23 @@ class PortableInt8(Products):
         weight = g.op("DequantizeLinear", [g.weight(f"{path}.weight"), scale], f"{path}.weight.float", axis=1)
         product = functools.partial(g.op, "MatMul", [z, weight])
         return integers.rescaled(g, product, path) if integers else product(f"{path}.product")
+
+    def joined(self, g: GraphBuilder, x: ir.Value, path: str, *, query_scale: float) -> ir.Value | None:
+        """One product where the library finds its input's scales: it would do so for each of three."""
+        group = f"{path}.qkv"
+        if self._inputs[group].mode is not ProductMode.GROUP:
+            return None
+        linears = linears_of(group)
+
+        def vector(suffix: str) -> ir.Value:
+            query, *others = (g.array(f"{linear}.{suffix}") for linear in linears)
+            return g.constant(f"{group}.{suffix}", np.concatenate([query * np.float32(query_scale), *others]))
+
+        weight = g.op("Concat", [g.weight(f"{linear}.weight") for linear in linears], f"{group}.weight", axis=1)
+        parts = [weight, vector("weight.scale")]
+        floats = g.op("DequantizeLinear", parts, f"{group}.weight.float", axis=1)
+        product = g.op("MatMul", [_migrated(g, x, self._inputs[group]), floats], f"{group}.product")
+        return g.op("Add", [product, vector("bias")], f"{group}.out")
 
     def _prepare(self, g: GraphBuilder, x: ir.Value, quantized: QuantizedInput) -> tuple[ir.Value, _Integers | None]:
         if quantized.mode is ProductMode.GROUP:

@@ -8,19 +8,27 @@ read it, gives the same sum; divided by k like any migration, it is a kth as lar
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mexma_export.quantize.recipe import Recipe
 from mexma_export.quantize.statistics import InputStatistics
+from mexma_runtime.manifest import ProductMode
+from mexma_runtime.types import Dialect
 
 STEP = 8
 """Channels are added by multiples: kernels like even sizes."""
 
 
-def n_copies(share: float, n_channels: int) -> int:
-    """How many channels more `share` of them are."""
-    return round(share * n_channels / STEP) * STEP
+def n_copies(recipe: Recipe, group: str, n_channels: int) -> int:
+    """How many channels more `group`, which reads `n_channels`, gets by `recipe`; as many as fill up its last group."""
+    wanted = recipe.copied_share * n_channels
+    if recipe.mode(Dialect.PORTABLE, group) is not ProductMode.GROUP:
+        return round(wanted / STEP) * STEP
+    step = math.gcd(recipe.group_size, n_channels)
+    return math.ceil(wanted / step) * step
 
 
 def count_copies(statistics: InputStatistics, n_more: int) -> NDArray[np.int64]:

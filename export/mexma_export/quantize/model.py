@@ -143,7 +143,7 @@ class _Layer:
     def _copy_channels(self) -> Floats | None:
         """Let the FFN compute its largest channels several times, exactly; how often, float32 `(ffn,)`."""
         up, down = f"{self._path}.ffn.up", f"{self._path}.ffn.down"
-        n_more = n_copies(self._recipe.copied_share, len(self._tensors[f"{down}.weight"]))
+        n_more = n_copies(self._recipe, down, len(self._tensors[f"{down}.weight"]))
         if not n_more or down in self._floats:
             return None
         counts = count_copies(self._statistics["ffn.down"], n_more)

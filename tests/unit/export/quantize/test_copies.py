@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mexma_export.quantize.copies import count_copies, n_copies, with_copies
+from mexma_export.quantize.recipe import load_recipe
 from mexma_export.quantize.statistics import InputStatistics, Observer
+from mexma_runtime.manifest import ProductMode
+from mexma_runtime.types import Dialect
 
 
 def statistics(seed: int) -> InputStatistics:
@@ -20,10 +25,25 @@ def statistics(seed: int) -> InputStatistics:
 
 
 @pytest.mark.parametrize(
-    ("share", "n_channels", "expected"), [(1 / 64, 4096, 64), (1 / 64, 1536, 24), (1 / 64, 128, 0), (0, 4096, 0)]
+    ("mode", "share", "n_channels", "expected"),
+    [
+        (ProductMode.TOKEN, 1 / 64, 4096, 64),
+        (ProductMode.TOKEN, 1 / 64, 1536, 24),
+        (ProductMode.TOKEN, 1 / 64, 128, 0),
+        (ProductMode.GROUP, 1 / 64, 4096, 128),
+        (ProductMode.GROUP, 1 / 32, 4096, 128),
+        (ProductMode.GROUP, 3 / 64, 4096, 256),
+        (ProductMode.GROUP, 1 / 64, 96, 32),
+        *((mode, 0, 4096, 0) for mode in ProductMode),
+    ],
 )
-def test_channels_are_added_by_multiples(share: float, n_channels: int, expected: int) -> None:
-    assert n_copies(share, n_channels) == expected
+def test_channels_are_added_by_multiples_and_fill_groups_up(
+    mode: ProductMode, share: float, n_channels: int, expected: int
+) -> None:
+    modes = {dialect: {"*": ProductMode.FLOAT} for dialect in Dialect}
+    modes[Dialect.PORTABLE]["*.ffn.down"] = mode
+    recipe = dataclasses.replace(load_recipe("precise"), modes=modes, group_size=128, copied_share=share)
+    assert n_copies(recipe, "layer.3.ffn.down", n_channels) == expected
 
 
 @given(st.integers(0, 1000), st.integers(0, 40))

@@ -16,7 +16,7 @@ from mexma_export.quantize.groups import all_groups, linears_of
 from mexma_export.quantize.inputs import Activation
 from mexma_export.quantize.layers import embed_tokens, layer_tensors, open_layer
 from mexma_export.quantize.model import FLOAT_SUFFIX, DialectPlan, QuantizationJob, quantize_model
-from mexma_export.quantize.recipe import Recipe
+from mexma_export.quantize.recipe import SHIPPED, Recipe
 from mexma_runtime.manifest import ProductMode
 from mexma_runtime.types import Dialect
 
@@ -81,10 +81,12 @@ def relative_error(checkpoint: Checkpoint, calibration: Calibration, done: Done,
     return float(np.square(difference).mean() / np.square(right - right.mean(axis=0)).mean())
 
 
-def test_every_group_is_planned_and_stored_in_both_dialects(checkpoint: Checkpoint, done: tuple[Done, Done]) -> None:
+def test_every_group_is_planned_and_stored_in_both_dialects(
+    checkpoint: Checkpoint, done: tuple[Done, Done], make_recipe: MakeRecipe
+) -> None:
     groups = all_groups(checkpoint.config)
     linears = [linear for group in groups for linear in linears_of(group)]
-    for of in done:
+    for of, name in zip(done, SHIPPED, strict=True):
         assert sorted(of.stored) == sorted(f"{linear}.weight" for linear in linears)
         assert {array.dtype for array in of.stored.values()} == {np.dtype(np.int8)}
         for plan in of.plans.values():
@@ -93,14 +95,15 @@ def test_every_group_is_planned_and_stored_in_both_dialects(checkpoint: Checkpoi
                 n_in, n_out = of.stored[f"{linear}.weight"].shape
                 expected = dict(zip(("out", "in"), checkpoint.tensors[f"{linear}.weight"].shape, strict=True))
                 if ".ffn." in linear:
-                    expected["out" if linear.endswith("up") else "in"] += n_copies(0.25, checkpoint.config.ffn_size)
+                    side = "out" if linear.endswith("up") else "in"
+                    expected[side] += n_copies(make_recipe(name), "layer.0.ffn.down", checkpoint.config.ffn_size)
                 assert {"out": n_out, "in": n_in} == expected
                 assert plan.vectors[f"{linear}.bias"].shape == plan.vectors[f"{linear}.weight.scale"].shape == (n_out,)
             assert all(vector.dtype == np.float32 for vector in plan.vectors.values())
 
 
 def test_modes_are_the_recipes(done: tuple[Done, Done], make_recipe: MakeRecipe) -> None:
-    for of, recipe in zip(done, (make_recipe(), make_recipe("precise")), strict=True):
+    for of, recipe in zip(done, map(make_recipe, SHIPPED), strict=True):
         for dialect, plan in of.plans.items():
             assert all(how.mode is recipe.mode(dialect, group) for group, how in plan.inputs.items())
 
