@@ -50,6 +50,8 @@ def embed(
 
 def check_ids(ragged: Ragged, manifest: Manifest, *, first_index: int = 0) -> None:
     """Raise InputError, which names the sentence, for ids or lengths that the model has no rows for."""
+    if not isinstance(ragged, Ragged):
+        raise InputError(f"expected a Ragged, got {type(ragged).__name__}: Ragged.from_sequences makes one of lists")
     max_tokens, vocab_size = manifest.text.max_tokens, manifest.model.vocab_size
     lengths = ragged.lengths
     bad_rows = np.flatnonzero((lengths < 1) | (lengths > max_tokens))

@@ -295,6 +295,11 @@ def test_ids_are_checked(encoder: Encoder, rows: list[list[int]], index: int, sa
     assert caught.value.index == index
 
 
+def test_lists_of_ids_are_refused(encoder: Encoder) -> None:
+    with pytest.raises(InputError, match=r"expected a Ragged, got list: Ragged\.from_sequences"):
+        encoder.encode_ids([[0, 5, 2]])  # type: ignore[arg-type]
+
+
 @shared
 @given(st.lists(st.lists(st.integers(0, 33), min_size=1, max_size=16), max_size=10))
 def test_ids_are_embedded(encoder: Encoder, reference: Reference, rows: list[list[int]]) -> None:
