@@ -77,17 +77,14 @@ class PortableInt8(Products):
         group = f"{path}.qkv"
         if self._inputs[group].mode is not ProductMode.GROUP:
             return None
-        linears = linears_of(group)
-
-        def vector(suffix: str) -> ir.Value:
-            query, *others = (g.array(f"{linear}.{suffix}") for linear in linears)
-            return g.constant(f"{group}.{suffix}", np.concatenate([query * np.float32(query_scale), *others]))
-
+        linears, bias = linears_of(group), g.array(f"{path}.bias")
+        gains = np.repeat(np.array([query_scale, 1, 1], np.float32), bias.size // 3)
+        scales = np.concatenate([g.array(f"{linear}.weight.scale") for linear in linears])
         weight = g.op("Concat", [g.weight(f"{linear}.weight") for linear in linears], f"{group}.weight", axis=1)
-        parts = [weight, vector("weight.scale")]
+        parts = [weight, g.constant(f"{group}.weight.scale", scales * gains)]
         floats = g.op("DequantizeLinear", parts, f"{group}.weight.float", axis=1)
         product = g.op("MatMul", [_migrated(g, x, self._inputs[group]), floats], f"{group}.product")
-        return g.op("Add", [product, vector("bias")], f"{group}.out")
+        return g.op("Add", [product, g.constant(f"{group}.bias", bias * gains)], f"{group}.out")
 
     def _prepare(self, g: GraphBuilder, x: ir.Value, quantized: QuantizedInput) -> tuple[ir.Value, _Integers | None]:
         if quantized.mode is ProductMode.GROUP:

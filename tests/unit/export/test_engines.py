@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from mexma_export.checkpoint import Checkpoint, load_checkpoint
 from mexma_export.config import ModelConfig
 from mexma_export.engines import EngineWriter, group_size
+from mexma_export.quantize.copies import n_copies
 from mexma_export.quantize.groups import all_groups
 from mexma_export.quantize.options import Int8Options
 from mexma_export.quantize.recipe import Recipe, load_recipe
@@ -133,6 +135,9 @@ def test_groups_of_channels_divide_what_products_read(
     assert group_size(dataclasses.replace(FAST, modes=modes, group_size=asked, copied_share=0), config) == expected
     copied = dataclasses.replace(FAST, modes=modes, group_size=asked, copied_share=1 / 64)
     assert group_size(copied, config) == expected
+    some = {dialect: {"*": ProductMode.TOKEN, "*.ffn.down": ProductMode.GROUP} for dialect in Dialect}
+    copied = dataclasses.replace(copied, modes=some)
+    assert group_size(copied, config) == math.gcd(asked, ffn + n_copies(copied, "layer.0.ffn.down", ffn))
     assert group_size(FAST, config) == 0
 
 

@@ -32,6 +32,11 @@ IS_EXACT = sums_int8_exactly(detect_hardware().instruction_sets)
 BITS = 8 if IS_EXACT else 7
 
 
+def serialized(model: ir.Model) -> bytes:
+    content: bytes = ir.to_proto(model).SerializeToString()
+    return content
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
     """One input and what is done to it."""
@@ -49,8 +54,7 @@ class Case:
         write = products.linear if biased else products.product
         shape: list[int | str] = ["batch", "length", N_OUT]
         model = g.finish({write(g, x, name): shape for name in LINEARS}, name="products")
-        content: bytes = ir.to_proto(model).SerializeToString()
-        return content
+        return serialized(model)
 
     def joined(self) -> bytes | None:
         """One product with all three weights, queries times QUERY_SCALE, and biases; None: it is not written so."""
@@ -60,10 +64,7 @@ class Case:
         out = products.joined(g, x, "layer.0.attention", query_scale=QUERY_SCALE)
         if out is None:
             return None
-        content: bytes = ir.to_proto(
-            g.finish({out: ["batch", "length", 3 * N_OUT]}, name="products")
-        ).SerializeToString()
-        return content
+        return serialized(g.finish({out: ["batch", "length", 3 * N_OUT]}, name="products"))
 
     def builder(self) -> GraphBuilder:
         """Of graphs over the three linear layers."""
@@ -71,6 +72,7 @@ class Case:
             **{f"{name}.weight": ir.tensor(weight) for name, weight in self.weights.items()},
             **{f"{name}.weight.scale": ir.tensor(scale) for name, scale in self.scales.items()},
             **{f"{name}.bias": ir.tensor(BIAS) for name in self.weights},
+            "layer.0.attention.bias": ir.tensor(np.tile(BIAS, len(LINEARS))),
         }
         return GraphBuilder(tensors, precision=Precision.FP32)
 
@@ -243,8 +245,8 @@ def test_products_left_in_float_are_just_products() -> None:
         g = GraphBuilder({f"{name}.weight": ir.tensor(weight) for name in LINEARS}, precision=Precision.FP32)
         value = g.input("layer.0.in", ["batch", "length", N_IN], ir.DataType.FLOAT)
         products = int8_products(dialect, {"layer.0.attention.qkv": QuantizedInput(mode=ProductMode.FLOAT)})
-        model: Any = g.finish({products.product(g, value, LINEARS[0]): ["batch", "length", N_OUT]}, name="float")
-        found = in_onnxruntime(ir.to_proto(model).SerializeToString(), x, optimized=True)
+        model = g.finish({products.product(g, value, LINEARS[0]): ["batch", "length", N_OUT]}, name="float")
+        found = in_onnxruntime(serialized(model), x, optimized=True)
         assert found == pytest.approx(x @ weight, rel=1e-5)
 
 
