@@ -391,6 +391,7 @@ def outlier_bundle(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         modes=ALL_STATIC,
         migrations=(),
         refinement_steps=0,
+        head_transforms=False,
         copied_share=0,
         clippings=(1.0,),
         rounding=Rounding.NEAREST,

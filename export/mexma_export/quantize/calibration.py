@@ -22,6 +22,9 @@ LEAST_TEXTS, LEAST_TOKENS = 64, 1_000
 """Fewer say too little of the ranges that other text will reach."""
 MOST_UNKNOWN = 0.1
 """Share of a text's tokens that may be unknown; beyond it the text says nothing of the model."""
+LEAST_OF_ENGLISH = 0.75
+"""Bytes a token, to English's. A language of fewer is in pieces: the tokenizer was not made for it, and what the model
+computes from it is like nothing that it computes from the languages it knows."""
 MOST_LEFT_OUT = 0.5
 """Share of a user's texts that may be left out before the file is refused."""
 MOST_TOKENS = 65_536
@@ -38,7 +41,7 @@ class Calibration:
     """Of the texts that are used, one a line."""
     ragged: Ragged
     n_left_out: int
-    """Texts of more unknown tokens than MOST_UNKNOWN."""
+    """Texts of more unknown tokens than MOST_UNKNOWN, and those of the package's own whose language is in pieces."""
 
     @property
     def n_texts(self) -> int:
@@ -66,7 +69,8 @@ def shipped_corpus() -> Corpus:
 def load_calibration(checkpoint: Checkpoint, path: Path | None = None) -> Calibration:
     """The texts of `path` (text or .tsv; None: the package's own) as ids of `checkpoint`'s tokenizer.
 
-    Texts that are mostly unknown to the tokenizer are left out. UsageError where too little is left to calibrate on.
+    Texts that are mostly unknown to the tokenizer are left out, and of the package's own those in languages that it
+    breaks to pieces. UsageError where too little is left to calibrate on.
     """
     corpus = read_corpus(path) if path else shipped_corpus()
     where = str(path) if path else corpus.name
@@ -76,7 +80,12 @@ def load_calibration(checkpoint: Checkpoint, path: Path | None = None) -> Calibr
     )
     ragged = tokenizer.encode([settings.default_prompt + text for text in corpus.texts]).ragged
     unknown = _unknown_shares(ragged, _unknown_id(checkpoint.source.tokenizer))
-    kept = np.flatnonzero(unknown <= MOST_UNKNOWN)
+    is_known = unknown <= MOST_UNKNOWN
+    if not path:
+        n_around = int(tokenizer.encode([settings.default_prompt]).ragged.lengths[0])
+        is_whole = ragged.lengths < settings.max_tokens
+        is_known &= _in_languages_known(corpus, ragged.lengths - n_around, is_whole)
+    kept = np.flatnonzero(is_known)
     n_left_out = len(ragged) - kept.size
     known = ragged.take(kept)
     if known.ids.size > MOST_TOKENS:
@@ -114,3 +123,13 @@ def _unknown_shares(ragged: Ragged, unknown_id: int | None) -> NDArray[np.float6
     """float64 `(n,)`: the share of unknown tokens in each text."""
     counts = np.add.reduceat((ragged.ids == unknown_id).astype(np.int64), ragged.offsets[:-1])
     return counts / ragged.lengths
+
+
+def _in_languages_known(corpus: Corpus, n_tokens: NDArray[np.int64], is_whole: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """bool `(n,)`: whether tokens of the text's language hold LEAST_OF_ENGLISH, over its texts that are not cut."""
+    assert corpus.languages is not None
+    languages, index = np.unique(corpus.languages, return_inverse=True)
+    n_bytes = np.array([len(text.encode()) for text in corpus.texts])
+    held = np.bincount(index, n_bytes * is_whole) / np.bincount(index, n_tokens * is_whole)
+    is_known: NDArray[np.bool_] = held >= LEAST_OF_ENGLISH * held[languages == "en"]
+    return is_known[index]

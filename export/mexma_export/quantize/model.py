@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexma_export.checkpoint import Checkpoint
+from mexma_export.quantize.arrangement import arranged
 from mexma_export.quantize.calibration import Calibration
 from mexma_export.quantize.copies import count_copies, n_copies, with_copies
 from mexma_export.quantize.groups import PARTS, linears_of
+from mexma_export.quantize.heads import head_transform, transformed
 from mexma_export.quantize.inputs import Activation, QuantizedInput
 from mexma_export.quantize.layers import Layer, embed_tokens, layer_tensors, open_layer
 from mexma_export.quantize.recipe import Recipe
@@ -85,7 +88,7 @@ def quantize_model(
         statistics = _observe(run, batches, layer, seed=seed)
         del run
         for job in jobs:
-            _Layer(f"layer.{layer}", tensors, statistics, job, activation).quantize()
+            _Layer(f"layer.{layer}", tensors, statistics, job, activation, checkpoint.config.n_heads).quantize()
         if progress:
             progress(layer + 1, n_layers)
 
@@ -122,8 +125,11 @@ class _Layer:
         statistics: Mapping[str, InputStatistics],
         job: QuantizationJob,
         activation: Activation,
+        n_heads: int,
     ) -> None:
-        self._path, self._tensors, self._statistics = path, dict(tensors), dict(statistics)
+        self._path, self._n_heads = path, n_heads
+        self._original_tensors, self._original_statistics = tensors, statistics
+        self._tensors, self._statistics = dict(tensors), dict(statistics)
         self._recipe, self._activation, self._plans = job.recipe, activation, job.plans
         self._floats, self._store = job.floats, job.store
 
@@ -131,34 +137,57 @@ class _Layer:
         """All groups; the attention's output first, since its migration becomes part of the values' weights."""
         for plan in self._plans.values():
             plan.vectors.update((n, a) for n, a in self._tensors.items() if n.endswith((".gamma", ".beta")))
+        self._transform_heads()
         self._group("attention.output", is_foldable=True)
         self._group("attention.qkv")
-        copies = self._copy_channels()
+        copies = self._lay_out_ffn()
         self._group("ffn.up")
         self._group("ffn.down", copies=copies)
         for plan in self._plans.values():
             parts = [plan.vectors[f"{linear}.bias"] for linear in linears_of(f"{self._path}.attention.qkv")]
             plan.vectors[f"{self._path}.attention.bias"] = np.concatenate(parts)
 
-    def _copy_channels(self) -> Floats | None:
-        """Let the FFN compute its largest channels several times, exactly; how often, float32 `(ffn,)`."""
+    def _transform_heads(self) -> None:
+        """Give the channels of each head one size, by weights before and after the attention."""
+        output, value = f"{self._path}.attention.output", f"{self._path}.attention.value"
+        if not self._recipe.head_transforms or output in self._floats:
+            return
+        weight, statistics = self._tensors[f"{output}.weight"], self._statistics["attention.output"]
+        transform = head_transform(statistics, weight, self._n_heads)
+        self._statistics["attention.output"] = transformed(statistics, transform)
+        self._tensors[f"{output}.weight"] = transform.undone(weight)
+        for part in ("weight", "bias"):
+            self._tensors[f"{value}.{part}"] = transform.done(self._tensors[f"{value}.{part}"])
+
+    def _lay_out_ffn(self) -> Floats | None:
+        """Let the FFN compute its largest channels several times, and all in an order that groups like; both exactly.
+
+        Returns how often it computes each, float32 `(ffn,)`.
+        """
         up, down = f"{self._path}.ffn.up", f"{self._path}.ffn.down"
-        n_more = n_copies(self._recipe, down, len(self._tensors[f"{down}.weight"]))
-        if not n_more or down in self._floats:
+        weight, statistics = self._tensors[f"{down}.weight"], self._statistics["ffn.down"]
+        if down in self._floats:
             return None
-        counts = count_copies(self._statistics["ffn.down"], n_more)
+        counts = count_copies(statistics, n_copies(self._recipe, down, len(weight)))
         channels = np.repeat(np.arange(len(counts)), counts)
         copies = counts[channels].astype(np.float32)
-        self._statistics["ffn.down"] = with_copies(self._statistics["ffn.down"], channels)
+        if self._recipe.mode(Dialect.PORTABLE, down) is ProductMode.GROUP:
+            group_size = math.gcd(self._recipe.group_size, len(channels))
+            order = arranged(with_copies(statistics, channels), weight[channels] / copies[:, np.newaxis], group_size)
+            channels, copies = channels[order], copies[order]
+        self._statistics["ffn.down"] = with_copies(statistics, channels)
         self._tensors[f"{up}.weight"] = self._tensors[f"{up}.weight"][:, channels]
         self._tensors[f"{up}.bias"] = self._tensors[f"{up}.bias"][channels]
-        self._tensors[f"{down}.weight"] = self._tensors[f"{down}.weight"][channels] / copies[:, np.newaxis]
+        self._tensors[f"{down}.weight"] = weight[channels] / copies[:, np.newaxis]
         return copies
 
     def _group(self, part: str, *, is_foldable: bool = False, copies: Floats | None = None) -> None:
         group = f"{self._path}.{part}"
         linears = linears_of(group)
-        weight = np.concatenate([self._tensors[f"{linear}.weight"] for linear in linears], axis=1)
+        weight, first = (
+            np.concatenate([tensors[f"{linear}.weight"] for linear in linears], axis=1)
+            for tensors in (self._tensors, self._original_tensors)
+        )
         bias = np.concatenate([self._tensors[f"{linear}.bias"] for linear in linears])
         is_float = group in self._floats
         modes = {d: ProductMode.FLOAT if is_float else self._recipe.mode(d, group) for d in self._plans}
@@ -174,6 +203,7 @@ class _Layer:
                 activation=self._activation,
                 shiftable=() if is_foldable else self._recipe.shifted,
                 copies=copies,
+                original=(self._original_statistics[part], first),
             )
             self._keep(linears, result)
         if result and is_foldable:

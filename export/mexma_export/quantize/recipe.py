@@ -51,6 +51,8 @@ class Recipe:
     """Exponents alpha of the scale migration to choose from, for each group of products; empty: none."""
     refinement_steps: int
     """Of gradient descent on each channel's own migration, from the best of `migrations`; 0: none."""
+    head_transforms: bool
+    """Whether the channels of each head's output are made alike, in the weights around the attention."""
     copied_share: float
     """FFN channels to compute more than once, as a share of all."""
     clippings: tuple[float, ...]
@@ -129,6 +131,7 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         modes=modes,
         migrations=tuple(map(float, data["migrations"])),
         refinement_steps=data["refinement_steps"],
+        head_transforms=data["head_transforms"],
         copied_share=float(data["copied_share"]),
         clippings=tuple(map(float, data["clippings"])),
         shifted=tuple(map(Dialect, data["shifted"])),
@@ -179,6 +182,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], Any]]] = {
         f"a whole number from 0 to {MOST_STEPS}",
         lambda v: type(v) is int and 0 <= v <= MOST_STEPS,
     ),
+    "head_transforms": ("true or false", lambda v: type(v) is bool),
     "copied_share": ("a number from 0 to 1", lambda v: type(v) in (int, float) and 0 <= v <= 1),
     "clippings": (f"1 to {MOST_CHOICES} numbers from 0.1 to 1", lambda v: _is_shares(v, 0.1) and v),
     "shifted": (

@@ -34,9 +34,9 @@ class Errors:
     """The output's error after each step, as a share of its variance."""
 
     plain: float
-    """Nearest rounding, no migration, the whole range."""
+    """Nearest rounding, the whole range, and the product as the checkpoint has it."""
     migrated: float
-    """With migration and ranges as chosen."""
+    """With heads transformed, channels copied and put in order, and migration and ranges as chosen."""
     final: float
     """With rounding and bias as the recipe says."""
 
@@ -76,15 +76,21 @@ def quantize_group(
     activation: Activation,
     shiftable: Collection[Dialect],
     copies: Floats | None = None,
+    original: tuple[InputStatistics, Floats] | None = None,
 ) -> GroupResult:
     """Quantize the product of one input with `weight`, float32 `(in, out)`, for all dialects at once.
 
     `modes` has no FLOAT. `shiftable`: dialects in which each channel's range may be moved around zero. `copies`,
-    float32 `(in,)`: how often the input has the channel; all ones where None.
+    float32 `(in,)`: how often the input has the channel; all ones where None. `original`: the input and its weight
+    before what was done to both, exactly, for `errors.plain`; None: nothing was.
     """
     search = _Search(statistics, weight, copies, modes, recipe, activation, shiftable)
-    plain = search.try_migration(search.migration(None), is_plain=True)
-    candidates = [plain, *(search.try_migration(search.migration(alpha)) for alpha in recipe.migrations)]
+    still = search.try_migration(search.migration(None), is_plain=True)
+    plain = still
+    if original:
+        first = _Search(*original, None, modes, recipe, activation, shiftable)
+        plain = first.try_migration(first.migration(None), is_plain=True)
+    candidates = [still, *(search.try_migration(search.migration(alpha)) for alpha in recipe.migrations)]
     best = min(candidates, key=_Candidate.total)
     if recipe.refinement_steps:
         best = min(best, search.try_migration(search.refined(best)), key=_Candidate.total)

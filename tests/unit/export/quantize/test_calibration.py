@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from mexma_export.checkpoint import Checkpoint
 from mexma_export.quantize import calibration as module
@@ -52,6 +53,49 @@ def test_it_is_read_by_the_models_tokenizer(checkpoint: Checkpoint) -> None:
     assert calibration.name == "mexma-runtime calibration text"
     assert 0.9 * MOST_TOKENS < calibration.n_tokens == calibration.ragged.ids.size < 1.1 * MOST_TOKENS
     assert set(calibration.ragged.ids[calibration.ragged.offsets[:-1]]) == {0}
+
+
+@pytest.fixture(scope="module")
+def english_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made for English, with a token for every character of any other language."""
+    corpus = shipped_corpus()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=6000,
+        special_tokens=["<s>", "<pad>", "</s>"],
+        initial_alphabet=sorted({letter for text in corpus.texts for letter in text}),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(of_language("en"), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    path = tmp_path_factory.mktemp("english") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+def of_language(language: str) -> list[str]:
+    corpus = shipped_corpus()
+    assert corpus.languages
+    return [text for text, of in zip(corpus.texts, corpus.languages, strict=True) if of == language]
+
+
+def test_languages_that_the_tokenizer_breaks_to_pieces_are_left_out_of_the_shipped_text_alone(
+    checkpoint: Checkpoint, english_tokenizer: Path, tmp_path: Path
+) -> None:
+    english = dataclasses.replace(
+        checkpoint, source=dataclasses.replace(checkpoint.source, tokenizer=english_tokenizer)
+    )
+    found = load_calibration(english)
+    assert found.n_texts + found.n_left_out == len(shipped_corpus().texts)
+    tokenizer = Tokenizer.from_file(str(english_tokenizer))
+    tokenizer.enable_truncation(checkpoint.settings.max_tokens)
+    used = {tuple(found.ragged[row]) for row in range(found.n_texts)}
+    for language, is_used in {"en": True, "fi": False, "de": False, "ru": False, "ko": False}.items():
+        texts = of_language(language)
+        assert {tuple(tokenizer.encode(text).ids) in used for text in texts} == {is_used}, language
+    own = load_calibration(english, write(tmp_path / "mine.tsv", *(f"de\t{text}" for text in of_language("de") * 8)))
+    assert own.n_left_out == 0
 
 
 def test_batches_hold_every_text_once_with_those_of_its_length(calibration: Calibration) -> None:

@@ -108,13 +108,30 @@ def test_modes_are_the_recipes(done: tuple[Done, Done], make_recipe: MakeRecipe)
             assert all(how.mode is recipe.mode(dialect, group) for group, how in plan.inputs.items())
 
 
-def test_the_attentions_migration_becomes_part_of_the_values(done: tuple[Done, Done]) -> None:
-    for of in done:
+def test_the_attentions_migration_becomes_part_of_the_values(
+    checkpoint: Checkpoint, calibration: Calibration, done: tuple[Done, Done], make_recipe: MakeRecipe
+) -> None:
+    (without_transforms,) = quantize(checkpoint, calibration, make_recipe(head_transforms=False))
+    for of in (*done, without_transforms):
         for plan in of.plans.values():
             folded = [how for group, how in plan.inputs.items() if group.endswith("attention.output")]
             assert all(how.multiplier is None and how.shift is None for how in folded)
-            outcomes = [found for group, found in plan.outcomes.items() if group.endswith("attention.output")]
-            assert any(outcome.migration is not None for outcome in outcomes)
+    for plan in without_transforms.plans.values():
+        outcomes = [found for group, found in plan.outcomes.items() if group.endswith("attention.output")]
+        assert any(outcome.migration is not None for outcome in outcomes)
+    assert relative_error(checkpoint, calibration, without_transforms, 0) < 2e-3
+
+
+def test_what_is_exact_lessens_the_errors_and_is_not_what_they_are_compared_with(
+    checkpoint: Checkpoint, calibration: Calibration, done: tuple[Done, Done], make_recipe: MakeRecipe
+) -> None:
+    (without,) = quantize(checkpoint, calibration, make_recipe("precise", head_transforms=False, copied_share=0))
+    for dialect in Dialect:
+        outcomes, others = (of.plans[dialect].outcomes for of in (done[1], without))
+        outputs = [group for group in outcomes if group.endswith("attention.output")]
+        assert sum(outcomes[g].errors.final for g in outputs) < 0.9 * sum(others[g].errors.final for g in outputs)
+        for group, outcome in outcomes.items():
+            assert outcome.errors.plain == pytest.approx(others[group].errors.plain), group
 
 
 @pytest.mark.parametrize("layer", [0, 2])
