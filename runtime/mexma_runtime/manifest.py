@@ -138,7 +138,7 @@ class QuantizedProduct:
     error_plain: float
     """The same with nearest rounding over the whole range: what the search began with."""
     error_migrated: float
-    """The same with migration and ranges as chosen, before rounding and bias were."""
+    """The same with heads, channels, migration and ranges as chosen, before rounding and bias were."""
 
 
 @dataclass(frozen=True, kw_only=True)
