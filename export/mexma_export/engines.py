@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from contextlib import ExitStack
 
 import onnx_ir as ir
@@ -291,7 +290,7 @@ def group_size(recipe: Recipe, config: ModelConfig) -> int:
         for group in all_groups(config)
         if recipe.mode(Dialect.PORTABLE, group) is ProductMode.GROUP
     }
-    return math.gcd(recipe.group_size, *widths) if widths else 0
+    return recipe.group_size_for(*widths) if widths else 0
 
 
 def _check_group_size(recipe: Recipe, config: ModelConfig) -> None:

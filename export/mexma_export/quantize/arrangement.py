@@ -9,8 +9,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mexma_export.quantize.statistics import InputStatistics
-
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 N_SWEEPS = 2
@@ -21,24 +19,25 @@ N_ITERATIONS = 15
 """To find a principal component by multiplication."""
 
 
-def arranged(statistics: InputStatistics, weight: Floats, group_size: int) -> Integers:
+def arranged(sample: Floats, share: Floats, weight: Floats, group_size: int) -> Integers:
     """An order, int64 `(in,)`, of the channels that `weight`, float32 `(in, out)`, reads in groups of `group_size`.
+
+    `sample`, float32 `(tokens, in)`, and `share`, float32 `(tokens,)`, are as in InputStatistics.
 
     It lessens the sum over tokens and groups of (largest of the group)^2 x (gain of the group), which is what rounding
     adds to the output, but for a factor. A channel's gain is the square of its weights; channels are compared as
     migrated by the square root of range over weights.
     """
     gain = np.square(weight).sum(axis=1)
-    x = np.abs(statistics.sample)
+    x = np.abs(sample)
     tiny = np.finfo(np.float32).tiny
     migration = np.sqrt(np.maximum(x.max(axis=0), tiny) / np.maximum(np.sqrt(gain), tiny))
     z = x / migration
-    start = _parted(z * np.sqrt(statistics.sample_share)[:, np.newaxis], np.arange(len(gain)), group_size)
-    groups = _Groups(np.square(z), statistics.sample_share, gain * np.square(migration), start.reshape(-1, group_size))
-    if len(groups.members) > 1:
-        for _ in range(N_SWEEPS):
-            for channel in range(len(gain)):
-                groups.move(channel)
+    start = _parted(z * np.sqrt(share)[:, np.newaxis], np.arange(len(gain)), group_size)
+    groups = _Groups(np.square(z), share, gain * np.square(migration), start.reshape(-1, group_size))
+    for _ in range(N_SWEEPS):
+        for channel in range(len(gain)):
+            groups.move(channel)
     return groups.members.ravel()
 
 

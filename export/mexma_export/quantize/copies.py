@@ -27,7 +27,7 @@ def n_copies(recipe: Recipe, group: str, n_channels: int) -> int:
     wanted = recipe.copied_share * n_channels
     if recipe.mode(Dialect.PORTABLE, group) is not ProductMode.GROUP:
         return round(wanted / STEP) * STEP
-    step = math.gcd(recipe.group_size, n_channels)
+    step = recipe.group_size_for(n_channels)
     return math.ceil(wanted / step) * step
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +19,7 @@ from mexma_export.quantize.heads import head_transform, transformed
 from mexma_export.quantize.inputs import Activation, QuantizedInput
 from mexma_export.quantize.layers import Layer, embed_tokens, layer_tensors, open_layer
 from mexma_export.quantize.recipe import Recipe
-from mexma_export.quantize.search import Errors, GroupResult, Migration, quantize_group
+from mexma_export.quantize.search import Errors, GroupResult, quantize_group
 from mexma_export.quantize.statistics import InputStatistics, Observer
 from mexma_runtime.manifest import ProductMode
 from mexma_runtime.types import Dialect
@@ -149,15 +148,20 @@ class _Layer:
 
     def _transform_heads(self) -> None:
         """Give the channels of each head one size, by weights before and after the attention."""
-        output, value = f"{self._path}.attention.output", f"{self._path}.attention.value"
+        output = f"{self._path}.attention.output"
         if not self._recipe.head_transforms or output in self._floats:
             return
         weight, statistics = self._tensors[f"{output}.weight"], self._statistics["attention.output"]
         transform = head_transform(statistics, weight, self._n_heads)
         self._statistics["attention.output"] = transformed(statistics, transform)
         self._tensors[f"{output}.weight"] = transform.undone(weight)
+        self._change_values(transform.done)
+
+    def _change_values(self, change: Callable[[Floats], Floats]) -> None:
+        """Change the values' weight and bias: attention mixes tokens, not channels, so its output follows."""
         for part in ("weight", "bias"):
-            self._tensors[f"{value}.{part}"] = transform.done(self._tensors[f"{value}.{part}"])
+            name = f"{self._path}.attention.value.{part}"
+            self._tensors[name] = change(self._tensors[name])
 
     def _lay_out_ffn(self) -> Floats | None:
         """Let the FFN compute its largest channels several times, and all in an order that groups like; both exactly.
@@ -172,8 +176,12 @@ class _Layer:
         channels = np.repeat(np.arange(len(counts)), counts)
         copies = counts[channels].astype(np.float32)
         if self._recipe.mode(Dialect.PORTABLE, down) is ProductMode.GROUP:
-            group_size = math.gcd(self._recipe.group_size, len(channels))
-            order = arranged(with_copies(statistics, channels), weight[channels] / copies[:, np.newaxis], group_size)
+            order = arranged(
+                statistics.sample[:, channels],
+                statistics.sample_share,
+                weight[channels] / copies[:, np.newaxis],
+                self._recipe.group_size_for(len(channels)),
+            )
             channels, copies = channels[order], copies[order]
         self._statistics["ffn.down"] = with_copies(statistics, channels)
         self._tensors[f"{up}.weight"] = self._tensors[f"{up}.weight"][:, channels]
@@ -207,19 +215,14 @@ class _Layer:
             )
             self._keep(linears, result)
         if result and is_foldable:
-            self._fold(result.migration)
-            weight = weight * result.migration.scale[:, np.newaxis]
+            scale = result.migration.scale
+            self._change_values(lambda values: values / scale)
+            weight = weight * scale[:, np.newaxis]
         for dialect, mode in modes.items():
             if mode is ProductMode.FLOAT:
                 self._leave_in_float(dialect, group, weight, bias)
             elif result:
                 self._plan(dialect, group, result, is_folded=is_foldable)
-
-    def _fold(self, migration: Migration) -> None:
-        """Attention mixes tokens, not channels: what its output is divided by, the values may be divided by."""
-        value = f"{self._path}.attention.value"
-        self._tensors[f"{value}.weight"] = self._tensors[f"{value}.weight"] / migration.scale
-        self._tensors[f"{value}.bias"] = self._tensors[f"{value}.bias"] / migration.scale
 
     def _keep(self, linears: tuple[str, ...], result: GroupResult) -> None:
         for linear, columns in self._columns(linears):

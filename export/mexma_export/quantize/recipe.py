@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -76,6 +77,10 @@ class Recipe:
         """How `group` is quantized in `dialect`."""
         fitting = [mode for pattern, mode in self.modes[dialect].items() if fnmatchcase(group, pattern)]
         return fitting[-1]
+
+    def group_size_for(self, *widths: int) -> int:
+        """Channels that share a scale where products read `widths`: as many of `group_size` as divide all."""
+        return math.gcd(self.group_size, *widths)
 
     def check(self, groups: Sequence[str]) -> None:
         """UsageError that names each pattern that fits none of the model's `groups`, and groups that none fits."""

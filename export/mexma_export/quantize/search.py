@@ -6,7 +6,6 @@ The error is measured on sampled tokens, against the product in float, as a shar
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -85,12 +84,11 @@ def quantize_group(
     before what was done to both, exactly, for `errors.plain`; None: nothing was.
     """
     search = _Search(statistics, weight, copies, modes, recipe, activation, shiftable)
-    still = search.try_migration(search.migration(None), is_plain=True)
-    plain = still
+    unmigrated = plain = search.try_migration(search.migration(None), is_plain=True)
     if original:
-        first = _Search(*original, None, modes, recipe, activation, shiftable)
-        plain = first.try_migration(first.migration(None), is_plain=True)
-    candidates = [still, *(search.try_migration(search.migration(alpha)) for alpha in recipe.migrations)]
+        before = _Search(*original, None, modes, recipe, activation, shiftable)
+        plain = before.try_migration(before.migration(None), is_plain=True)
+    candidates = [unmigrated, *(search.try_migration(search.migration(alpha)) for alpha in recipe.migrations)]
     best = min(candidates, key=_Candidate.total)
     if recipe.refinement_steps:
         best = min(best, search.try_migration(search.refined(best)), key=_Candidate.total)
@@ -148,7 +146,7 @@ class _Search:
         self._statistics, self._weight = statistics, weight
         self._copies = np.ones(len(weight), np.float32) if copies is None else copies
         self._modes, self._recipe, self._activation, self._shiftable = modes, recipe, activation, shiftable
-        self._group_size = math.gcd(recipe.group_size, len(weight))
+        self._group_size = recipe.group_size_for(len(weight))
         self._share = statistics.sample_share
         self._output = statistics.sample @ weight
         centred = self._output - self.mean(self._output)
