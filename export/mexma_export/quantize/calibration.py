@@ -130,6 +130,6 @@ def _in_languages_known(corpus: Corpus, n_tokens: NDArray[np.int64], is_whole: N
     assert corpus.languages is not None
     languages, index = np.unique(corpus.languages, return_inverse=True)
     n_bytes = np.array([len(text.encode()) for text in corpus.texts])
-    held = np.bincount(index, n_bytes * is_whole) / np.bincount(index, n_tokens * is_whole)
+    held = np.bincount(index, n_bytes * is_whole) / np.maximum(np.bincount(index, n_tokens * is_whole), 1)
     is_known: NDArray[np.bool_] = held >= LEAST_OF_ENGLISH * held[languages == "en"]
     return is_known[index]

@@ -98,6 +98,17 @@ def test_languages_that_the_tokenizer_breaks_to_pieces_are_left_out_of_the_shipp
     assert own.n_left_out == 0
 
 
+@pytest.mark.parametrize("max_tokens", [4, 12])
+def test_languages_all_of_whose_texts_are_cut(checkpoint: Checkpoint, english_tokenizer: Path, max_tokens: int) -> None:
+    """With 4 tokens English is, too, and there is nothing to compare with: all is used."""
+    settings = dataclasses.replace(checkpoint.settings, max_tokens=max_tokens)
+    source = dataclasses.replace(checkpoint.source, tokenizer=english_tokenizer)
+    with np.errstate(all="raise"):
+        found = load_calibration(dataclasses.replace(checkpoint, settings=settings, source=source))
+    assert found.n_texts >= len(of_language("en"))
+    assert (found.n_left_out == 0) == (max_tokens == 4)
+
+
 def test_batches_hold_every_text_once_with_those_of_its_length(calibration: Calibration) -> None:
     batches = list(calibration.batches())
     assert sorted(np.concatenate(batches)) == list(range(calibration.n_texts))
