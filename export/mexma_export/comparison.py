@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 
 from mexma_export.checkpoint import Checkpoint, load_checkpoint, weights_sha256
 from mexma_export.corpus import Corpus, sample_corpus
-from mexma_export.gate import ReferenceVectors, Verdict, judge, pytorch_reference
+from mexma_export.gate import ReferenceVectors, Verdict, judge, judging_device, pytorch_reference
 from mexma_export.mining import MiningCorpus
 from mexma_export.sources import Source
+from mexma_export.staging import Staging
 from mexma_export.sts import StsPairs
 from mexma_runtime.bundle import Bundle, sha256_of
-from mexma_runtime.errors import EngineUnavailableError, UsageError
+from mexma_runtime.errors import BundleError, EngineUnavailableError, UsageError
 from mexma_runtime.terminal import Progress
 from mexma_runtime.types import Precision
 
@@ -25,19 +27,25 @@ def compare_bundle(
     mining: MiningCorpus | None = None,
     sts: StsPairs | None = None,
     precisions: list[Precision] | None,
+    device: str = "cpu",
     progress: Progress,
 ) -> tuple[list[Verdict], ReferenceVectors]:
     """Judge the published engines of a bundle by PyTorch, over `corpus` (None: the package's own) and the tasks given.
 
-    UsageError where `source` is not the checkpoint that they were made from; ParityError where
-    vectors cannot be compared.
+    On a `device` that is a GPU, the float engines; on a CPU all but packed ones. UsageError where `source` is not the
+    checkpoint that they were made from; ParityError where vectors cannot be compared.
     """
     bundle = Bundle.open(folder)
     manifest = bundle.manifest
-    engines = [e for e in manifest.engines if not precisions or e.precision in precisions]
+    engines = [
+        e
+        for e in manifest.engines
+        if (not precisions or e.precision in precisions) and judging_device(e, device) == device
+    ]
     if not engines:
         there = ", ".join(engine.name for engine in manifest.engines)
-        raise EngineUnavailableError(f"{folder}: no engine of {', '.join(precisions or [])}; it has {there}")
+        wanted = f" of {', '.join(precisions)}" if precisions else ""
+        raise EngineUnavailableError(f"{folder}: no engine{wanted} that runs on {device}; it has {there}")
     checkpoint = load_checkpoint(source, pooling=manifest.pooling_mode)
     _require_same_checkpoint(bundle, checkpoint)
     reference = pytorch_reference(
@@ -50,8 +58,28 @@ def compare_bundle(
     verdicts = []
     for engine in engines:
         what = f"judging {engine.name}"
-        verdicts.append(judge(bundle, engine, reference, progress=functools.partial(progress, what)))
+        verdicts.append(judge(bundle, engine, reference, device=device, progress=functools.partial(progress, what)))
     return verdicts, reference
+
+
+def certify(folder: Path, verdicts: list[Verdict]) -> list[str]:
+    """Give the engines of a bundle the certificates of `verdicts` instead of older ones, and name those engines.
+
+    Engines that miss a threshold keep what they have.
+    """
+    passed = {verdict.engine.name: verdict.engine for verdict in verdicts if not verdict.shortfalls}
+    with Staging(folder) as staging:
+        manifest = staging.previous
+        if manifest is None:
+            raise BundleError(folder, "holds no bundle any more")
+        engines = [
+            dataclasses.replace(engine, certificates=passed[engine.name].certificates)
+            if engine.name in passed and engine.file == passed[engine.name].file
+            else engine
+            for engine in manifest.engines
+        ]
+        staging.publish(dataclasses.replace(manifest, engines=engines))
+    return list(passed)
 
 
 def _require_same_checkpoint(bundle: Bundle, checkpoint: Checkpoint) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from mexma_export.checkpoint import Checkpoint
 from mexma_export.config import ModelConfig
-from mexma_export.graph.encoder import INPUTS, OUTPUT, write_encoder
+from mexma_export.graph.encoder import OUTPUT, write_encoder
 from mexma_export.graph.products import FLOAT_PRODUCTS, Products, int8_products
 from mexma_export.quantize.calibration import Calibration, load_calibration
 from mexma_export.quantize.copies import n_copies
@@ -37,8 +38,18 @@ from mexma_runtime.types import Dialect, Precision
 
 LEAST_ONNXRUNTIME = "1.20.1"
 """The oldest release that runs both dialects in both precisions; 1.20.0 fails in fp16 SkipLayerNormalization."""
+LEAST_ONNXRUNTIME_PACKED = "1.31"
+"""The release whose kernels packed graphs were written for."""
 LEAST_OPENVINO = "2026.4"
 """The only release that int8 was measured with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Graph:
+    """A graph that was written."""
+
+    file: FileEntry
+    inputs: list[str]
 
 
 class EngineWriter:
@@ -70,11 +81,12 @@ class EngineWriter:
         engines = []
         for dialect in dialects:
             name = f"{dialect}.{precision}"
-            entry = self._keep_graph(f"model.{name}", dialect, precision, dict(weights.tensors))
-            requires = {"onnxruntime": LEAST_ONNXRUNTIME}
+            graph = self._keep_graph(f"model.{name}", dialect, precision, dict(weights.tensors))
+            packed = dialect is Dialect.PACKED
+            requires = {"onnxruntime": LEAST_ONNXRUNTIME_PACKED if packed else LEAST_ONNXRUNTIME}
             if dialect is Dialect.PORTABLE and precision is Precision.FP32:
                 requires["openvino"] = LEAST_OPENVINO
-            engines.append(self._entry(name, dialect, precision, entry, [weights], requires))
+            engines.append(self._entry(name, dialect, precision, graph, [weights], requires))
         return engines
 
     def int8(
@@ -179,7 +191,7 @@ class EngineWriter:
         tensors |= {name: ir.tensor(vector, name=name) for name, vector in plan.vectors.items()}
         name = f"{dialect}.{Precision.INT8}.{recipe.name}.{options.activation}"
         products = int8_products(dialect, plan.inputs)
-        entry = self._keep_graph(f"model.{name}", dialect, Precision.INT8, tensors, products)
+        graph = self._keep_graph(f"model.{name}", dialect, Precision.INT8, tensors, products)
         has_groups = any(how.mode is ProductMode.GROUP for how in plan.inputs.values())
         quantization = Quantization(
             recipe_sha256=recipe.sha256,
@@ -199,14 +211,14 @@ class EngineWriter:
             if not has_groups:  # which onnxruntime would compute in float
                 requires["onnxruntime"] = LEAST_ONNXRUNTIME
         weights = [self._tables, linears]
-        return self._entry(name, dialect, Precision.INT8, entry, weights, requires, recipe, options, quantization)
+        return self._entry(name, dialect, Precision.INT8, graph, weights, requires, recipe, options, quantization)
 
     def _entry(
         self,
         name: str,
         dialect: Dialect,
         precision: Precision,
-        file: FileEntry,
+        graph: _Graph,
         weights: list[WeightsFile],
         requires: dict[str, str],
         recipe: Recipe | None = None,
@@ -220,9 +232,9 @@ class EngineWriter:
             precision=precision,
             recipe=recipe.name if recipe else None,
             activation=options.activation if options else None,
-            file=file.name,
+            file=graph.file.name,
             weights=[weight.name for weight in weights],
-            inputs=list(INPUTS),
+            inputs=graph.inputs,
             output=OUTPUT,
             requires=requires,
             space=space_fingerprint(
@@ -233,7 +245,7 @@ class EngineWriter:
                 normalize=manifest.is_normalized,
                 precision=precision,
                 # What int8 engines give depends on every scale: only the same graph gives the same vectors.
-                recipe=file.sha256 if quantization else None,
+                recipe=graph.file.sha256 if quantization else None,
             ),
             quantization=quantization,
         )
@@ -248,7 +260,7 @@ class EngineWriter:
         precision: Precision,
         tensors: dict[str, ir.TensorProtocol],
         products: Products = FLOAT_PRODUCTS,
-    ) -> FileEntry:
+    ) -> _Graph:
         model = write_encoder(
             self._checkpoint.config,
             tensors,
@@ -262,7 +274,7 @@ class EngineWriter:
         sha256 = sha256_of(path)
         entry = self._staging.keep(path, f"{stem}.{sha256[:16]}.onnx", sha256=sha256)
         self.files.append(entry)
-        return entry
+        return _Graph(file=entry, inputs=[str(value.name) for value in model.graph.inputs])
 
 
 def _product(group: str, plan: DialectPlan) -> QuantizedProduct:

@@ -148,7 +148,16 @@ def graph_reference(bundle: Bundle, corpus: Corpus, *, progress: Count) -> Refer
     return ReferenceVectors(description=name, corpus=corpus, vectors=vectors, is_pytorch=False)
 
 
-def judge(bundle: Bundle, engine: EngineEntry, reference: ReferenceVectors, *, progress: Count) -> Verdict:
+def judging_device(engine: EngineEntry, device: str) -> str | None:
+    """Where `engine` is judged when `device` is there for it: int8 on the CPU; packed engines run on a GPU alone."""
+    if device == "cpu":
+        return None if engine.dialect is Dialect.PACKED else device
+    return "cpu" if engine.precision is Precision.INT8 else device
+
+
+def judge(
+    bundle: Bundle, engine: EngineEntry, reference: ReferenceVectors, *, device: str = "cpu", progress: Count
+) -> Verdict:
     """Run one engine of `bundle` over the reference's corpus and tasks, and hold what it gives against the reference's.
 
     ParityError where vectors cannot be compared: NaN, zeros, another size.
@@ -156,7 +165,7 @@ def judge(bundle: Bundle, engine: EngineEntry, reference: ReferenceVectors, *, p
     corpus, mining, sts = reference.corpus, reference.mining, reference.sts
     mining_figures = sts_figures = None
     n_corpus = len(corpus.texts) + n_texts_again(len(corpus.texts))
-    with Encoder.from_bundle(bundle, engine=engine.name) as encoder:
+    with Encoder.from_bundle(bundle, engine=engine.name, device=device) as encoder:
         info = encoder.info
         embed = _counted(functools.partial(_encode, encoder), n_corpus + _n_task_texts(mining, sts), progress)
         lengths = encoder.tokenize(corpus.texts).ragged.lengths
@@ -191,7 +200,7 @@ def judge(bundle: Bundle, engine: EngineEntry, reference: ReferenceVectors, *, p
         engine=dataclasses.replace(engine, certificates=[certificate]),
         breakdown=breakdown,
         invariance=invariance,
-        shortfalls=check(breakdown.overall, engine.precision) + check_invariance(invariance.worst),
+        shortfalls=check(breakdown.overall, engine.precision) + check_invariance(invariance.worst, engine.precision),
         mining=mining_figures,
         sts=sts_figures,
     )

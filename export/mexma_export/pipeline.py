@@ -13,7 +13,7 @@ from pathlib import Path
 from mexma_export.checkpoint import Checkpoint, WeightStatistics, check_fp16, load_checkpoint, scan_weights
 from mexma_export.corpus import gate_corpus
 from mexma_export.engines import EngineWriter
-from mexma_export.gate import ReferenceVectors, Verdict, judge, reference_for
+from mexma_export.gate import ReferenceVectors, Verdict, judge, judging_device, reference_for
 from mexma_export.quantize.options import Int8Options
 from mexma_export.quantize.recipe import Recipe
 from mexma_export.sources import Source
@@ -24,8 +24,10 @@ from mexma_runtime.bundle import Bundle, sha256_of
 from mexma_runtime.errors import BundleError, EngineUnavailableError, ParityError, UsageError
 from mexma_runtime.manifest import SCHEMA, EngineEntry, FileEntry, Manifest, ModelEntry, TextEntry
 from mexma_runtime.terminal import Progress
-from mexma_runtime.types import Dialect, Pooling, Precision
+from mexma_runtime.types import PADDED_DIALECTS, Dialect, Pooling, Precision
 
+MOST_PACKED_HEAD_SIZE = 256
+"""FlashAttention's limit."""
 GRAPH_BYTES = 16 << 20
 """More than the graphs of one export take together, for the check of free disk."""
 
@@ -43,6 +45,8 @@ class ExportPlan:
     """What int8 needs to know."""
     check_parity: bool = True
     """False publishes engines that nothing has judged; the manifest shows it by their having no certificate."""
+    device: str = "cpu"
+    """What float engines are judged on: `cpu`, or a GPU, `cuda` or `cuda:1`."""
 
     def __post_init__(self) -> None:
         if not self.precisions or not self.dialects:
@@ -69,6 +73,8 @@ class Exported:
     """What a user should hear of the checkpoint."""
     quantized: tuple[EngineEntry, ...] = ()
     """The int8 engines of this export that were published."""
+    unjudged: tuple[str, ...] = ()
+    """Engines that were published without a certificate, since nothing here runs them."""
 
 
 class EnginesRefusedError(ParityError):
@@ -104,7 +110,7 @@ def export(source: Source, plan: ExportPlan, *, progress: Progress | None = None
         gate = _Gate(checkpoint, plan, manifest, writer, report)
         for precision in plan.precisions:
             if precision is not Precision.INT8:
-                gate.admit(writer.floats(precision, plan.dialects))
+                gate.admit(writer.floats(precision, _float_dialects(plan, checkpoint)))
         if plan.int8:
             recipes = plan.int8.recipes
             for recipe, engines in zip(recipes, writer.int8(recipes, plan.int8, dialects), strict=True):
@@ -117,6 +123,7 @@ def export(source: Source, plan: ExportPlan, *, progress: Progress | None = None
         refused=gate.refused,
         warnings=(*checkpoint.settings.warnings, *warnings),
         quantized=tuple(engine for engine in gate.admitted if engine.quantization),
+        unjudged=tuple(gate.unjudged),
     )
     if gate.refused:
         raise EnginesRefusedError(exported)
@@ -139,6 +146,7 @@ class _Gate:
         self.admitted: list[EngineEntry] = []
         self.verdicts: list[Verdict] = []
         self.refused: list[str] = []
+        self.unjudged: list[str] = []
 
     @property
     def manifest(self) -> Manifest:
@@ -147,10 +155,12 @@ class _Gate:
 
     def admit(self, engines: list[EngineEntry]) -> None:
         """Judge `engines` and admit those that meet their thresholds; all of them where parity is not to be checked."""
+        judged = [engine for engine in engines if self._plan.check_parity and self._device_for(engine)]
+        self.admitted += [engine for engine in engines if engine not in judged]
         if self._plan.check_parity:
-            self.decide(self.judge(engines))
-        else:
-            self.admitted += engines
+            self.unjudged += [engine.name for engine in engines if engine not in judged]
+        if judged:
+            self.decide(self.judge(judged))
 
     def judge(self, engines: list[EngineEntry]) -> list[Verdict]:
         """A verdict for each engine whose vectors can be compared; the others are refused."""
@@ -162,7 +172,8 @@ class _Gate:
         for engine in engines:
             progress = functools.partial(self._report, f"judging {engine.name}")
             try:
-                verdicts.append(judge(candidate, engine, self._reference, progress=progress))
+                device = self._device_for(engine) or self._plan.device
+                verdicts.append(judge(candidate, engine, self._reference, device=device, progress=progress))
             except (ParityError, EngineUnavailableError) as error:  # NaN in its vectors, say, or no VNNI here
                 self.refused.append(str(error))
         return verdicts
@@ -173,6 +184,9 @@ class _Gate:
         for verdict in verdicts:
             self.refused += [f"{verdict.engine.name}: {shortfall}" for shortfall in verdict.shortfalls]
         self.admitted += [verdict.engine for verdict in verdicts if not verdict.shortfalls]
+
+    def _device_for(self, engine: EngineEntry) -> str | None:
+        return judging_device(engine, self._plan.device)
 
     def _bundle_with(self, engines: list[EngineEntry]) -> Manifest:
         files = [*self._base.files, *self._writer.files]
@@ -212,14 +226,28 @@ def _admit_int8(
 
 def _int8_dialects(plan: ExportPlan) -> tuple[tuple[Dialect, ...], list[str]]:
     """The dialects that can be judged here, and what to tell the user of the others."""
+    asked = tuple(dialect for dialect in plan.dialects if dialect in PADDED_DIALECTS)
+    if plan.int8 and not asked:
+        raise UsageError(f"there is no int8 in the dialect packed: ask for {' or '.join(PADDED_DIALECTS)}")
     is_judged = plan.int8 is not None and plan.check_parity
-    if not is_judged or Dialect.PORTABLE not in plan.dialects or find_spec("openvino"):
-        return plan.dialects, []
+    if not is_judged or Dialect.PORTABLE not in asked or find_spec("openvino"):
+        return asked, []
     what = "portable int8 engines are for OpenVINO, which is not installed to judge them"
     advice = "pip install 'mexma-runtime[openvino]', or export with --skip-parity"
-    if plan.dialects == (Dialect.PORTABLE,):
+    if asked == (Dialect.PORTABLE,):
         raise UsageError(f"{what}: {advice}")
-    return tuple(d for d in plan.dialects if d is not Dialect.PORTABLE), [f"{what}: none was written: {advice}"]
+    return tuple(d for d in asked if d is not Dialect.PORTABLE), [f"{what}: none was written: {advice}"]
+
+
+def _float_dialects(plan: ExportPlan, checkpoint: Checkpoint) -> tuple[Dialect, ...]:
+    """The dialects asked for; UsageError for packed, where CUDA's packed kernels do not serve the model's heads."""
+    head_size = checkpoint.config.head_size
+    if Dialect.PACKED in plan.dialects and (head_size % 8 or head_size > MOST_PACKED_HEAD_SIZE):
+        raise UsageError(
+            f"dialect packed: expected heads of 8, 16, ... {MOST_PACKED_HEAD_SIZE} numbers, which packed attention "
+            f"kernels take, got {head_size}: leave it out (--dialect portable --dialect fused)"
+        )
+    return plan.dialects
 
 
 def _without_engines(checkpoint: Checkpoint, statistics: WeightStatistics, tokenizer: FileEntry) -> Manifest:

@@ -28,6 +28,7 @@ def show_export(out: Path, exported: Exported, *, as_json: bool) -> None:
                 "manifest": dataclasses.asdict(manifest),
                 "judged": [verdict_json(verdict) for verdict in exported.verdicts],
                 "refused": exported.refused,
+                "not_judged": exported.unjudged,
                 "warnings": exported.warnings,
             }
         )
@@ -37,6 +38,11 @@ def show_export(out: Path, exported: Exported, *, as_json: bool) -> None:
         console.print(verdict_table(exported.verdicts))
         console.print(f"reference: {exported.verdicts[0].certificate.reference}")
         print_notes(console, exported.verdicts)
+    if exported.unjudged:
+        console.print(
+            f"not judged: {', '.join(exported.unjudged)}: they run on a GPU alone, where `mexma parity --device cuda "
+            "--certify` judges them"
+        )
     if exported.quantized:
         console.print(gains_table(exported.quantized))
     lines = [

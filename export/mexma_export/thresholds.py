@@ -50,8 +50,16 @@ whose sentences lie close together, had a relative error of 0.004 and one such f
 """
 
 
-BATCH_INVARIANCE = Threshold(metric="cosine_min", relation=">=", bound=0.999999)
-"""What every precision owes a sentence, whatever its batch-mates."""
+BATCH_INVARIANCE = MappingProxyType(
+    {
+        precision: Threshold(
+            metric="cosine_min", relation=">=", bound=0.9999 if precision is Precision.FP16 else 0.999999
+        )
+        for precision in Precision
+    }
+)
+"""What each precision owes a sentence, whatever its batch-mates. A GPU sums products of other shapes in another order,
+which fp16 shows in its fourth digit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +94,10 @@ def check(figures: ParityFigures, precision: Precision) -> list[Shortfall]:
     return shortfalls
 
 
-def check_invariance(figures: InvarianceFigures) -> list[Shortfall]:
+def check_invariance(figures: InvarianceFigures, precision: Precision) -> list[Shortfall]:
     """A shortfall where batch-mates change a vector by more than rounding; empty otherwise."""
-    if BATCH_INVARIANCE.holds(figures.cosine_min):
+    threshold = BATCH_INVARIANCE[precision]
+    if threshold.holds(figures.cosine_min):
         return []
-    metric = f"batch invariance, {BATCH_INVARIANCE.metric}"
-    return [Shortfall(metric=metric, expected=BATCH_INVARIANCE, got=figures.cosine_min)]
+    metric = f"batch invariance, {threshold.metric}"
+    return [Shortfall(metric=metric, expected=threshold, got=figures.cosine_min)]

@@ -156,8 +156,13 @@ def _vectors(checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.float32]]
             yield name, whole(info)
     for layer in range(checkpoint.config.n_layers):
         path = f"layer.{layer}.attention"
-        biases = [whole(checkpoint.tensors[f"{path}.{part}.bias"]) for part in ("query", "key", "value")]
-        yield f"{path}.bias", np.concatenate(biases)
+        query, key, value = (whole(checkpoint.tensors[f"{path}.{part}.bias"]) for part in ("query", "key", "value"))
+        yield f"{path}.bias", np.concatenate([query, key, value])
+        # Attention's weights sum to 1, so the values' bias comes out as it is, and goes through the next matrix. Summed
+        # by NumPy, not by BLAS: the same weights give the same bytes.
+        output = whole(checkpoint.tensors[f"{path}.output.weight"]).astype(np.float64)
+        bias = whole(checkpoint.tensors[f"{path}.output.bias"]) + (output * value).sum(axis=1)
+        yield f"{path}.output.bias.with_value", bias.astype(np.float32)
 
 
 def write_int8_tables(
@@ -182,4 +187,10 @@ def write_int8_tables(
         writer.add_pieces("embeddings.word", info.shape, quantized())
         writer.add("embeddings.word.scale", np.concatenate(scales))
         writer.add("embeddings.position", position_table(checkpoint))
-        return writer.finish({name: vector for name, vector in _vectors(checkpoint) if name.startswith("embeddings.")})
+        return writer.finish(
+            {
+                name: whole(info)
+                for name, info in checkpoint.tensors.items()
+                if name.startswith("embeddings.") and len(info.shape) == 1
+            }
+        )

@@ -19,6 +19,8 @@ class Grouping(StrEnum):
     """Of any length: the backend parts them by length itself, and pads nothing."""
     PADDED = "padded"
     """Of any length, padded to the longest."""
+    IN_ORDER = "in order"
+    """Of any length, neighbours in the input: nothing is padded, and vectors are written where they belong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class BatchPolicy:
     max_batch_tokens: int
     """No batch holds more tokens, padding included, but for one sentence that is longer by itself."""
     grouping: Grouping
+    max_batch_rows: int | None = None
+    """Sentences; None: no limit."""
 
 
 def plan_batches(
@@ -36,14 +40,15 @@ def plan_batches(
     """Groups of rows to run together: int64 arrays that hold every row of `lengths` (int64 `(n,)`) exactly once.
 
     A batch has at most `policy.max_batch_tokens` tokens, padding included, unless it is one sentence, and at most
-    `max_rows` rows. Long sentences come first; rows of one length stay in input order.
+    `max_rows` rows, nor more than `policy.max_batch_rows`. Long sentences come first; rows of one length stay in input
+    order. But with Grouping.IN_ORDER all rows do.
     """
     if lengths.size == 0:
         return []
-    order = np.argsort(-lengths, kind="stable")
-    descending = lengths[order]
-    limit = lengths.size if max_rows is None else max_rows
-    edges = _BOUNDS[policy.grouping](descending, policy.max_batch_tokens, limit)
+    is_sorted = policy.grouping is not Grouping.IN_ORDER
+    order = np.argsort(-lengths, kind="stable") if is_sorted else np.arange(lengths.size)
+    limit = min(limit for limit in (lengths.size, max_rows, policy.max_batch_rows) if limit is not None)
+    edges = _BOUNDS[policy.grouping](lengths[order], policy.max_batch_tokens, limit)
     return [order[start:end] for start, end in pairwise(edges)]
 
 
@@ -59,10 +64,10 @@ def _equal_bounds(descending: NDArray[np.int64], max_tokens: int, max_rows: int)
     return bounds
 
 
-def _mixed_bounds(descending: NDArray[np.int64], max_tokens: int, max_rows: int) -> list[int]:
-    ends = np.cumsum(descending)
+def _mixed_bounds(lengths: NDArray[np.int64], max_tokens: int, max_rows: int) -> list[int]:
+    ends = np.cumsum(lengths)
     bounds = [0]
-    while bounds[-1] < descending.size:
+    while bounds[-1] < lengths.size:
         start = bounds[-1]
         n_before = int(ends[start - 1]) if start else 0
         fitting = int(np.searchsorted(ends, n_before + max_tokens, side="right"))
@@ -79,4 +84,9 @@ def _padded_bounds(descending: NDArray[np.int64], max_tokens: int, max_rows: int
     return bounds
 
 
-_BOUNDS = {Grouping.EQUAL: _equal_bounds, Grouping.MIXED: _mixed_bounds, Grouping.PADDED: _padded_bounds}
+_BOUNDS = {
+    Grouping.EQUAL: _equal_bounds,
+    Grouping.MIXED: _mixed_bounds,
+    Grouping.PADDED: _padded_bounds,
+    Grouping.IN_ORDER: _mixed_bounds,
+}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mexma_runtime.backends import choose, open_backend
+from mexma_runtime.backends import choose, open_backends, resolve_graphs
 from mexma_runtime.backends.base import Backend, BackendOptions
 from mexma_runtime.bundle import Bundle
-from mexma_runtime.embedding import check_ids
+from mexma_runtime.device_vectors import DeviceRows
+from mexma_runtime.embedding import InFlight, check_ids
 from mexma_runtime.errors import EncoderClosedError, InputError, TruncationWarning, UsageError
 from mexma_runtime.flow import Flow
 from mexma_runtime.info import EncoderInfo, Times, describe
@@ -61,24 +63,30 @@ class Encoder:
         recipe: str | None = None,
         dialect: str | None = None,
         engine: str | None = None,
-        device: str = "cpu",
+        device: str | Sequence[str] = "cpu",
         backend: str | None = None,
         n_threads: int | None = None,
         spinning: bool | None = None,
+        graphs: str | None = None,
+        memory_limit: int | None = None,
         verify: bool = False,
         max_waiting: int = 64,
     ) -> Encoder:
         """Open the bundle in folder `path`; `encoder.info` says what was chosen.
 
-        precision: `fp32`, `fp16`, `int8`; None: int8 for a recipe, else the only one there is, or fp32.
+        precision: `fp32`, `fp16`, `int8`; None: int8 for a recipe, else the only one there is, or fp32; on a GPU fp16.
         recipe: of int8, `fast`, `precise` or one's own; None: the first of DEFAULT_RECIPES that the bundle has.
-        dialect: `fused` or `portable`; None: the one that the backend runs best.
+        dialect: `fused`, `portable` or `packed`; None: the one that the backend runs best.
         engine: one engine by its name, instead of the three above.
         device, backend: what to run on and which library to insist on; nothing else is ever used in their place.
             No backend: OpenVINO for int8, where it is installed and the processor has VNNI; else onnxruntime first.
+            Several GPUs, `["cuda:0", "cuda:1"]`, share the batches of each call.
         n_threads: threads that compute one batch; None: the physical cores that this process may use.
         spinning: whether idle threads wait busily; None: unless a CPU quota holds. With several encoders in one
-            process give each its share of the cores, and spinning=False. OpenVINO's threads never do.
+            process give each its share of the cores, and spinning=False. OpenVINO's threads never do. On a GPU: whether
+            the thread that waits for it does; None: yes.
+        graphs: of a GPU, when graphs for small batches are captured: `at-load` (None), `first-use` or `never`.
+        memory_limit: of a GPU, bytes that onnxruntime may take for weights and activations; None: all there are.
         verify: check the weights' hash too (everything else is always checked).
         max_waiting: calls that may wait for the running one; the next gets EncoderBusyError.
 
@@ -94,6 +102,8 @@ class Encoder:
             backend=backend,
             n_threads=n_threads,
             spinning=spinning,
+            graphs=graphs,
+            memory_limit=memory_limit,
             max_waiting=max_waiting,
         )
 
@@ -106,15 +116,18 @@ class Encoder:
         recipe: str | None = None,
         dialect: str | None = None,
         engine: str | None = None,
-        device: str = "cpu",
+        device: str | Sequence[str] = "cpu",
         backend: str | None = None,
         n_threads: int | None = None,
         spinning: bool | None = None,
+        graphs: str | None = None,
+        memory_limit: int | None = None,
         max_waiting: int = 64,
     ) -> Encoder:
         """The same with a bundle that is open already."""
         # What another process needs to load this encoder again.
         arguments = {name: value for name, value in locals().items() if name not in ("cls", "bundle")}
+        devices = (device,) if isinstance(device, str) else tuple(device)
         spec, entry = choose(
             bundle,
             device=device,
@@ -124,8 +137,14 @@ class Encoder:
             dialect=dialect,
             recipe=recipe,
         )
-        options = BackendOptions(device=device, n_threads=n_threads, spinning=spinning)
-        opened = open_backend(bundle, entry, options, backend=spec.name)
+        options = BackendOptions(
+            device=devices[0],
+            n_threads=n_threads,
+            spinning=spinning,
+            graphs=resolve_graphs(graphs),
+            memory_limit=memory_limit,
+        )
+        opened = open_backends(bundle, entry, options, devices, backend=spec.name)
         return cls(bundle, entry, opened, max_waiting=max_waiting, arguments=arguments)
 
     @property
@@ -154,6 +173,7 @@ class Encoder:
         timeout: float | None = ...,
         cancel: CancelSignal | None = ...,
         out: Vectors | None = ...,
+        output: None = ...,
     ) -> Vectors: ...
 
     @overload
@@ -172,6 +192,7 @@ class Encoder:
         timeout: float | None = ...,
         cancel: CancelSignal | None = ...,
         out: Vectors | None = ...,
+        output: str | None = ...,
     ) -> Any: ...
 
     def encode(
@@ -189,6 +210,7 @@ class Encoder:
         timeout: float | None = None,
         cancel: CancelSignal | None = None,
         out: Vectors | None = None,
+        output: str | None = None,
     ) -> Any:
         """Embed texts: float32 `(n, dim)` in input order, owned by the caller; one str gives `(dim,)`.
 
@@ -202,6 +224,7 @@ class Encoder:
         timeout: seconds for the whole call, looked at between batches: EncodeTimeoutError.
         cancel: a threading.Event or the like, looked at between batches: EncodeCancelledError.
         out: where to write: float32 `(n, dim)`, C-contiguous.
+        output: `device` leaves the vectors in a GPU's memory: DeviceVectors, which torch and cupy take by DLPack.
 
         Raises InputError with the index of a text that cannot be embedded, EncoderBusyError and EncoderClosedError.
         """
@@ -214,19 +237,32 @@ class Encoder:
             normalize=normalize_embeddings,
             batch_size=batch_size,
         )
+        if output not in (None, "device"):
+            raise UsageError(f"output: expected None or 'device', got {output!r}")
+        if output and (out is not None or convert_to_tensor or not convert_to_numpy):
+            raise UsageError("output='device' gives DeviceVectors alone: leave out `out` and convert_to_...")
         texts = [sentences] if isinstance(sentences, str) else listed(sentences)
-        vectors = rows_to_fill(out, len(texts), self._info.dim)
+        shape = (self._info.dim,) if isinstance(sentences, str) else (len(texts), self._info.dim)
+        on_device = self._backend.device_vectors(shape) if output else None
+        vectors = rows_to_fill(out, len(texts), self._info.dim) if on_device is None else on_device.rows
         n_done = n_truncated = 0
         progress = progress_bars() if show_progress_bar else nullcontext()
-        with self._turns.call(timeout_s=timeout, cancel=cancel) as call, progress as report:
+        with (
+            self._turns.call(timeout_s=timeout, cancel=cancel) as call,
+            self._flow.in_flight() as in_flight,
+            progress as report,
+        ):
             for tokens in self._flow.tokenized(texts, options, call):
                 rows = vectors[n_done : n_done + len(tokens.ragged)]
                 on_rows = report and functools.partial(_report_rows, report, n_done, len(texts))
-                self._flow.embed(tokens.ragged, rows, options, call, on_rows)
+                self._flow.embed(tokens.ragged, rows, options, call, in_flight, on_rows)
                 n_done += len(rows)
                 n_truncated += int(tokens.truncated.sum())
+            in_flight.finish()
         if n_truncated:
             warnings.warn(self._truncation(n_truncated, n_done), stacklevel=2)
+        if isinstance(vectors, DeviceRows):
+            return on_device
         result = vectors[0] if isinstance(sentences, str) else vectors
         if convert_to_tensor:
             return to_tensor(result)
@@ -284,8 +320,8 @@ class Encoder:
         options = resolve_options(self._manifest, normalize=normalize_embeddings, batch_size=batch_size)
         check_ids(ragged, self._manifest)
         vectors = rows_to_fill(out, len(ragged), self._info.dim)
-        with self._turns.call(timeout_s=timeout, cancel=cancel) as call:
-            self._flow.embed(ragged, vectors, options, call)
+        with self._turns.call(timeout_s=timeout, cancel=cancel) as call, self._flow.in_flight() as in_flight:
+            self._flow.embed(ragged, vectors, options, call, in_flight)
         return vectors
 
     def tokenize(
@@ -337,14 +373,19 @@ class Encoder:
     ) -> Generator[Vectors, None, None]:
         n_done = n_truncated = 0
         windows = iter(lambda: list(islice(sentences, window)), [])
-        with self._turns.call(cancel=cancel) as call:
+        started: deque[tuple[Vectors, int]] = deque()
+        with self._turns.call(cancel=cancel) as call, self._flow.in_flight() as in_flight:
             for tokens in self._flow.tokenized_windows(windows, options, call):
                 vectors = np.empty((len(tokens.ragged), self._info.dim), dtype=np.float32)
-                self._flow.embed(tokens.ragged, vectors, options, call)
-                # Copies, so that keeping one vector does not keep its window.
-                yield from (row.copy() for row in vectors)
+                self._flow.embed(tokens.ragged, vectors, options, call, in_flight)
+                started.append((vectors, in_flight.n_started))
                 n_done += len(vectors)
                 n_truncated += int(tokens.truncated.sum())
+                # On a device, one window is under way while the vectors of those before it are taken.
+                while started and (len(started) > 1 or in_flight.is_finished(started[0][1])):
+                    yield from _taken(*started.popleft(), in_flight)
+            while started:
+                yield from _taken(*started.popleft(), in_flight)
         if n_truncated:
             warnings.warn(self._truncation(n_truncated, n_done), stacklevel=2)
 
@@ -361,6 +402,12 @@ class Encoder:
                 f"this encoder was loaded in process {self._process} and does not work in its fork {os.getpid()}, "
                 "which lacks the engine's threads: load the bundle there, or start processes with 'spawn'"
             )
+
+
+def _taken(vectors: Vectors, n_batches: int, in_flight: InFlight) -> Iterator[Vectors]:
+    """The rows of a window once its batches are done; copies, so that keeping one does not keep its window."""
+    in_flight.finish(n_batches)
+    yield from (row.copy() for row in vectors)
 
 
 def _report_rows(report: Progress, n_before: int, n_texts: int, n_rows: int) -> None:

@@ -65,6 +65,16 @@ class EngineUnavailableError(MexmaError):
     exit_code = 6
 
 
+class DeviceError(MexmaError):
+    """A device failed at what was asked of it."""
+
+    exit_code = 9
+
+
+class DeviceMemoryError(DeviceError):
+    """The device's memory is too small for what was asked; the encoder stays usable."""
+
+
 class ParityError(MexmaError):
     """An engine's vectors are further from the reference than its precision allows."""
 

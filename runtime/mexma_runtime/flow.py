@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 
 from mexma_runtime.ahead import run_ahead
 from mexma_runtime.backends.base import Backend
-from mexma_runtime.embedding import check_ids, embed
+from mexma_runtime.device_vectors import DeviceRows
+from mexma_runtime.embedding import InFlight, check_ids, embed
 from mexma_runtime.manifest import Manifest
 from mexma_runtime.options import EncodeOptions, with_prompt
 from mexma_runtime.tokenizer import TextTokenizer, Tokenized
 from mexma_runtime.turns import Call
 from mexma_runtime.types import Ragged, Vectors
-from mexma_runtime.vectors import normalize_rows
 
 INLINE_TEXTS = 64
 """So many texts are tokenized at once, without a thread."""
@@ -63,12 +63,24 @@ class Flow:
     def embed(
         self,
         ragged: Ragged,
-        out: Vectors,
+        out: Vectors | DeviceRows,
         options: EncodeOptions,
         call: Call,
+        in_flight: InFlight,
         on_rows: Callable[[int], None] | None = None,
     ) -> None:
-        """Fill `out`, float32 `(n, dim)`; `on_rows` is told the rows done after each batch."""
-        embed(self._backend, ragged, out, call, max_rows=options.batch_size, on_rows=on_rows)
-        if options.normalize:
-            normalize_rows(out)
+        """Start filling `out`, `(n, dim)`: see `embedding.embed`."""
+        embed(
+            self._backend,
+            ragged,
+            out,
+            call,
+            in_flight,
+            normalize=options.normalize,
+            max_rows=options.batch_size,
+            on_rows=on_rows,
+        )
+
+    def in_flight(self) -> InFlight:
+        """For the batches of one call."""
+        return InFlight(self._backend.info.n_in_flight)

@@ -3,6 +3,7 @@
 History of the schema (a reader knows every version up to its own):
   1  first release
   2  int8: EngineEntry.quantization
+  3  the dialect packed, with inputs of its own
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mexma_runtime.errors import BundleError
 from mexma_runtime.strictjson import read_value
 from mexma_runtime.types import Dialect, Pooling, Precision
 
-SCHEMA = 2
+SCHEMA = 3
 GROUP_STEP = 16
 """OpenVINO finds scales for groups of channels whose size is a multiple of this."""
 MANIFEST_NAME = "bundle.json"
@@ -279,8 +280,8 @@ def _upgraded(data: dict[str, Any], schema: int) -> dict[str, Any]:
     engines = data.get("engines")
     if schema < 2 and isinstance(engines, list):
         engines = [{"quantization": None, **engine} if isinstance(engine, dict) else engine for engine in engines]
-        return {**data, "schema": SCHEMA, "engines": engines}
-    return data
+        data = {**data, "engines": engines}
+    return {**data, "schema": SCHEMA}
 
 
 def _check_references(manifest: Manifest, path: Path) -> None:

@@ -29,6 +29,12 @@ class Dialect(StrEnum):
     """Standard ONNX operators alone: for TensorRT, OpenVINO and any other runtime."""
     FUSED = "fused"
     """onnxruntime's own operators, on CPU and CUDA."""
+    PACKED = "packed"
+    """onnxruntime's own operators on CUDA alone, over sentences end to end: no padding, and never int8."""
+
+
+PADDED_DIALECTS = (Dialect.PORTABLE, Dialect.FUSED)
+"""Those whose inputs are `(batch, length)`, padded; a CPU runs no others, and int8 is written in no others."""
 
 
 class Pooling(StrEnum):
@@ -77,6 +83,11 @@ class Ragged:
         np.cumsum([array.size for array in arrays], out=offsets[1:])
         ids = np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int32)
         return cls(ids=ids, offsets=offsets)
+
+    def part(self, start: int, end: int) -> Ragged:
+        """The sentences from `start` to `end`, not copied."""
+        offsets = self.offsets[start : end + 1]
+        return Ragged(ids=self.ids[offsets[0] : offsets[-1]], offsets=offsets - offsets[0])
 
     def take(self, rows: NDArray[np.int64]) -> Ragged:
         """The sentences `rows` (int64 `(m,)`, any order, repeats allowed), copied."""

@@ -25,7 +25,7 @@ from mexma_runtime import Encoder
 from mexma_runtime.bundle import Bundle, sha256_of
 from mexma_runtime.errors import TruncationWarning
 from mexma_runtime.manifest import MANIFEST_NAME
-from mexma_runtime.types import Dialect, Pooling, Precision, Vectors
+from mexma_runtime.types import PADDED_DIALECTS, Dialect, Pooling, Precision, Vectors
 
 TEXTS = [
     "A short sentence.",
@@ -74,7 +74,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("dialect", list(Dialect))
+@pytest.mark.parametrize("dialect", PADDED_DIALECTS)
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
 def test_texts_give_what_sentence_transformers_gives(
     tiny_checkpoint: Path, tiny_bundle: Path, precision: Precision, dialect: Dialect
@@ -128,7 +128,8 @@ def test_sixteen_bit_and_sharded_checkpoints(tiny_checkpoint: Path, tmp_path: Pa
 
 def test_another_process_writes_the_same_bytes(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     """Certificates included; another hash seed, working folder and bundle."""
-    done = mexma("export", tiny_checkpoint, "--out", tmp_path / "out", "--json", PYTHONHASHSEED="12345")
+    words = ("--dialect", "portable", "--dialect", "fused", "--json")
+    done = mexma("export", tiny_checkpoint, "--out", tmp_path / "out", *words, PYTHONHASHSEED="12345")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # not a terminal: no bars
     assert contents(tmp_path / "out") == contents(tiny_bundle)
@@ -138,12 +139,26 @@ def test_another_process_writes_the_same_bytes(tiny_checkpoint: Path, tiny_bundl
     assert names == contents(tiny_bundle).keys() - {MANIFEST_NAME}
 
 
+def test_packed_engines_are_published_unjudged_where_nothing_runs_them(
+    tiny_checkpoint: Path, packed_bundle: Path, tmp_path: Path
+) -> None:
+    words = ("--precision", "fp32", "--dialect", "fused", "--dialect", "packed", "--json")
+    done = mexma("export", tiny_checkpoint, "--out", tmp_path / "out", *words, PYTHONHASHSEED="12345")
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "out") == contents(packed_bundle)
+    printed = json.loads(done.stdout)
+    assert ([row["engine"] for row in printed["judged"]], printed["not_judged"]) == (["fused.fp32"], ["packed.fp32"])
+    by_name = {engine.name: engine for engine in Bundle.open(tmp_path / "out").manifest.engines}
+    assert [len(by_name[name].certificates) for name in ("fused.fp32", "packed.fp32")] == [1, 0]
+
+
 def test_without_pytorch_the_certificate_says_what_it_was_held_against(tiny_checkpoint: Path, tmp_path: Path) -> None:
     code = f"""
 import sys
 sys.modules["torch"] = sys.modules["transformers"] = None
 from mexma_runtime.cli import main
-sys.argv = ["mexma", "export", {str(tiny_checkpoint)!r}, "--out", {str(tmp_path / "out")!r}, "--precision", "fp32"]
+words = "--precision fp32 --dialect portable --dialect fused".split()
+sys.argv = ["mexma", "export", {str(tiny_checkpoint)!r}, "--out", {str(tmp_path / "out")!r}, *words]
 main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

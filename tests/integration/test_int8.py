@@ -31,13 +31,13 @@ from mexma_runtime.bundle import Bundle, sha256_of
 from mexma_runtime.errors import UsageError
 from mexma_runtime.hardware import detect_hardware, sums_int8_exactly
 from mexma_runtime.manifest import MANIFEST_NAME, EngineEntry, ProductMode
-from mexma_runtime.types import Dialect, Precision, Vectors
+from mexma_runtime.types import PADDED_DIALECTS, Dialect, Precision, Vectors
 
 ENGLISH = [line.text for line in load_sample() if line.lang == "en"]
 """Calibration never saw them: tests/unit/export/quantize/test_calibration.py."""
 EMULATOR = shutil.which("qemu-x86_64") or ""
 WITHOUT_VNNI = ("ONEDNN_MAX_CPU_ISA", "AVX2")
-ALL_STATIC = {dialect: {"*": ProductMode.STATIC} for dialect in Dialect}
+ALL_STATIC = {dialect: {"*": ProductMode.STATIC} for dialect in PADDED_DIALECTS}
 
 pytestmark = pytest.mark.skipif(
     not sums_int8_exactly(detect_hardware().instruction_sets), reason="the processor has no VNNI, as the engines need"
@@ -52,7 +52,7 @@ def few(shipped: str = "fast", /, **changes: Any) -> Recipe:
 
 def plan(out: Path, *recipes: Recipe, floats: bool = False, check: bool = False, **choices: Any) -> ExportPlan:
     precisions = (Precision.FP32, Precision.INT8) if floats else (Precision.INT8,)
-    dialects = choices.pop("dialects", tuple(Dialect))
+    dialects = choices.pop("dialects", PADDED_DIALECTS)
     int8 = Int8Options(recipes=recipes or (few(),), **choices)
     return ExportPlan(out=out, precisions=precisions, dialects=dialects, int8=int8, check_parity=check)
 
@@ -322,10 +322,10 @@ def test_what_cannot_work_is_refused_and_nothing_written(tiny_checkpoint: Path, 
     recipe, file, said = few(), tmp_path / "mine.txt", ""
     match case:
         case "pattern":
-            modes = {dialect: {"*": ProductMode.STATIC, "ffn.down": ProductMode.FLOAT} for dialect in Dialect}
+            modes = {dialect: {"*": ProductMode.STATIC, "ffn.down": ProductMode.FLOAT} for dialect in PADDED_DIALECTS}
             recipe, said = few(modes=modes), r"modes\.portable: 'ffn\.down' fits no product of this model"
         case "layer":
-            modes = {dialect: {"*": ProductMode.STATIC, "layer.99.*": ProductMode.FLOAT} for dialect in Dialect}
+            modes = {dialect: {"*": ProductMode.STATIC, "layer.99.*": ProductMode.FLOAT} for dialect in PADDED_DIALECTS}
             recipe, said = (
                 few(modes=modes),
                 r"'layer\.99\.\*' fits no .*\n.*\n.*layer\.0\.attention\.qkv to layer\.2\.ffn",
@@ -340,7 +340,7 @@ def test_what_cannot_work_is_refused_and_nothing_written(tiny_checkpoint: Path, 
             file.write_text("\U00012000\U00012001 \U00012002\n" * 200, encoding="utf-8")
             said = r"mine\.txt: 200 of 200 texts have more than 10% tokens that are unknown"
         case "names":
-            modes = {dialect: {"layer.*.ffn.*": ProductMode.STATIC} for dialect in Dialect}
+            modes = {dialect: {"layer.*.ffn.*": ProductMode.STATIC} for dialect in PADDED_DIALECTS}
             recipe, said = few(modes=modes), r"no pattern fits layer\.0\.attention\.qkv and 5 others"
     with pytest.raises(UsageError, match=said):
         run(tiny_checkpoint, plan(tmp_path / "out", recipe, calibration=file if file.exists() else None))

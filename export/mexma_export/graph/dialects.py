@@ -1,33 +1,38 @@
 """How one dialect writes the four steps that XLM-R is made of.
 
-Shapes: x `(batch, length, hidden)`; a query may be shorter than its keys (the CLS row alone in the last layer).
-Every step ends in a value of the same name in each dialect, so that two graphs can be compared value by value.
+Shapes: x `(batch, length, hidden)`, packed `(tokens, hidden)`; a query may be shorter than its keys (the CLS row alone
+in the last layer). Every step ends in a value of the same name in each dialect, so that two graphs can be compared
+value by value; only packed attention leaves out what the bias of the values adds, until the product after it.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
 from mexma_export.config import ModelConfig
 from mexma_export.graph.builder import FUSED_DOMAIN, GraphBuilder
+from mexma_export.graph.layouts import Tokens
 from mexma_export.graph.products import Products
 from mexma_runtime.types import Dialect, Precision
 
 MASKED = -3.0e38
 """Added to the score of a padded key: exp() of it is exactly 0 in fp32, and no sum with it overflows."""
 
+Bounds: TypeAlias = tuple[ir.Value, ...]
+"""What tells where sentences end; the form is the dialect's own."""
+
 
 class Steps(Protocol):
     """One dialect."""
 
-    def key_mask(self, g: GraphBuilder, attention_mask: ir.Value) -> ir.Value:
-        """What `attention` takes as its mask, made once a graph from int32 `(batch, length)`."""
+    def bounds(self, g: GraphBuilder, tokens: Tokens) -> Bounds:
+        """What tells `attention` where sentences end, made once a graph."""
 
-    def attention(self, g: GraphBuilder, query: ir.Value, keys: ir.Value, mask: ir.Value, path: str) -> ir.Value:
-        """Self-attention up to the concatenated heads: `path.out`."""
+    def attention(self, g: GraphBuilder, query: ir.Value, keys: ir.Value, bounds: Bounds, path: str) -> ir.Value:
+        """Self-attention up to the concatenated heads: `path.out`, a row for each of `query`."""
 
     def linear_add_norm(
         self, g: GraphBuilder, x: ir.Value, residual: ir.Value, linear: str, norm: str, name: str
@@ -47,16 +52,16 @@ class Portable:
     def __init__(self, config: ModelConfig, products: Products) -> None:
         self._config, self._products = config, products
 
-    def key_mask(self, g: GraphBuilder, attention_mask: ir.Value) -> ir.Value:
+    def bounds(self, g: GraphBuilder, tokens: Tokens) -> Bounds:
         """fp32 `(batch, 1, 1, length)`: 0 for tokens, MASKED for padding."""
-        is_token = g.op("Cast", [attention_mask], "attention_mask.is_token", to=ir.DataType.BOOL)
+        is_token = g.op("Cast", [tokens.inputs["attention_mask"]], "attention_mask.is_token", to=ir.DataType.BOOL)
         zero = g.constant("attention_mask.zero", np.array(0, dtype=np.float32))
         masked = g.constant("attention_mask.masked", np.array(MASKED, dtype=np.float32))
         bias = g.op("Where", [is_token, zero, masked], "attention_mask.bias")
         axes = g.constant("attention_mask.axes", np.array([1, 2], dtype=np.int64))
-        return g.op("Unsqueeze", [bias, axes], "attention_mask.bias4d")
+        return (g.op("Unsqueeze", [bias, axes], "attention_mask.bias4d"),)
 
-    def attention(self, g: GraphBuilder, query: ir.Value, keys: ir.Value, mask: ir.Value, path: str) -> ir.Value:
+    def attention(self, g: GraphBuilder, query: ir.Value, keys: ir.Value, bounds: Bounds, path: str) -> ir.Value:
         """softmax(q k^T / sqrt(head size) + mask) v, the softmax in fp32 whatever the precision."""
         scaled, k, v = self._scaled_heads(g, query, keys, path)
         # Written as two steps, the keys' transposition becomes part of OpenVINO's product; as one it costs a copy.
@@ -64,7 +69,7 @@ class Portable:
         scores = g.op("MatMul", [scaled, columns], f"{path}.scores")
         if g.float_type is not ir.DataType.FLOAT:
             scores = g.op("Cast", [scores], f"{path}.scores.fp32", to=ir.DataType.FLOAT)
-        masked = g.op("Add", [scores, mask], f"{path}.scores.masked")
+        masked = g.op("Add", [scores, *bounds], f"{path}.scores.masked")
         weights = g.op("Softmax", [masked], f"{path}.weights", axis=-1)
         if g.float_type is not ir.DataType.FLOAT:
             weights = g.op("Cast", [weights], f"{path}.weights.cast", to=g.float_type)
@@ -126,19 +131,21 @@ class FusedAttention(Portable):
     add the bias themselves.
     """
 
-    def key_mask(self, g: GraphBuilder, attention_mask: ir.Value) -> ir.Value:
+    def bounds(self, g: GraphBuilder, tokens: Tokens) -> Bounds:
         """int32 `(batch,)`: tokens a sentence; the form that keeps flash kernels possible on CUDA."""
         axes = g.constant("attention_mask.axes", np.array([1], dtype=np.int64))
-        return g.op("ReduceSum", [attention_mask, axes], "attention_mask.lengths", keepdims=0)
+        mask = tokens.inputs["attention_mask"]
+        return (g.op("ReduceSum", [mask, axes], "attention_mask.lengths", keepdims=0),)
 
-    def attention(self, g: GraphBuilder, query: ir.Value, keys: ir.Value, mask: ir.Value, path: str) -> ir.Value:
+    def attention(self, g: GraphBuilder, query: ir.Value, keys: ir.Value, bounds: Bounds, path: str) -> ir.Value:
         """MultiHeadAttention over three products; it adds their biases and scales the scores."""
         q = self._products.product(g, query, f"{path}.query")
         k = self._products.product(g, keys, f"{path}.key")
         v = self._products.product(g, keys, f"{path}.value")
         bias = g.weight(f"{path}.bias")
         heads = self._config.n_heads
-        return g.op("MultiHeadAttention", [q, k, v, bias, mask], f"{path}.out", domain=FUSED_DOMAIN, num_heads=heads)
+        inputs = [q, k, v, bias, *bounds]
+        return g.op("MultiHeadAttention", inputs, f"{path}.out", domain=FUSED_DOMAIN, num_heads=heads)
 
 
 class Fused(FusedAttention):
@@ -148,9 +155,7 @@ class Fused(FusedAttention):
         self, g: GraphBuilder, x: ir.Value, residual: ir.Value, linear: str, norm: str, name: str
     ) -> ir.Value:
         """MatMul, SkipLayerNormalization with the product's bias."""
-        return self._skip_norm(
-            g, self._products.product(g, x, linear), residual, norm, name, g.weight(f"{linear}.bias")
-        )
+        return self._skip_norm(g, self._products.product(g, x, linear), residual, norm, name, self._bias(g, linear))
 
     def linear_gelu(self, g: GraphBuilder, x: ir.Value, path: str, name: str) -> ir.Value:
         """MatMul, BiasGelu (exact)."""
@@ -161,6 +166,9 @@ class Fused(FusedAttention):
         """SkipLayerNormalization."""
         return self._skip_norm(g, x, residual, norm, name, None)
 
+    def _bias(self, g: GraphBuilder, linear: str) -> ir.Value:
+        return g.weight(f"{linear}.bias")
+
     def _skip_norm(
         self, g: GraphBuilder, x: ir.Value, residual: ir.Value, norm: str, name: str, bias: ir.Value | None
     ) -> ir.Value:
@@ -169,8 +177,39 @@ class Fused(FusedAttention):
         return g.op("SkipLayerNormalization", inputs, name, domain=FUSED_DOMAIN, epsilon=epsilon)
 
 
+class Packed(Fused):
+    """Fused, over the tokens of all sentences end to end; onnxruntime has PackedMultiHeadAttention on CUDA alone.
+
+    With no bias to add, its kernels read queries, keys and values where they are. So only the queries' bias is added
+    before it. The keys' adds one number to all scores of a query, which softmax does not see; the values' adds itself
+    to what attention gives, whose weights sum to 1, and so its product with the next matrix to that one's bias.
+    """
+
+    def bounds(self, g: GraphBuilder, tokens: Tokens) -> Bounds:
+        """Operator inputs, and with CLS pooling each sentence's first token."""
+        names = ("token_offset", "cumulative_sequence_length", "first_token")
+        return tuple(tokens.inputs[name] for name in names if name in tokens.inputs)
+
+    def attention(self, g: GraphBuilder, query: ir.Value, keys: ir.Value, bounds: Bounds, path: str) -> ir.Value:
+        """PackedMultiHeadAttention; its queries are all tokens always, of which one layer takes the first ones."""
+        token_offset, cu_seqlens, *first_token = bounds
+        q = self._products.linear(g, keys, f"{path}.query")
+        k, v = (self._products.product(g, keys, f"{path}.{part}") for part in ("key", "value"))
+        inputs = [q, k, v, None, token_offset, cu_seqlens]
+        name = f"{path}.out" if query is keys else f"{path}.all"
+        out = g.op("PackedMultiHeadAttention", inputs, name, domain=FUSED_DOMAIN, num_heads=self._config.n_heads)
+        return out if query is keys else g.op("Gather", [out, *first_token], f"{path}.out", axis=0)
+
+    def _bias(self, g: GraphBuilder, linear: str) -> ir.Value:
+        return (
+            g.weight(f"{linear}.bias.with_value") if linear.endswith("attention.output") else super()._bias(g, linear)
+        )
+
+
 def steps_of(dialect: Dialect, precision: Precision, config: ModelConfig, products: Products) -> Steps:
     """How `dialect` writes a model in `precision`."""
     if dialect is Dialect.PORTABLE:
         return Portable(config, products)
+    if dialect is Dialect.PACKED:
+        return Packed(config, products)
     return (FusedAttention if precision is Precision.INT8 else Fused)(config, products)

@@ -15,7 +15,7 @@ from typing import Any
 
 from mexma_runtime.errors import UsageError
 from mexma_runtime.manifest import GROUP_STEP, ProductMode
-from mexma_runtime.types import Dialect
+from mexma_runtime.types import PADDED_DIALECTS, Dialect
 
 SCHEMA = 1
 SHIPPED = ("fast", "precise")
@@ -162,7 +162,7 @@ def _is_shares(values: Any, lowest: float) -> bool:
 def _is_modes(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and value.keys() == set(Dialect)
+        and value.keys() == set(PADDED_DIALECTS)
         and all(
             isinstance(of, dict) and of and all(mode in _MODES[Dialect(dialect)] for mode in of.values())
             for dialect, of in value.items()
@@ -179,7 +179,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "weight_bits": ("8 or 7", lambda v: type(v) is int and v in (7, 8)),
     "group_size": (f"a multiple of {GROUP_STEP}", lambda v: type(v) is int and v > 0 and v % GROUP_STEP == 0),
     "modes": (
-        f"for each of {', '.join(Dialect)} an object of pattern -> {', '.join(ProductMode)}; no group in fused",
+        f"for each of {', '.join(PADDED_DIALECTS)} an object of pattern -> {', '.join(ProductMode)}; no group in fused",
         _is_modes,
     ),
     "migrations": (f"at most {MOST_CHOICES} numbers from 0 to 1", lambda v: _is_shares(v, 0)),
@@ -191,8 +191,8 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "copied_share": ("a number from 0 to 1", lambda v: type(v) in (int, float) and 0 <= v <= 1),
     "clippings": (f"1 to {MOST_CHOICES} numbers from 0.1 to 1", lambda v: _is_shares(v, 0.1) and v),
     "shifted": (
-        f"a list of {', '.join(Dialect)}",
-        lambda v: isinstance(v, list) and all(d in list(Dialect) for d in v),
+        f"a list of {', '.join(PADDED_DIALECTS)}",
+        lambda v: isinstance(v, list) and all(d in PADDED_DIALECTS for d in v),
     ),
     "rounding": (f"one of {', '.join(Rounding)}", lambda v: v in list(Rounding)),
     "correct_bias": ("true or false", lambda v: type(v) is bool),

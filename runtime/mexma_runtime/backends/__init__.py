@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mexma_runtime.backends.base import Backend, BackendOptions
-from mexma_runtime.backends.choice import DEFAULT_RECIPES, choose, runnable_engines
+from mexma_runtime.backends.base import Backend, BackendOptions, Graphs
+from mexma_runtime.backends.choice import DEFAULT_RECIPES, choose, devices_of, runnable_engines
 from mexma_runtime.backends.registry import BACKENDS, BackendSpec, module_of, serving
+from mexma_runtime.backends.several import SeveralBackends
 from mexma_runtime.bundle import Bundle
-from mexma_runtime.errors import EngineUnavailableError, MissingDependencyError
+from mexma_runtime.errors import EngineUnavailableError, MissingDependencyError, UsageError
 from mexma_runtime.manifest import EngineEntry
 
 __all__ = [
@@ -19,6 +22,8 @@ __all__ = [
     "backend_statuses",
     "choose",
     "open_backend",
+    "open_backends",
+    "resolve_graphs",
     "runnable_engines",
 ]
 
@@ -43,6 +48,35 @@ def open_backend(
     Raises EngineUnavailableError, MissingDependencyError or BundleError; never takes another device or backend instead.
     """
     return module_of(serving(options.device, backend)[0]).open_engine(bundle, engine, options)
+
+
+def open_backends(
+    bundle: Bundle,
+    engine: EngineEntry,
+    options: BackendOptions,
+    device: str | Sequence[str],
+    *,
+    backend: str | None = None,
+) -> Backend:
+    """The same on one device, or on several that share the batches of each call."""
+    opened: list[Backend] = []
+    try:
+        for one in devices_of(device):
+            of_device = dataclasses.replace(options, device=one)
+            opened.append(open_backend(bundle, engine, of_device, backend=backend))
+    except BaseException:
+        for there in opened:
+            there.close()
+        raise
+    return opened[0] if len(opened) == 1 else SeveralBackends(opened)
+
+
+def resolve_graphs(name: str | None) -> Graphs | None:
+    """The choice of that name; UsageError where there is none."""
+    try:
+        return None if name is None else Graphs(name)
+    except ValueError:
+        raise UsageError(f"graphs: expected one of {', '.join(Graphs)}, got {name!r}") from None
 
 
 def backend_statuses() -> list[BackendStatus]:

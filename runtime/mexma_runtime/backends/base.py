@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from enum import StrEnum
+from typing import Protocol, TypeAlias
 
 from mexma_runtime.batching import BatchPolicy
+from mexma_runtime.device_vectors import DeviceRows, DeviceVectors
 from mexma_runtime.types import Ragged, Vectors
+
+Finish: TypeAlias = Callable[[], None]
+"""Waits until a batch that was started is done, and raises what went wrong with it."""
+
+
+def done() -> None:
+    """The Finish of a batch that is done already."""
+
+
+class Graphs(StrEnum):
+    """When a GPU's graphs are captured, one for each shape of small batches."""
+
+    AT_LOAD = "at-load"
+    FIRST_USE = "first-use"
+    """When the first batch of a shape comes, which then takes long. No other thread may use CUDA in that moment."""
+    NEVER = "never"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +36,11 @@ class BackendOptions:
     n_threads: int | None = None
     """Threads that compute one batch; None: the physical cores that the process may use."""
     spinning: bool | None = None
-    """Whether idle threads wait busily: lower latency, more processor time. Only onnxruntime has the choice."""
+    """Whether waiting threads wait busily: lower latency, more processor time. Only onnxruntime has the choice."""
+    graphs: Graphs | None = None
+    """Of a GPU; None: at loading."""
+    memory_limit: int | None = None
+    """Bytes of a GPU's memory that onnxruntime may take for weights and activations; None: no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,23 +60,38 @@ class BackendInfo:
     processor: str
     """The processor and the instruction sets that the library uses of it."""
     policy: BatchPolicy
+    n_in_flight: int = 1
+    """Batches that a caller may have started and not finished."""
+    n_graphs: int = 0
+    """Graphs captured, or to be captured on first use."""
+    graph_bytes: int = 0
+    """Device memory that they take."""
 
 
 class Backend(Protocol):
-    """Runs one engine. `run` is called by one thread at a time."""
+    """Runs one engine. `start` is called by one thread at a time."""
 
-    copy_s: float
-    """Seconds that `run` has spent so far on getting ids in and vectors out: padding, binding, copies."""
-    compute_s: float
-    """Seconds that `run` has spent so far inside the library's own run."""
+    @property
+    def copy_s(self) -> float:
+        """Seconds spent so far on getting ids in and vectors out: padding, binding, copies."""
+
+    @property
+    def compute_s(self) -> float:
+        """Seconds spent so far inside the library's own run, or waiting for the device."""
 
     @property
     def info(self) -> BackendInfo:
         """What was chosen."""
 
-    def run(self, batch: Ragged, out: Vectors) -> None:
-        """Embed `batch` (n sentences, none of them empty) into `out`: float32 `(n, dim)`, C-contiguous, the
-        caller's; row i is sentence i's pooled vector, not normalised."""
+    def start(self, batch: Ragged, out: Vectors | DeviceRows, *, normalize: bool) -> Finish:
+        """Embed `batch` (n sentences, none of them empty) into `out`: float32 `(n, dim)`, C-contiguous, the caller's,
+        or rows of `device_vectors`; row i is sentence i's pooled vector, of length 1 if `normalize`.
+
+        `out` is filled when the Finish that is returned has been called; until then it must not be touched.
+        """
+
+    def device_vectors(self, shape: tuple[int, ...]) -> DeviceVectors:
+        """Room for vectors in the device's memory; UsageError where the engine runs in the host's."""
 
     def close(self) -> None:
         """Release the engine; calling it twice is fine."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TypeVar
 
-from mexma_runtime.backends.registry import BackendSpec, module_of, serving
+from mexma_runtime.backends.registry import BACKENDS, BackendSpec, module_of, serving
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.errors import EngineUnavailableError, UsageError
 from mexma_runtime.hardware import VNNI, detect_hardware, onednn_instruction_sets
@@ -22,7 +22,7 @@ DEFAULT_RECIPES = {"openvino": ("precise", "fast"), "onnxruntime": ("fast", "pre
 def choose(
     bundle: Bundle,
     *,
-    device: str,
+    device: str | Sequence[str],
     backend: str | None = None,
     engine: str | None = None,
     precision: str | None = None,
@@ -31,13 +31,13 @@ def choose(
 ) -> tuple[BackendSpec, EngineEntry]:
     """The engine of `bundle` that fits what is asked for, and the backend to run it; None leaves the choice to us.
 
-    No precision: int8 for a recipe, else the only one there is, or fp32. Of what is left, the first by `_preference`
-    whose library is installed and that this processor may run; where there is none, the first of all, for
-    `open_backend` to say what is wrong.
+    No precision: int8 for a recipe, else the only one there is, or fp32; on a GPU fp16. Of what is left, the first by
+    `_preference` whose library is installed and that this processor may run; where there is none, the first of all,
+    for `open_backend` to say what is wrong.
 
     Raises UsageError, and EngineUnavailableError that lists what the bundle has.
     """
-    specs = serving(device, backend)
+    specs = _serving_all(devices_of(device), backend)
     wanted_precision = _member(Precision, "precision", precision)
     wanted_dialect = _member(Dialect, "dialect", dialect)
     pairs = [
@@ -45,6 +45,7 @@ def choose(
         for spec in specs
         for entry in bundle.manifest.engines
         if spec.name in entry.requires
+        and _serves(spec, entry)
         and (entry.dialect in spec.dialects or entry.dialect == wanted_dialect or entry.name == engine)
     ]
     if engine is not None:
@@ -56,7 +57,8 @@ def choose(
             wanted_precision = Precision.INT8
         elif wanted_precision is None:
             there = {entry.precision for _, entry in pairs}
-            wanted_precision = there.pop() if len(there) == 1 else Precision.FP32
+            best = Precision.FP16 if specs[0].device == "cuda" and Precision.FP16 in there else Precision.FP32
+            wanted_precision = there.pop() if len(there) == 1 else best
         fitting = [
             (spec, entry)
             for spec, entry in pairs
@@ -69,8 +71,9 @@ def choose(
         wanted += f" in dialect {wanted_dialect}" if wanted_dialect else ""
         wanted += f" of recipe {recipe}" if recipe else ""
         raise EngineUnavailableError(
-            f"{bundle.folder}: no {wanted} for backend {' or '.join(spec.name for spec in specs)}; the bundle has "
-            f"{_listed(bundle)}: ask for one of these, or export the missing one into the same bundle"
+            f"{bundle.folder}: no {wanted} for backend {' or '.join(spec.name for spec in specs)} on "
+            f"{specs[0].device}; the bundle has {_listed(bundle)}: ask for one of these, or export the missing one "
+            "into the same bundle"
         )
     fitting.sort(key=_preference())
     return next((pair for pair in fitting if _works(*pair)), fitting[0])
@@ -79,15 +82,54 @@ def choose(
 def runnable_engines(bundle: Bundle, device: str) -> list[tuple[str, EngineEntry]]:
     """Each backend that serves `device` and is installed, by name, with each engine that it runs here.
 
-    fp32 first; of one precision, the pair that `choose` prefers. Raises as `choose` for what is no device.
+    fp32 first; of one precision, the pair that `choose` prefers. Raises as `choose` for what is no device, and what
+    keeps a GPU from being used.
     """
+    specs = serving(device, None)
+    for spec in specs:
+        if spec.device != "cpu":
+            module_of(spec).library_version()
     pairs = [
         (spec, engine)
-        for spec in serving(device, None)
+        for spec in specs
         for engine in bundle.manifest.engines
-        if engine.dialect in spec.dialects and spec.name in engine.requires and _works(spec, engine)
+        if engine.dialect in spec.dialects
+        and spec.name in engine.requires
+        and _serves(spec, engine)
+        and _works(spec, engine)
     ]
     return [(spec.name, engine) for spec, engine in sorted(pairs, key=_preference())]
+
+
+def runners(engine: EngineEntry) -> list[str]:
+    """The backends of this version that `engine` is for, with their devices."""
+    return [
+        f"{spec.name} on {spec.device}"
+        for spec in BACKENDS
+        if spec.module and spec.name in engine.requires and _serves(spec, engine)
+    ]
+
+
+def _serves(spec: BackendSpec, engine: EngineEntry) -> bool:
+    """Packed engines are for GPUs alone, int8 ones for CPUs."""
+    if spec.device == "cpu":
+        return engine.dialect is not Dialect.PACKED
+    return engine.precision is not Precision.INT8
+
+
+def devices_of(device: str | Sequence[str]) -> tuple[str, ...]:
+    """One or several, as a tuple."""
+    return (device,) if isinstance(device, str) else tuple(device)
+
+
+def _serving_all(devices: Sequence[str], backend: str | None) -> list[BackendSpec]:
+    """The backends for all of `devices`, which are of one kind and differ."""
+    if not devices or len(set(devices)) != len(devices):
+        raise UsageError(f"device: expected one or more different ones, got {list(devices)}")
+    found = [serving(device, backend) for device in devices]
+    if len(devices) > 1 and {spec.device for specs in found for spec in specs} != {"cuda"}:
+        raise UsageError(f"device: several are for GPUs, 'cuda:0', 'cuda:1', ..., got {list(devices)}")
+    return found[0]
 
 
 def _check_engine(bundle: Bundle, name: str, asked: dict[str, str]) -> None:
@@ -102,7 +144,7 @@ def _check_engine(bundle: Bundle, name: str, asked: dict[str, str]) -> None:
 
 def _listed(bundle: Bundle) -> str:
     engines = bundle.manifest.engines
-    return ", ".join(f"{e.name} (for {' or '.join(e.requires) or 'no backend'})" for e in engines) or "no engines"
+    return ", ".join(f"{e.name} (for {' or '.join(runners(e)) or 'no backend'})" for e in engines) or "no engines"
 
 
 def _preference() -> Callable[[tuple[BackendSpec, EngineEntry]], tuple[object, ...]]:

@@ -8,8 +8,15 @@ from typing import Any
 import numpy as np
 
 from mexma_runtime.backends.base import BackendInfo, BackendOptions
+from mexma_runtime.backends.host import HostBackend
 from mexma_runtime.backends.padding import padded_inputs
-from mexma_runtime.backends.requirements import n_threads_for, require_names, require_version, saturates
+from mexma_runtime.backends.requirements import (
+    n_threads_for,
+    refuse_device_options,
+    require_names,
+    require_version,
+    saturates,
+)
 from mexma_runtime.batching import BatchPolicy, Grouping
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.errors import EngineUnavailableError, MexmaError, MissingDependencyError
@@ -32,6 +39,7 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: BackendOptions) ->
     """Open a session for `engine`."""
     version = library_version()
     require_version(engine, NAME, version, extra="cpu")
+    refuse_device_options(options)
     hardware = detect_hardware()
     n_threads = n_threads_for(options, hardware)
     # Threads that wait busily would use up a quota that others could compute with.
@@ -61,21 +69,16 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: BackendOptions) ->
     return OnnxRuntimeCpu(session, engine=engine, manifest=bundle.manifest, info=info)
 
 
-class OnnxRuntimeCpu:
+class OnnxRuntimeCpu(HostBackend):
     """An open session. `run` is called by one thread at a time."""
 
     def __init__(self, session: Any, *, engine: EngineEntry, manifest: Manifest, info: BackendInfo) -> None:
         self._session, self._binding = session, session.io_binding()
-        self._engine, self._manifest, self._info = engine, manifest, info
+        self._engine, self._manifest, self.info = engine, manifest, info
         self.copy_s = self.compute_s = 0.0
 
-    @property
-    def info(self) -> BackendInfo:
-        """What was chosen."""
-        return self._info
-
     def run(self, batch: Ragged, out: Vectors) -> None:
-        """Embed `batch` into `out`: float32 `(n, dim)`, C-contiguous. The wrapping costs about 0.03 ms."""
+        """Embed `batch` into `out`: float32 `(n, dim)`, C-contiguous; as pooled. The wrapping costs about 0.03 ms."""
         start_s = time.perf_counter()
         out = rows_to_fill(out, len(batch), self._manifest.dim)
         arrays = padded_inputs(batch, self._manifest.text)

@@ -15,8 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexma_runtime.backends.base import BackendInfo, BackendOptions
+from mexma_runtime.backends.host import HostBackend
 from mexma_runtime.backends.padding import padded_inputs
-from mexma_runtime.backends.requirements import n_threads_for, require_names, require_version, saturates
+from mexma_runtime.backends.requirements import (
+    n_threads_for,
+    refuse_device_options,
+    require_names,
+    require_version,
+    saturates,
+)
 from mexma_runtime.batching import BatchPolicy, Grouping, plan_batches
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.errors import EngineUnavailableError, MexmaError, MissingDependencyError, UsageError
@@ -51,6 +58,7 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: BackendOptions) ->
     """Compile `engine`."""
     version = library_version()
     require_version(engine, NAME, version, extra="openvino")
+    refuse_device_options(options)
     if options.spinning:
         raise UsageError(
             "spinning=True: OpenVINO's idle threads always sleep: leave it out, or ask for backend='onnxruntime'"
@@ -67,7 +75,7 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: BackendOptions) ->
     return backend
 
 
-class OpenVinoCpu:
+class OpenVinoCpu(HostBackend):
     """A model compiled for all threads together; of int8, another one in streams when the first large batch comes.
 
     `run` is called by one thread at a time.
@@ -85,7 +93,7 @@ class OpenVinoCpu:
         self._request = compiled.create_infer_request()
         self._streams: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._pool = ThreadPoolExecutor(self._n_streams, thread_name_prefix="mexma-stream")
-        self._info = BackendInfo(
+        self.info = BackendInfo(
             backend=NAME,
             version=library_version(),
             device="cpu",
@@ -99,11 +107,6 @@ class OpenVinoCpu:
             ),
         )
         self.copy_s = self.compute_s = 0.0
-
-    @property
-    def info(self) -> BackendInfo:
-        """What was chosen."""
-        return self._info
 
     def run(self, batch: Ragged, out: Vectors) -> None:
         """Embed `batch` into `out`: float32 `(n, dim)`, C-contiguous."""

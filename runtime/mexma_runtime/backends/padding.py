@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,19 +20,43 @@ def padded_inputs(batch: Ragged, text: TextEntry) -> dict[str, NDArray[np.int32]
     Sentences of one length are not copied: `input_ids` is then a view of `batch.ids`. Padding has `text.padding_id`
     as id and the position that transformers gives it: 0 counting from zero, else `text.padding_id`.
     """
-    n, lengths = len(batch), batch.lengths
-    longest = int(lengths.max(initial=0))
+    n = len(batch)
+    longest = int(batch.lengths.max(initial=0))
     if batch.ids.size == n * longest:
-        ids = np.ascontiguousarray(batch.ids).reshape(n, longest)
-        mask = np.ones((n, longest), dtype=np.int32)
-    else:
-        is_token = np.arange(longest) < lengths[:, np.newaxis]
-        ids = np.full((n, longest), text.padding_id, dtype=np.int32)
-        ids[is_token] = batch.ids
-        mask = is_token.astype(np.int32)
+        return {
+            "input_ids": np.ascontiguousarray(batch.ids).reshape(n, longest),
+            "attention_mask": np.ones((n, longest), dtype=np.int32),
+            "position_ids": position_ids(batch, text).reshape(n, longest),
+        }
+    arrays = {name: np.empty((n, longest), dtype=np.int32) for name in INPUT_NAMES}
+    fill_padded(batch, arrays, text)
+    return arrays
+
+
+def fill_padded(batch: Ragged, arrays: Mapping[str, NDArray[Any]], text: TextEntry) -> None:
+    """The same, into arrays with room for more sentences, which become one token of padding each, and longer ones."""
+    mask = arrays["attention_mask"]
+    lengths = np.ones(len(mask), dtype=np.int64)
+    lengths[: len(batch)] = batch.lengths
+    is_token = np.arange(mask.shape[1]) < lengths[:, np.newaxis]
+    mask[...] = is_token
+    is_token[len(batch) :] = False
+    by_name = {"input_ids": (batch.ids, text.padding_id), "position_ids": (position_ids(batch, text), _first(text))}
+    for name, (values, padding) in by_name.items():
+        arrays[name][...] = padding
+        arrays[name][is_token] = values
+
+
+def position_ids(batch: Ragged, text: TextEntry) -> NDArray[np.int32]:
+    """The position of each token: int32 `(total,)`."""
     if text.position_scheme is PositionScheme.FROM_ZERO:
-        positions = np.arange(longest, dtype=np.int32) * mask
-    else:
-        counts = (ids != text.padding_id).astype(np.int32)
-        positions = np.cumsum(counts, axis=1, dtype=np.int32) * counts + np.int32(text.padding_id)
-    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        return np.arange(batch.ids.size, dtype=np.int32) - np.repeat(batch.offsets[:-1], batch.lengths).astype(np.int32)
+    counts = (batch.ids != text.padding_id).astype(np.int32)
+    n_before = np.concatenate([[0], np.cumsum(counts, dtype=np.int32)])
+    n_within = n_before[1:] - np.repeat(n_before[batch.offsets[:-1]], batch.lengths)
+    positions: NDArray[np.int32] = (n_within * counts + text.padding_id).astype(np.int32)
+    return positions
+
+
+def _first(text: TextEntry) -> int:
+    return 0 if text.position_scheme is PositionScheme.FROM_ZERO else text.padding_id

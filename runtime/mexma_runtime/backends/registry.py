@@ -50,13 +50,18 @@ BACKENDS = (
     BackendSpec(
         name="openvino", device="cpu", module="mexma_runtime.backends.openvino_cpu", dialects=(Dialect.PORTABLE,)
     ),
-    BackendSpec(name="onnxruntime", device="cuda", module=None),
+    BackendSpec(
+        name="onnxruntime",
+        device="cuda",
+        module="mexma_runtime.backends.onnxruntime_cuda",
+        dialects=(Dialect.PACKED, Dialect.FUSED),
+    ),
     BackendSpec(name="tensorrt", device="cuda", module=None),
 )
 
 
 def serving(device: str, name: str | None) -> list[BackendSpec]:
-    """The backends for `device` (`cpu`; this version refuses `cuda` and `cuda:1`), or the one of that name."""
+    """The backends for `device` (`cpu`, `cuda`, `cuda:1`), or the one of that name."""
     kind, _, index = device.partition(":")
     if kind not in {spec.device for spec in BACKENDS} or (index and (kind == "cpu" or not index.isdecimal())):
         raise UsageError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {device!r}")

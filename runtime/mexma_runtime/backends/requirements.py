@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from mexma_runtime.backends.base import BackendOptions
@@ -29,12 +29,26 @@ def require_version(engine: EngineEntry, library: str, version: str, *, extra: s
         )
 
 
-def require_names(path: Path, engine: EngineEntry, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+def require_names(
+    path: Path,
+    engine: EngineEntry,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    feedable: Collection[str] = INPUT_NAMES,
+) -> None:
     """BundleError unless the graph in `path` takes and gives what `engine` says, and we can feed it."""
-    if (list(inputs), list(outputs)) != (engine.inputs, [engine.output]) or not set(inputs) <= set(INPUT_NAMES):
+    if (list(inputs), list(outputs)) != (engine.inputs, [engine.output]) or not set(inputs) <= set(feedable):
         raise BundleError(
             path, f"expected inputs {engine.inputs} and output {engine.output}, the graph has {inputs} and {outputs}"
         )
+
+
+def refuse_device_options(options: BackendOptions) -> None:
+    """UsageError for what only a GPU has."""
+    for name in ("graphs", "memory_limit"):
+        if (value := getattr(options, name)) is not None:
+            raise UsageError(f"{name}={value} is for a GPU, and device={options.device!r} was asked for: leave it out")
 
 
 def n_threads_for(options: BackendOptions, hardware: Hardware) -> int:

@@ -53,7 +53,7 @@ def test_export_writes_both_precisions_and_dialects_unless_asked(
     app: typer.Typer, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     out, _ = run(app, "export", tiny_checkpoint, "--out", tmp_path / "all", "--skip-parity")
-    assert "engines: fused.fp16, fused.fp32, portable.fp16, portable.fp32" in out
+    assert "engines: fused.fp16, fused.fp32, packed.fp16, packed.fp32, portable.fp16, portable.fp32" in out
     words = ("--precision", "fp16", "--dialect", "portable", "--skip-parity", "--json")
     out, err = run(app, "export", tiny_checkpoint, "--out", tmp_path / "one", *words)
     printed = json.loads(out)

@@ -19,7 +19,7 @@ from mexma_export.staging import Staging
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.errors import UsageError
 from mexma_runtime.manifest import EngineEntry, Manifest, ProductMode, Quantization, QuantizedProduct
-from mexma_runtime.types import Dialect
+from mexma_runtime.types import PADDED_DIALECTS, Dialect
 
 FAST = load_recipe("fast")
 
@@ -131,11 +131,11 @@ def test_groups_of_channels_divide_what_products_read(
     checkpoint: Checkpoint, hidden: int, ffn: int, asked: int, expected: int
 ) -> None:
     config = dataclasses.replace(checkpoint.config, hidden_size=hidden, ffn_size=ffn)
-    modes = {dialect: {"*": ProductMode.GROUP} for dialect in Dialect}
+    modes = {dialect: {"*": ProductMode.GROUP} for dialect in PADDED_DIALECTS}
     assert group_size(dataclasses.replace(FAST, modes=modes, group_size=asked, copied_share=0), config) == expected
     copied = dataclasses.replace(FAST, modes=modes, group_size=asked, copied_share=1 / 64)
     assert group_size(copied, config) == expected
-    some = {dialect: {"*": ProductMode.TOKEN, "*.ffn.down": ProductMode.GROUP} for dialect in Dialect}
+    some = {dialect: {"*": ProductMode.TOKEN, "*.ffn.down": ProductMode.GROUP} for dialect in PADDED_DIALECTS}
     copied = dataclasses.replace(copied, modes=some)
     assert group_size(copied, config) == math.gcd(asked, ffn + n_copies(copied, "layer.0.ffn.down", ffn))
     assert group_size(FAST, config) == 0
@@ -174,7 +174,7 @@ def test_wishes_that_mean_nothing_are_refused(changes: dict[str, object], said: 
 
 
 def test_a_recipe_for_another_model_is_refused_before_anything_is_written(writer: EngineWriter, tmp_path: Path) -> None:
-    modes = {dialect: {"*": ProductMode.STATIC, "layer.99.*": ProductMode.FLOAT} for dialect in Dialect}
+    modes = {dialect: {"*": ProductMode.STATIC, "layer.99.*": ProductMode.FLOAT} for dialect in PADDED_DIALECTS}
     recipe: Recipe = dataclasses.replace(FAST, modes=modes)
     with pytest.raises(UsageError, match=r"'layer\.99\.\*' fits no product of this model"):
         writer.int8((recipe,), options(), (Dialect.FUSED,))

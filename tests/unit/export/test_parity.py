@@ -320,9 +320,16 @@ def test_each_shortfall_is_said(precision: Precision, metric: str, value: float)
 
 
 def test_batch_mates_may_not_change_a_vector() -> None:
-    assert check_invariance(InvarianceFigures(cosine_min=0.9999991, max_abs_difference=1.0)) == []
-    (shortfall,) = check_invariance(InvarianceFigures(cosine_min=0.9999989, max_abs_difference=0.0))
-    assert str(shortfall) == "batch invariance, cosine_min: expected >= 0.999999, got 0.9999989"
+    def shortfalls(cosine: float, precision: Precision) -> list[str]:
+        figures = InvarianceFigures(cosine_min=cosine, max_abs_difference=0.0)
+        return [str(shortfall) for shortfall in check_invariance(figures, precision)]
+
+    for precision in (Precision.FP32, Precision.INT8):
+        assert shortfalls(0.9999991, precision) == []
+        expected = "batch invariance, cosine_min: expected >= 0.999999, got 0.9999989"
+        assert shortfalls(0.9999989, precision) == [expected]
+    assert shortfalls(0.99991, Precision.FP16) == []
+    assert len(shortfalls(0.99989, Precision.FP16)) == 1
 
 
 def test_every_precision_has_thresholds() -> None:

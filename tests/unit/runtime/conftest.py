@@ -31,7 +31,7 @@ from mexma_runtime.manifest import (
     Setting,
     TextEntry,
 )
-from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
+from mexma_runtime.types import PADDED_DIALECTS, Dialect, Precision, Ragged, Vectors
 
 DIM, MAX_TOKENS, PADDING_ID = 8, 16, 1
 VOCABULARY = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", *string.ascii_lowercase, "\u2581the", "\u2581a", "and"]
@@ -185,7 +185,7 @@ def write_tokenizer(path: Path) -> None:
 
 def write_bundle(folder: Path, *, requires: str = "1.16", normalize: bool = False, **text: Any) -> Path:
     folder.mkdir(parents=True)
-    names = {dialect: f"model.{dialect}.fp32.onnx" for dialect in Dialect}
+    names = {dialect: f"model.{dialect}.fp32.onnx" for dialect in PADDED_DIALECTS}
     for name in names.values():
         (folder / WEIGHTS).unlink(missing_ok=True)
         write_graph(folder / name)

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mexma_runtime.backends import backend_statuses, onnxruntime_cpu, open_backend
-from mexma_runtime.backends.base import Backend, BackendOptions
+from mexma_runtime.backends.base import BackendOptions
+from mexma_runtime.backends.host import HostBackend
 from mexma_runtime.backends.padding import padded_inputs
 from mexma_runtime.backends.requirements import version_key
 from mexma_runtime.batching import Grouping
@@ -44,8 +45,10 @@ def variant(bundle: Bundle, dialect: Dialect, precision: Precision, backend: str
     return dataclasses.replace(engine, name=name, dialect=dialect, precision=precision, requires={backend: "1.16"})
 
 
-def opened(bundle: Bundle, **options: int | bool) -> Backend:
-    return open_backend(bundle, bundle.manifest.engines[0], BackendOptions(**options))  # type: ignore[arg-type]
+def opened(bundle: Bundle, **options: int | bool) -> HostBackend:
+    backend = open_backend(bundle, bundle.manifest.engines[0], BackendOptions(**options))  # type: ignore[arg-type]
+    assert isinstance(backend, HostBackend)
+    return backend
 
 
 def text_entry(scheme: PositionScheme) -> TextEntry:
@@ -201,7 +204,12 @@ def test_statuses_tell_what_works_and_why_the_rest_does_not() -> None:
 
     assert statuses["onnxruntime", "cpu"].problem is None
     assert statuses["onnxruntime", "cpu"].version
-    assert statuses["onnxruntime", "cuda"].problem == "not in this version of mexma-runtime"
+    assert statuses["tensorrt", "cuda"].problem == "not in this version of mexma-runtime"
+    problem = statuses["onnxruntime", "cuda"].problem
+    assert problem
+    assert "CUDAExecutionProvider was asked for" in problem
+    assert "CPUExecutionProvider" in problem
+    assert "pip install 'mexma-runtime[gpu]'" in problem
 
 
 def test_a_graph_of_other_inputs_is_refused(bundle: Bundle) -> None:

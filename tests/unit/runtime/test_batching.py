@@ -11,8 +11,13 @@ from numpy.typing import NDArray
 from mexma_runtime.batching import BatchPolicy, Grouping, plan_batches
 
 lengths_of = st.lists(st.integers(1, 40), max_size=120).map(lambda values: np.array(values, dtype=np.int64))
-policies = st.builds(BatchPolicy, max_batch_tokens=st.integers(1, 100), grouping=st.sampled_from(Grouping))
 row_limits = st.none() | st.integers(1, 9)
+policies = st.builds(
+    BatchPolicy,
+    max_batch_tokens=st.integers(1, 100),
+    grouping=st.sampled_from(Grouping),
+    max_batch_rows=row_limits,
+)
 
 
 @given(lengths_of, policies, row_limits)
@@ -31,7 +36,7 @@ def test_no_batch_is_over_the_budget(lengths: NDArray[np.int64], policy: BatchPo
         is_padded = policy.grouping is Grouping.PADDED
         n_tokens = batch.size * lengths[batch].max() if is_padded else lengths[batch].sum()
         assert batch.size == 1 or n_tokens <= policy.max_batch_tokens
-        assert max_rows is None or batch.size <= max_rows
+        assert all(limit is None or batch.size <= limit for limit in (max_rows, policy.max_batch_rows))
 
 
 @given(lengths_of, policies, row_limits)
@@ -40,6 +45,9 @@ def test_equal_lengths_where_asked_and_long_sentences_first(
 ) -> None:
     batches = plan_batches(lengths, policy, max_rows)
 
+    if policy.grouping is Grouping.IN_ORDER:
+        assert [row for batch in batches for row in batch.tolist()] == list(range(lengths.size))
+        return
     in_order = [int(length) for batch in batches for length in lengths[batch]]
     assert in_order == sorted(in_order, reverse=True)
     if policy.grouping is Grouping.EQUAL:

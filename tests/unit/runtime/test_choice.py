@@ -52,8 +52,8 @@ def int8(bundle: Bundle, recipe: str, *backends: str, activation: str = "uint8")
     return variant(bundle, Dialect.PORTABLE, Precision.INT8, *backends, recipe=recipe, activation=activation)
 
 
-def chosen(bundle: Bundle, **asked: str | None) -> tuple[str, str]:
-    spec, engine = choose(bundle, device="cpu", **asked)
+def chosen(bundle: Bundle, *, device: str = "cpu", **asked: str | None) -> tuple[str, str]:
+    spec, engine = choose(bundle, device=device, **asked)
     return spec.name, engine.name
 
 
@@ -66,8 +66,7 @@ def on_processor_with(monkeypatch: pytest.MonkeyPatch, *instruction_sets: str) -
 @pytest.mark.parametrize(
     ("device", "name", "said"),
     [
-        ("cuda", None, r"a backend for device 'cuda' is not in this version.*it has onnxruntime on cpu"),
-        ("cuda:1", "onnxruntime", r"onnxruntime on cuda:1 is not in this version"),
+        ("cuda:1", "tensorrt", r"tensorrt on cuda:1 is not in this version.*it has onnxruntime on cpu"),
         ("cuda", "openvino", r"openvino on cuda is not in this version"),
         ("cpu", "tensorrt", r"tensorrt on cpu is not in this version"),
         ("cpu", "caffe", r"there is no backend 'caffe'; this version has onnxruntime on cpu, openvino on cpu"),
@@ -220,10 +219,31 @@ def test_every_pair_that_runs_here_is_listed_floats_first(bundle: Bundle, monkey
     assert ("openvino", "portable.int8.fast.uint8") not in [
         (name, engine.name) for name, engine in runnable_engines(all_of_them, "cpu")
     ]
-    with pytest.raises(EngineUnavailableError, match="a backend for device 'cuda' is not in this version"):
+    with pytest.raises(EngineUnavailableError, match="CUDAExecutionProvider was asked for"):
         runnable_engines(bundle, "cuda")
     with pytest.raises(UsageError, match="expected 'cpu', 'cuda' or 'cuda:N', got 'tpu'"):
         runnable_engines(bundle, "tpu")
+
+
+def test_packed_engines_are_for_gpus_and_int8_for_cpus(bundle: Bundle) -> None:
+    packed, fused = (variant(bundle, dialect, Precision.FP16) for dialect in (Dialect.PACKED, Dialect.FUSED))
+    fp32, int8_ = (variant(bundle, Dialect.PACKED, Precision.FP32), variant(bundle, Dialect.FUSED, Precision.INT8))
+    all_of_them = with_engines(bundle, fused, int8_, fp32, packed)
+
+    assert chosen(all_of_them, device="cuda") == ("onnxruntime", "packed.fp16")
+    assert chosen(all_of_them, device="cuda:1", precision="fp32") == ("onnxruntime", "packed.fp32")
+    assert chosen(all_of_them, device="cuda", dialect="fused") == ("onnxruntime", "fused.fp16")
+    assert choose(all_of_them, device=["cuda:0", "cuda:1"])[1].name == "packed.fp16"
+    with pytest.raises(EngineUnavailableError, match=r"no int8 engine for .* on cuda; .* \(for onnxruntime on cpu\)"):
+        chosen(all_of_them, device="cuda", precision="int8")
+    with pytest.raises(EngineUnavailableError, match=r"no engine packed\.fp16 .* \(for onnxruntime on cuda\)"):
+        chosen(all_of_them, engine="packed.fp16")
+
+
+@pytest.mark.parametrize("devices", [[], ["cuda", "cuda"], ["cpu", "cuda"], ["cuda:0", "cpu"]])
+def test_several_devices_are_different_gpus(bundle: Bundle, devices: list[str]) -> None:
+    with pytest.raises(UsageError, match="device: "):
+        choose(bundle, device=devices)
 
 
 def test_the_only_precision_is_taken(bundle: Bundle) -> None:
@@ -235,7 +255,8 @@ def test_an_engine_that_is_not_there_is_answered_with_those_that_are(bundle: Bun
         bundle, variant(bundle, Dialect.FUSED, Precision.FP16), variant(bundle, Dialect.FUSED, Precision.INT8)
     )
     said = (
-        r"no fp32 engine for backend onnxruntime or openvino; the bundle has fused.fp16 \(for onnxruntime\), fused.int8"
+        r"no fp32 engine for backend onnxruntime or openvino on cpu; the bundle has fused.fp16 "
+        r"\(for onnxruntime on cpu or onnxruntime on cuda\), fused.int8 \(for onnxruntime on cpu\)"
     )
 
     with pytest.raises(EngineUnavailableError, match=said):
@@ -244,7 +265,7 @@ def test_an_engine_that_is_not_there_is_answered_with_those_that_are(bundle: Bun
         chosen(two, precision="int8", dialect="portable", recipe="fast")
     with pytest.raises(EngineUnavailableError, match=r"no engine 'fused\.fp8'; the bundle has fused\.fp16"):
         chosen(two, engine="fused.fp8")
-    with pytest.raises(EngineUnavailableError, match=r"no engine fused\.fp16 for backend openvino; the b"):
+    with pytest.raises(EngineUnavailableError, match=r"no engine fused\.fp16 for backend openvino on cpu; the b"):
         chosen(two, engine="fused.fp16", backend="openvino")
     with pytest.raises(EngineUnavailableError, match="the bundle has no engines"):
         chosen(with_engines(bundle))

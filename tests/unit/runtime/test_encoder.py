@@ -429,8 +429,12 @@ def test_info_says_what_was_chosen(bundle_folder: Path) -> None:
 
 
 def test_loading_takes_nothing_else_instead(bundle_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(EngineUnavailableError, match="cuda"):
+    with pytest.raises(EngineUnavailableError, match="CUDAExecutionProvider was asked for, and the installed onnx"):
         Encoder.load(bundle_folder, device="cuda")
+    with pytest.raises(UsageError, match="memory_limit=1 is for a GPU, and device='cpu' was asked for"):
+        Encoder.load(bundle_folder, memory_limit=1)
+    with pytest.raises(UsageError, match="graphs: expected one of at-load, first-use, never, got 'always'"):
+        Encoder.load(bundle_folder, graphs="always")
     with pytest.raises(EngineUnavailableError, match="no int8 engine"):
         Encoder.load(bundle_folder, precision="int8")
     with pytest.raises(BundleError, match="does not exist"):

@@ -102,21 +102,24 @@ def test_the_golden_file_is_read_and_written_as_it_is() -> None:
     read = Manifest.from_json(text, path=path)
 
     assert read.to_json() == text
-    assert (read.schema, read.dim, read.pooling_mode, read.is_normalized) == (2, 1024, Pooling.CLS, False)
+    assert (read.schema, read.dim, read.pooling_mode, read.is_normalized) == (3, 1024, Pooling.CLS, False)
     assert [(e.name, e.quantization is None) for e in read.engines] == [
         ("fused.fp32", True),
+        ("packed.fp32", True),
         ("portable.int8.fast.uint8", False),
     ]
 
 
-def test_what_schema_1_lacks_is_filled_in() -> None:
-    path = GOLDEN / "bundle.schema-1.json"
+@pytest.mark.parametrize("schema", [1, 2])
+def test_what_older_schemas_lack_is_filled_in(schema: int) -> None:
+    path = GOLDEN / f"bundle.schema-{schema}.json"
 
     read = Manifest.from_json(path.read_text(encoding="utf-8"), path=path)
 
-    newer = GOLDEN / "bundle.schema-2.json"
+    newer = GOLDEN / f"bundle.schema-{SCHEMA}.json"
     expected = Manifest.from_json(newer.read_text(encoding="utf-8"), path=newer)
-    assert read.engines == expected.engines[:1]
+    fused, _, int8 = expected.engines
+    assert read.engines == [fused, int8][:schema]
     assert Manifest.from_json(read.to_json(), path=path) == read
     assert read.schema == SCHEMA
 

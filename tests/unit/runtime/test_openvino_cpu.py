@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mexma_runtime.backends import backend_statuses, open_backend
 from mexma_runtime.backends.base import Backend, BackendOptions
+from mexma_runtime.backends.host import HostBackend
 from mexma_runtime.backends.openvino_cpu import LEAST_STREAMED_TOKENS
 from mexma_runtime.batching import BatchPolicy, Grouping
 from mexma_runtime.bundle import Bundle
@@ -46,14 +47,16 @@ def portable(bundle: Bundle, precision: Precision = Precision.FP32) -> EngineEnt
     return dataclasses.replace(engine, requires={"onnxruntime": "1.16", "openvino": "2026.1"})
 
 
-def opened(bundle: Bundle, engine: EngineEntry | None = None, **options: int | bool | None) -> Backend:
+def opened(bundle: Bundle, engine: EngineEntry | None = None, **options: int | bool | None) -> HostBackend:
     given = BackendOptions(**{"n_threads": 1, **options})  # type: ignore[arg-type]
-    return open_backend(bundle, engine or portable(bundle), given, backend="openvino")
+    backend = open_backend(bundle, engine or portable(bundle), given, backend="openvino")
+    assert isinstance(backend, HostBackend)
+    return backend
 
 
 def embedded(backend: Backend, ragged: Ragged, dim: int = 8) -> Vectors:
     out = np.full((len(ragged), dim), np.nan, dtype=np.float32)
-    backend.run(ragged, out)
+    backend.start(ragged, out, normalize=False)()
     return out
 
 
@@ -317,7 +320,7 @@ def test_memory_stays_flat_under_changing_shapes(tiny_bundle: Path) -> None:
         """
         import re, numpy as np
         from mexma_runtime.backends import open_backend
-        from mexma_runtime.backends.base import BackendOptions
+        from mexma_runtime.backends.base import Backend, BackendOptions
         from mexma_runtime.bundle import Bundle
         import dataclasses
         def resident_mb():

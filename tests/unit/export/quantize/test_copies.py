@@ -11,7 +11,7 @@ from mexma_export.quantize.copies import count_copies, n_copies, with_copies
 from mexma_export.quantize.recipe import load_recipe
 from mexma_export.quantize.statistics import InputStatistics, Observer
 from mexma_runtime.manifest import ProductMode
-from mexma_runtime.types import Dialect
+from mexma_runtime.types import PADDED_DIALECTS, Dialect
 
 
 def statistics(seed: int) -> InputStatistics:
@@ -40,7 +40,7 @@ def statistics(seed: int) -> InputStatistics:
 def test_channels_are_added_by_multiples_and_fill_groups_up(
     mode: ProductMode, share: float, n_channels: int, expected: int
 ) -> None:
-    modes = {dialect: {"*": ProductMode.FLOAT} for dialect in Dialect}
+    modes = {dialect: {"*": ProductMode.FLOAT} for dialect in PADDED_DIALECTS}
     modes[Dialect.PORTABLE]["*.ffn.down"] = mode
     recipe = dataclasses.replace(load_recipe("precise"), modes=modes, group_size=128, copied_share=share)
     assert n_copies(recipe, "layer.3.ffn.down", n_channels) == expected

@@ -1,0 +1,126 @@
+"""How the tokens of a batch lie: padded to `(batch, length)`, or packed end to end. The graph's inputs, and pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from mexma_export.graph.builder import GraphBuilder
+from mexma_runtime.types import Dialect, Pooling
+
+PADDED_INPUTS = ("input_ids", "attention_mask", "position_ids")
+"""int32 `(batch, length)` each; the mask is 1 for tokens and 0 for padding, which is on the right."""
+SMALLEST_NORM = 1e-12
+"""torch.nn.functional.normalize's eps."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tokens:
+    """A graph's inputs by their names."""
+
+    inputs: Mapping[str, ir.Value]
+
+    @property
+    def ids(self) -> ir.Value:
+        """int32, a token id for each row of the hidden state."""
+        return self.inputs["input_ids"]
+
+    @property
+    def positions(self) -> ir.Value:
+        """int32, as `ids`."""
+        return self.inputs["position_ids"]
+
+
+class Layout(Protocol):
+    """One way for tokens to lie."""
+
+    def declare(self, g: GraphBuilder, pooling: Pooling) -> Tokens:
+        """The graph's inputs."""
+
+    def first_rows(self, g: GraphBuilder, x: ir.Value, tokens: Tokens) -> ir.Value:
+        """The first token's row of each sentence, which is all that CLS pooling reads."""
+
+    def pooled(self, g: GraphBuilder, x: ir.Value, tokens: Tokens, pooling: Pooling, output: str) -> ir.Value:
+        """`output`: float32 `(batch, hidden)` from the float32 hidden state, of CLS pooling its first rows."""
+
+
+class PaddedLayout:
+    """Inputs: PADDED_INPUTS. Vectors are as pooled: who reads them may give them length 1."""
+
+    def declare(self, g: GraphBuilder, pooling: Pooling) -> Tokens:
+        """PADDED_INPUTS."""
+        return Tokens(inputs={name: g.input(name, ["batch", "length"]) for name in PADDED_INPUTS})
+
+    def first_rows(self, g: GraphBuilder, x: ir.Value, tokens: Tokens) -> ir.Value:
+        """`(batch, 1, hidden)`."""
+        first, one, axis = (
+            g.constant(f"cls.{n}", np.array([v], np.int64)) for n, v in (("first", 0), ("end", 1), ("axis", 1))
+        )
+        return g.op("Slice", [x, first, one, axis], "cls.row")
+
+    def pooled(self, g: GraphBuilder, x: ir.Value, tokens: Tokens, pooling: Pooling, output: str) -> ir.Value:
+        """The first row, or the mean over the tokens as sentence-transformers' Pooling computes it."""
+        if pooling is Pooling.CLS:
+            return g.op("Squeeze", [x, g.constant("cls.axis", np.array([1], np.int64))], output)
+        axis = g.constant("pooling.axis", np.array([1], np.int64))
+        last = g.constant("pooling.last_axis", np.array([-1], np.int64))
+        weights = g.op("Cast", [tokens.inputs["attention_mask"]], "pooling.weights", to=ir.DataType.FLOAT)
+        column = g.op("Unsqueeze", [weights, last], "pooling.column")
+        total = g.op("ReduceSum", [g.op("Mul", [x, column], "pooling.tokens"), axis], "pooling.sum", keepdims=0)
+        count = g.op("ReduceSum", [weights, axis], "pooling.count", keepdims=1)
+        return g.op("Div", [total, count], output)
+
+
+class PackedLayout:
+    """All tokens end to end, and where sentences begin; the graph itself gives vectors length 1, where asked to.
+
+    input_ids, position_ids: int32 `(tokens,)`.
+    token_offset: int32 `(batch, length)`. PackedMultiHeadAttention takes the batch and the longest length from its
+        shape; the kernels that engines are admitted with never read what is in it.
+    cumulative_sequence_length: int32 `(batch + 1,)`, where each sentence begins and the last ends.
+    first_token: int32 `(batch,)`, with CLS pooling.
+    token_rows, token_weights: int32 and float32 `(batch, length)`, with mean pooling: the rows of a sentence's tokens
+        and 1 / their number; 0 and 0 past its end.
+    normalize: bool `(1,)`.
+    """
+
+    def declare(self, g: GraphBuilder, pooling: Pooling) -> Tokens:
+        """The above."""
+        inputs = {name: g.input(name, ["tokens"]) for name in ("input_ids", "position_ids")}
+        inputs["token_offset"] = g.input("token_offset", ["batch", "length"])
+        inputs["cumulative_sequence_length"] = g.input("cumulative_sequence_length", ["bounds"])
+        if pooling is Pooling.CLS:
+            inputs["first_token"] = g.input("first_token", ["batch"])
+        else:
+            inputs["token_rows"] = g.input("token_rows", ["batch", "length"])
+            inputs["token_weights"] = g.input("token_weights", ["batch", "length"], ir.DataType.FLOAT)
+        inputs["normalize"] = g.input("normalize", [1], ir.DataType.BOOL)
+        return Tokens(inputs=inputs)
+
+    def first_rows(self, g: GraphBuilder, x: ir.Value, tokens: Tokens) -> ir.Value:
+        """`(batch, hidden)`."""
+        return g.op("Gather", [x, tokens.inputs["first_token"]], "cls.row", axis=0)
+
+    def pooled(self, g: GraphBuilder, x: ir.Value, tokens: Tokens, pooling: Pooling, output: str) -> ir.Value:
+        """The first rows, or the mean of each sentence's rows; over its length or over 1."""
+        last = g.constant("pooling.last_axis", np.array([-1], np.int64))
+        if pooling is Pooling.MEAN:
+            rows = g.op("Gather", [x, tokens.inputs["token_rows"]], "pooling.rows", axis=0)
+            column = g.op("Unsqueeze", [tokens.inputs["token_weights"], last], "pooling.column")
+            axis = g.constant("pooling.axis", np.array([1], np.int64))
+            x = g.op("ReduceSum", [g.op("Mul", [rows, column], "pooling.tokens"), axis], "pooling.mean", keepdims=0)
+        smallest, one = (
+            g.constant(f"pooling.{n}", np.array(v, np.float32)) for n, v in (("least", SMALLEST_NORM), ("one", 1))
+        )
+        norm = g.op("Max", [g.op("ReduceL2", [x, last], "pooling.norm", keepdims=1), smallest], "pooling.norm.least")
+        divisor = g.op("Where", [tokens.inputs["normalize"], norm, one], "pooling.divisor")
+        return g.op("Div", [x, divisor], output)
+
+
+def layout_of(dialect: Dialect) -> Layout:
+    """How `dialect` lays out tokens."""
+    return PackedLayout() if dialect is Dialect.PACKED else PaddedLayout()

@@ -1,0 +1,116 @@
+"""An NVIDIA GPU through NVIDIA's own bindings of the CUDA runtime: memory, one stream, events."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexma_runtime.errors import DeviceError, DeviceMemoryError, MissingDependencyError
+
+
+def import_cudart() -> Any:
+    """cuda.bindings.runtime; MissingDependencyError where it is not installed."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise MissingDependencyError("cuda-bindings", needed_for="running an engine on a GPU", extra="gpu") from error
+    return runtime
+
+
+def call(function: Any, *arguments: Any) -> Any:
+    """What a function of the CUDA runtime gives; DeviceMemoryError or DeviceError where it fails."""
+    cudart = import_cudart()
+    error, *results = function(*arguments)
+    if error != cudart.cudaError_t.cudaSuccess:
+        name = getattr(function, "__name__", "a CUDA function")
+        kind = DeviceMemoryError if error == cudart.cudaError_t.cudaErrorMemoryAllocation else DeviceError
+        raise kind(f"{name} failed: {error.name} ({int(error)})")
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+class CudaAllocation:
+    """Memory of a GPU, freed with this object."""
+
+    def __init__(self, n_bytes: int, stream: Any) -> None:
+        cudart = import_cudart()
+        self.pointer = int(call(cudart.cudaMalloc, max(1, n_bytes)))
+        self._release = weakref.finalize(self, cudart.cudaFree, self.pointer)
+        call(cudart.cudaMemsetAsync, self.pointer, 0, n_bytes, stream)
+
+
+class CudaMark:
+    """An event that was recorded in a stream."""
+
+    def __init__(self, stream: Any, *, spinning: bool) -> None:
+        cudart = import_cudart()
+        flags = cudart.cudaEventDisableTiming | (0 if spinning else cudart.cudaEventBlockingSync)
+        self._event = call(cudart.cudaEventCreateWithFlags, flags)
+        self._release = weakref.finalize(self, cudart.cudaEventDestroy, self._event)
+        call(cudart.cudaEventRecord, self._event, stream)
+
+    def wait(self) -> None:
+        """Return when all that was queued before it is done."""
+        call(import_cudart().cudaEventSynchronize, self._event)
+
+
+class CudaDevice:
+    """A GPU and one stream; it belongs to the thread that made it, but for `CudaMark.wait`."""
+
+    kind = "cuda"
+
+    def __init__(self, index: int, *, spinning: bool = True) -> None:
+        self._cudart = cudart = import_cudart()
+        self.index, self._spinning = index, spinning
+        call(cudart.cudaSetDevice, index)
+        self._stream: Any = call(cudart.cudaStreamCreateWithFlags, cudart.cudaStreamNonBlocking)
+
+    @property
+    def stream(self) -> int:
+        """The stream's handle."""
+        return int(self._stream)
+
+    def allocate(self, n_bytes: int) -> CudaAllocation:
+        """So many zeros; DeviceMemoryError where they do not fit."""
+        return CudaAllocation(n_bytes, self._stream)
+
+    def host_bytes(self, n_bytes: int) -> NDArray[np.uint8]:
+        """Page-locked memory, released with the array."""
+        cudart = self._cudart
+        pointer = int(call(cudart.cudaHostAlloc, max(1, n_bytes), cudart.cudaHostAllocDefault))
+        buffer = (ctypes.c_uint8 * n_bytes).from_address(pointer)
+        weakref.finalize(buffer, cudart.cudaFreeHost, pointer)
+        return np.ctypeslib.as_array(buffer)
+
+    def upload(self, source: NDArray[np.uint8], pointer: int) -> None:
+        """Queue a copy to the device."""
+        kind = self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+        call(self._cudart.cudaMemcpyAsync, pointer, source.ctypes.data, source.nbytes, kind, self._stream)
+
+    def download(self, pointer: int, target: NDArray[np.uint8]) -> None:
+        """Queue a copy from the device."""
+        kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        call(self._cudart.cudaMemcpyAsync, target.ctypes.data, pointer, target.nbytes, kind, self._stream)
+
+    def copy(self, source: int, target: int, n_bytes: int) -> None:
+        """Queue a copy within the device."""
+        kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        call(self._cudart.cudaMemcpyAsync, target, source, n_bytes, kind, self._stream)
+
+    def mark(self) -> CudaMark:
+        """Queue a mark."""
+        return CudaMark(self._stream, spinning=self._spinning)
+
+    def free_bytes(self) -> int:
+        """Memory of the device that nobody has."""
+        free, _ = call(self._cudart.cudaMemGetInfo)
+        return int(free)
+
+    def close(self) -> None:
+        """Release the stream; calling it twice is fine."""
+        if self._stream is not None:
+            call(self._cudart.cudaStreamDestroy, self._stream)
+            self._stream = None

@@ -1,0 +1,53 @@
+"""What a backend needs of a device beside its engine library: memory on both sides, copies in order, and marks."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Allocation(Protocol):
+    """A piece of the device's memory, zeros at first."""
+
+    pointer: int
+
+
+class Mark(Protocol):
+    """A place in the device's queue."""
+
+    def wait(self) -> None:
+        """Return when all that was queued before it is done."""
+
+
+class Device(Protocol):
+    """One device and one queue (stream) of work on it. All but `Mark.wait` is called by one thread."""
+
+    kind: str
+    """As onnxruntime names it: `cuda`."""
+    index: int
+
+    def allocate(self, n_bytes: int) -> Allocation:
+        """So many zeros; DeviceMemoryError where they do not fit."""
+
+    def host_bytes(self, n_bytes: int) -> NDArray[np.uint8]:
+        """Memory of the host that copies to and from the device run beside computation with (page-locked)."""
+
+    def upload(self, source: NDArray[np.uint8], pointer: int) -> None:
+        """Queue a copy of `source`, of `host_bytes`, to the device."""
+
+    def download(self, pointer: int, target: NDArray[np.uint8]) -> None:
+        """Queue a copy to `target`, of `host_bytes`, from the device."""
+
+    def copy(self, source: int, target: int, n_bytes: int) -> None:
+        """Queue a copy within the device."""
+
+    def mark(self) -> Mark:
+        """Queue a mark."""
+
+    def free_bytes(self) -> int:
+        """Memory of the device that nobody has."""
+
+    def close(self) -> None:
+        """Release the queue; calling it twice is fine."""

@@ -1,0 +1,288 @@
+"""One engine on one device: inputs laid out in page-locked memory, queued, run by IO binding, vectors fetched.
+
+Nothing here knows CUDA: the same class runs on onnxruntime's CPU provider, and is tested there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexma_runtime.backends.device import Device, Mark
+from mexma_runtime.backends.lattice import smallest_that_holds
+from mexma_runtime.backends.layouts import ArraySpec, Layout, Shape
+from mexma_runtime.device_vectors import DeviceRows
+from mexma_runtime.errors import DeviceMemoryError, MexmaError, UsageError
+from mexma_runtime.manifest import EngineEntry
+from mexma_runtime.types import Ragged, Vectors
+from mexma_runtime.vectors import normalize_rows
+
+N_ROOMS = 2
+"""Batches that are under way at once: one is computed while the next is laid out."""
+ALIGNMENT = 256
+"""Bytes; as cudaMalloc aligns."""
+NO_GRAPH = -1
+"""gpu_graph_id of runs that are neither captured nor replayed."""
+
+
+class Flight:
+    """A batch that was queued. Whoever needs it done first, the caller or the next user of its memory, finishes it."""
+
+    def __init__(self, room: _Room, mark: Mark, target: Vectors | None, *, normalize: bool) -> None:
+        self._room, self._mark, self._target, self._normalize = room, mark, target, normalize
+        self._lock = threading.Lock()
+        self._is_done = False
+        self.wait_s = self.copy_s = 0.0
+
+    def finish(self) -> None:
+        """Return when the vectors are where they belong."""
+        with self._lock:
+            if self._is_done:
+                return
+            start_s = time.perf_counter()
+            self._mark.wait()
+            waited_s = time.perf_counter()
+            if self._target is not None:
+                self._target[...] = self._room.host_vectors[: len(self._target)]
+                if self._normalize:
+                    normalize_rows(self._target)
+            self._is_done, self._target = True, None
+            self.wait_s, self.copy_s = waited_s - start_s, time.perf_counter() - waited_s
+
+
+class DeviceEngine:
+    """An open session on a device. Its methods are called by one thread; flights may be finished by any."""
+
+    def __init__(
+        self,
+        session: Any,
+        device: Device,
+        layout: Layout,
+        entry: EngineEntry,
+        *,
+        dim: int,
+        capacity: Shape,
+        buckets: Iterable[Shape] = (),
+    ) -> None:
+        """`capacity`: the largest batch; larger ones are refused by `launch`. Memory is taken for it here."""
+        self._session, self._device, self._layout, self._entry, self._dim = session, device, layout, entry, dim
+        self.capacity = capacity
+        room_for = [capacity, *buckets]
+        constants = [spec for shape in room_for for spec in layout.constant_specs(shape).values()]
+        self._zeros = device.allocate(max(map(_bytes_of, constants), default=0))
+        self._rooms = [_Room(device, layout, capacity, dim) for _ in range(N_ROOMS)]
+        self._n_direct = 0
+        self._direct = _run_options(NO_GRAPH)
+        self._buckets: dict[Shape, _Bucket] = {}
+        self.graph_bytes = 0
+        """Device memory that buckets have taken: their own, their graphs' and what the arena grew by."""
+        self.copy_s = self.compute_s = 0.0
+
+    @property
+    def buckets(self) -> list[Shape]:
+        """Shapes that are run as captured graphs."""
+        return list(self._buckets)
+
+    def add_bucket(self, shape: Shape) -> None:
+        """From now on, run what fits in `shape`: a graph is captured by the first run there."""
+        free_bytes = self._device.free_bytes()
+        room = _Room(self._device, self._layout, shape, self._dim)
+        binding = self._session.io_binding()
+        self._bind(binding, room, shape, room.vectors.pointer)
+        options = _run_options(len(self._buckets) + 1)
+        self._buckets[shape] = _Bucket(shape, room, binding, options)
+        self.graph_bytes += free_bytes - self._device.free_bytes()
+
+    def remove_bucket(self, shape: Shape) -> None:
+        """The contrary."""
+        if bucket := self._buckets.pop(shape, None):
+            bucket.room.finish()
+
+    def fits(self, batch: Ragged, shape: Shape) -> bool:
+        """Whether there is room for `batch` in `shape`."""
+        return shape.holds(self._layout.shape_of(batch))
+
+    def shape_for(self, batch: Ragged) -> tuple[Shape, bool]:
+        """What `batch` runs in, and whether that is a bucket."""
+        need = self._layout.shape_of(batch)
+        bucket = smallest_that_holds(self._buckets, need)
+        return (bucket, True) if bucket else (need, False)
+
+    def launch(
+        self, batch: Ragged, target: Vectors | DeviceRows, *, normalize: bool, shape: Shape | None = None
+    ) -> Flight:
+        """Queue `batch`, its vectors to go to `target`: float32 `(n, dim)` of the host, or rows of DeviceVectors.
+
+        shape: the bucket to take instead of the smallest, or `capacity` for none.
+        Raises DeviceMemoryError where the device's memory, or the capacity, is too small for it.
+        """
+        start_s = time.perf_counter()
+        need = self._layout.shape_of(batch)
+        bucket = self._bucket_for(need, shape)
+        if bucket is None and not self.capacity.holds(need):
+            raise DeviceMemoryError(f"a batch of {_words(need)}, and there is room for {_words(self.capacity)}")
+        room, laid = (bucket.room, bucket.shape) if bucket else (self._next_room(), need)
+        room.finish()
+        n_bytes, row_bytes = room.lay(batch, laid, normalize=normalize), 4 * self._dim
+        on_device = isinstance(target, DeviceRows)
+        if on_device and normalize and not self._layout.normalizes:
+            raise UsageError(f"engine {self._entry.name} gives no vectors of length 1 on a device: use a packed one")
+        source = room.vectors.pointer
+        if bucket is None:
+            source = target.pointer if isinstance(target, DeviceRows) else source
+            self._bind(room.binding(self._session), room, laid, source)
+        if bucket and not bucket.is_captured:
+            # Nobody may wait for the device while a graph is captured.
+            self.finish()
+        self._device.upload(room.host[:n_bytes], room.inputs.pointer)
+        laid_s = time.perf_counter()
+        self._run(bucket, room, laid)
+        ran_s = time.perf_counter()
+        if not isinstance(target, DeviceRows):
+            self._device.download(source, room.host_vectors.view(np.uint8).reshape(-1)[: len(batch) * row_bytes])
+        elif bucket:
+            self._device.copy(source, target.pointer, len(batch) * row_bytes)
+        host_target = None if isinstance(target, DeviceRows) else target
+        room.flight = Flight(
+            room, self._device.mark(), host_target, normalize=normalize and not self._layout.normalizes
+        )
+        self.compute_s += ran_s - laid_s
+        self.copy_s += time.perf_counter() - ran_s + laid_s - start_s
+        return room.flight
+
+    def run_largest(self) -> None:
+        """Run a batch that needs all of the capacity: afterwards the library has all the memory that any needs."""
+        shape = self._layout.room_for(self.capacity)
+        left = shape.n_tokens - shape.longest
+        n_others = min(shape.n_sentences - 1, left)
+        others = [left // n_others + (row < left % n_others) for row in range(n_others)]
+        lengths = np.array([shape.longest, *others], dtype=np.int64)
+        batch = Ragged(ids=np.zeros(lengths.sum(), dtype=np.int32), offsets=np.concatenate([[0], np.cumsum(lengths)]))
+        vectors = np.empty((len(batch), self._dim), dtype=np.float32)
+        self.launch(batch, vectors, normalize=False, shape=self.capacity).finish()
+
+    def finish(self) -> None:
+        """Return when nothing is under way."""
+        for room in [*self._rooms, *(bucket.room for bucket in self._buckets.values())]:
+            room.finish()
+
+    def close(self) -> None:
+        """Release session and memory."""
+        self.finish()
+        self._buckets.clear()
+        self._rooms.clear()
+        self._session = None
+
+    def _bucket_for(self, need: Shape, shape: Shape | None) -> _Bucket | None:
+        chosen = smallest_that_holds(self._buckets, need) if shape is None else shape
+        return None if chosen is None else self._buckets.get(chosen)
+
+    def _next_room(self) -> _Room:
+        self._n_direct += 1
+        return self._rooms[self._n_direct % N_ROOMS]
+
+    def _bind(self, binding: Any, room: _Room, shape: Shape, vectors: int) -> None:
+        kind, index = self._device.kind, self._device.index
+        for name, (spec, offset) in room.places(shape).items():
+            binding.bind_input(name, kind, index, spec.dtype, spec.shape, room.inputs.pointer + offset)
+        for name, spec in self._layout.constant_specs(shape).items():
+            binding.bind_input(name, kind, index, spec.dtype, spec.shape, self._zeros.pointer)
+        binding.bind_output(self._entry.output, kind, index, np.float32, (shape.n_sentences, self._dim), vectors)
+
+    def _run(self, bucket: _Bucket | None, room: _Room, shape: Shape) -> None:
+        binding, options = (bucket.binding, bucket.options) if bucket else (room.binding(self._session), self._direct)
+        free_bytes = self._device.free_bytes() if bucket and not bucket.is_captured else 0
+        try:
+            self._session.run_with_iobinding(binding, options)
+        except Exception as error:
+            what = f"{self._entry.file}: onnxruntime failed on a batch of {_words(shape)}: {error}"
+            raise (DeviceMemoryError if is_out_of_memory(error) else MexmaError)(what) from error
+        if bucket and not bucket.is_captured:
+            bucket.is_captured = True
+            self.graph_bytes += free_bytes - self._device.free_bytes()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether onnxruntime says that memory of the device ran out."""
+    text = str(error).lower()
+    return any(words in text for words in ("out of memory", "failed to allocate memory", "cuda failure 2:"))
+
+
+class _Room:
+    """Memory for one batch under way, on both sides: inputs one after another, so that one copy takes them over."""
+
+    def __init__(self, device: Device, layout: Layout, capacity: Shape, dim: int) -> None:
+        self._layout = layout
+        n_bytes = _end_of(self.places(layout.room_for(capacity)))
+        self.host, self.inputs = device.host_bytes(n_bytes), device.allocate(n_bytes)
+        vector_bytes = capacity.n_sentences * dim * 4
+        self.host_vectors = device.host_bytes(vector_bytes).view(np.float32).reshape(capacity.n_sentences, dim)
+        self.vectors = device.allocate(vector_bytes)
+        self._binding: Any = None
+        self.flight: Flight | None = None
+
+    def binding(self, session: Any) -> Any:
+        """The IO binding of this memory."""
+        if self._binding is None:
+            self._binding = session.io_binding()
+        return self._binding
+
+    def places(self, shape: Shape) -> dict[str, tuple[ArraySpec, int]]:
+        """Each input's form, and where it begins."""
+        places, offset = {}, 0
+        for name, spec in self._layout.specs(shape).items():
+            places[name] = (spec, offset)
+            offset += -(-_bytes_of(spec) // ALIGNMENT) * ALIGNMENT
+        return places
+
+    def lay(self, batch: Ragged, shape: Shape, *, normalize: bool) -> int:
+        """Write the inputs; how many bytes they take."""
+        places = self.places(shape)
+        arrays: dict[str, NDArray[Any]] = {
+            name: self.host[offset : offset + _bytes_of(spec)].view(spec.dtype).reshape(spec.shape)
+            for name, (spec, offset) in places.items()
+        }
+        self._layout.fill(batch, arrays, normalize=normalize)
+        return _end_of(places)
+
+    def finish(self) -> None:
+        """Wait for the batch that is under way in this memory."""
+        if self.flight:
+            self.flight.finish()
+            self.flight = None
+
+
+class _Bucket:
+    """A shape with memory of its own, bound once."""
+
+    def __init__(self, shape: Shape, room: _Room, binding: Any, options: Any) -> None:
+        self.shape, self.room, self.binding, self.options = shape, room, binding, options
+        self.is_captured = False
+
+
+def _run_options(graph_id: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    options.add_run_config_entry("gpu_graph_id", str(graph_id))
+    # The stream is ours, and so is the waiting.
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options
+
+
+def _bytes_of(spec: ArraySpec) -> int:
+    return int(np.dtype(spec.dtype).itemsize * np.prod(spec.shape, dtype=np.int64))
+
+
+def _end_of(places: dict[str, tuple[ArraySpec, int]]) -> int:
+    return max(offset + _bytes_of(spec) for spec, offset in places.values())
+
+
+def _words(shape: Shape) -> str:
+    return f"{shape.n_sentences} sentences, {shape.n_tokens} tokens"

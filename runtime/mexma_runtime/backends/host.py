@@ -1,0 +1,41 @@
+"""What backends have in common whose engines run on the host: a batch is done when it was run."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from mexma_runtime.backends.base import BackendInfo, Finish, done
+from mexma_runtime.device_vectors import DeviceRows
+from mexma_runtime.errors import UsageError
+from mexma_runtime.types import Ragged, Vectors
+from mexma_runtime.vectors import normalize_rows
+
+
+class HostBackend:
+    """The rest of a Backend, by its `run`."""
+
+    info: BackendInfo
+    copy_s: float = 0.0
+    compute_s: float = 0.0
+
+    def run(self, batch: Ragged, out: Vectors) -> None:
+        """Embed `batch` into `out`: float32 `(n, dim)`, C-contiguous; vectors as pooled."""
+        raise NotImplementedError
+
+    def start(self, batch: Ragged, out: Vectors | DeviceRows, *, normalize: bool) -> Finish:
+        """Embed `batch` now."""
+        assert not isinstance(out, DeviceRows)
+        self.run(batch, out)
+        if normalize:
+            normalize_rows(out)
+        return done
+
+    def close(self) -> None:
+        """Release the engine."""
+        raise NotImplementedError
+
+    def device_vectors(self, shape: tuple[int, ...]) -> NoReturn:
+        """UsageError: there is no device to keep them on."""
+        raise UsageError(
+            f"output='device' is for a GPU, and this encoder runs on {self.info.device}: its vectors are NumPy arrays"
+        )

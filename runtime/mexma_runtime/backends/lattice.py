@@ -1,0 +1,43 @@
+"""The shapes that graphs are captured for, and which of them a batch runs in. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mexma_runtime.backends.layouts import Shape
+
+STEPS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+"""Tokens: never more than half as much again as the batch has, but for the smallest."""
+SENTENCES = (1, 2, 4, 8, 16, 32, 64)
+TOKENS_A_SENTENCE = 4
+"""Of packed buckets: one with room for n tokens takes at most n / 4 sentences; texts are seldom shorter."""
+
+
+def packed_lattice(max_tokens: int, *, up_to_tokens: int) -> list[Shape]:
+    """Buckets for tokens end to end, the smallest first: a sentence of `max_tokens` fits into the larger ones."""
+    return [
+        Shape(n_sentences=-(-n_tokens // TOKENS_A_SENTENCE), longest=min(n_tokens, max_tokens), n_tokens=n_tokens)
+        for n_tokens in STEPS
+        if n_tokens <= up_to_tokens
+    ]
+
+
+def padded_lattice(max_tokens: int, *, up_to_tokens: int) -> list[Shape]:
+    """Buckets for `n_sentences` of up to `longest` tokens each, the smallest first."""
+    lengths = [step for step in STEPS if step < max_tokens] + [max_tokens]
+    shapes = [
+        Shape(n_sentences=n, longest=longest, n_tokens=n * longest)
+        for longest in lengths
+        for n in SENTENCES
+        if n * longest <= up_to_tokens
+    ]
+    return sorted(shapes, key=_size)
+
+
+def smallest_that_holds(buckets: Iterable[Shape], need: Shape) -> Shape | None:
+    """The bucket of the fewest tokens, then sentences, that holds `need`; None where none does."""
+    return min((bucket for bucket in buckets if bucket.holds(need)), key=_size, default=None)
+
+
+def _size(shape: Shape) -> tuple[int, int, int]:
+    return shape.n_tokens, shape.n_sentences, shape.longest

@@ -1,0 +1,110 @@
+"""What was measured on one GPU for one engine: until how many tokens a captured graph is faster. Kept in local/."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from mexma_runtime.errors import BundleError
+from mexma_runtime.manifest import EngineEntry
+from mexma_runtime.strictjson import read_value
+
+SCHEMA = 1
+FILE = Path("local") / "tuning.json"
+"""In the bundle's folder; outside its hashes, and rebuilt at will."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One bucket, measured."""
+
+    n_tokens: int
+    """That it has room for."""
+    graph_ms: list[float]
+    """Each run of its graph, full."""
+    direct_ms: list[float]
+    """Each run without a graph, in turns with those, of the fewest tokens that this bucket would be taken for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How an engine is run on a GPU."""
+
+    graph_up_to_tokens: int = 2048
+    """Batches of up to so many tokens run in captured graphs. The default by arithmetic, not measured: some 270 kernels
+    take the host about 2 ms to launch, in which a Hopper GPU computes this many."""
+    max_batch_tokens: int = 65536
+    samples: list[Sample] = dataclasses.field(default_factory=list)
+    """What the choice was made by; none: the defaults."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    gpu: str
+    engine: str
+    file: str
+    """The engine's graph; its name has its hash."""
+    tuning: Tuning
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    schema: int
+    entries: list[_Entry]
+
+
+def read_tuning(folder: Path, gpu: str, engine: EngineEntry) -> Tuning:
+    """What was measured for `engine` on a GPU of this description, or the defaults.
+
+    BundleError where the file cannot be read: nothing is guessed in its place.
+    """
+    for entry in _read(folder / FILE).entries:
+        if (entry.gpu, entry.engine, entry.file) == (gpu, engine.name, engine.file):
+            return entry.tuning
+    return Tuning()
+
+
+def write_tuning(folder: Path, gpu: str, engine: EngineEntry, tuning: Tuning) -> Path:
+    """Keep `tuning` for `engine` on GPUs of this description; others' stay. The file is replaced by one rename."""
+    path = folder / FILE
+    path.parent.mkdir(exist_ok=True)
+    ours = _Entry(gpu=gpu, engine=engine.name, file=engine.file, tuning=tuning)
+    others = [entry for entry in _read(path).entries if (entry.gpu, entry.engine) != (gpu, engine.name)]
+    document = dataclasses.asdict(_File(schema=SCHEMA, entries=[*others, ours]))
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+        json.dump(document, file, indent=1)
+    Path(file.name).replace(path)
+    return path
+
+
+def choose_limit(samples: Sequence[Sample]) -> int:
+    """The tokens up to which every bucket's graph is at least as fast as running without; 0 where none is.
+
+    A bucket's graph computes all of its room, so it is held against the fewest tokens that it would be taken for.
+    """
+    limit = 0
+    for sample in sorted(samples, key=lambda sample: sample.n_tokens):
+        if median(sample.graph_ms) > median(sample.direct_ms):
+            break
+        limit = sample.n_tokens
+    return limit
+
+
+def _read(path: Path) -> _File:
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return _File(schema=SCHEMA, entries=[])
+    except (OSError, ValueError) as error:
+        raise BundleError(path, f"cannot be read ({error}): remove it, and run `mexma doctor --tune` again") from None
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        raise BundleError(path, f"expected schema {SCHEMA}: remove it, and run `mexma doctor --tune` again")
+    read = read_value(_File, data, path=path)
+    assert isinstance(read, _File)
+    return read
