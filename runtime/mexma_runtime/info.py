@@ -34,7 +34,13 @@ class EncoderInfo:
     n_threads: int
     spinning: bool
     processor: str
-    """The processor and the instruction sets that the library uses of it, as certificates keep it."""
+    """The processor and the instruction sets that the library uses of it, as certificates keep it; or the GPU."""
+    n_graphs: int
+    """Of a GPU: shapes of small batches that are run as captured graphs."""
+    graph_bytes: int
+    """Of a GPU: its memory that they take, as far as they were captured when the encoder was loaded."""
+    max_batch_tokens: int
+    """Tokens that are computed together at most."""
     dim: int
     """Numbers in a vector."""
     max_tokens: int
@@ -56,9 +62,9 @@ class Times:
     tokenize_s: float
     """Texts to ids. With many texts it runs beside the engine, so callers do not wait for all of it."""
     copy_s: float
-    """Ids into the engine and vectors out of it: padding, binding, copies."""
+    """Ids into the engine and vectors out of it: padding, binding, copies. On a GPU partly beside its work."""
     compute_s: float
-    """Inside the engine's library."""
+    """Inside the engine's library, and waiting for a GPU."""
 
 
 def describe(bundle: Bundle, engine: EngineEntry, backend: BackendInfo) -> EncoderInfo:
@@ -80,6 +86,9 @@ def describe(bundle: Bundle, engine: EngineEntry, backend: BackendInfo) -> Encod
         n_threads=backend.n_threads,
         spinning=backend.spinning,
         processor=backend.processor,
+        n_graphs=backend.n_graphs,
+        graph_bytes=backend.graph_bytes,
+        max_batch_tokens=backend.policy.max_batch_tokens,
         dim=manifest.dim,
         max_tokens=manifest.text.max_tokens,
         pooling=manifest.pooling_mode,

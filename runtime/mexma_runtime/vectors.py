@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mexma_runtime.device_vectors import DeviceVectors
 from mexma_runtime.errors import InputError, MissingDependencyError, UsageError
 from mexma_runtime.types import Vectors
 
@@ -43,7 +44,7 @@ def cosine_similarity(a: ArrayLike, b: ArrayLike) -> Vectors:
     return similarities
 
 
-def to_tensor(vectors: Vectors) -> Any:
+def to_tensor(vectors: Vectors | DeviceVectors) -> Any:
     """The same memory as a torch.Tensor; MissingDependencyError where there is no torch."""
     try:
         # By name: nothing here may import torch but this, when asked to.

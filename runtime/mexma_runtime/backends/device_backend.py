@@ -5,29 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import numpy as np
-
 from mexma_runtime.backends.base import BackendInfo, Finish
 from mexma_runtime.backends.device_engine import DeviceEngine, Flight
-from mexma_runtime.backends.layouts import Shape
 from mexma_runtime.batching import Grouping
 from mexma_runtime.device_vectors import DeviceRows, DeviceVectors
-from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError, UsageError
-from mexma_runtime.types import Precision, Ragged, Vectors
+from mexma_runtime.errors import DeviceMemoryError, UsageError
+from mexma_runtime.types import Ragged, Vectors
 
 Result = TypeVar("Result")
-
-LARGEST_DIFFERENCE = {Precision.FP32: 1e-3, Precision.FP16: 3e-2}
-"""Most that a vector may differ, as a share of its length, between the ways to run it that are checked at loading.
-
-What is looked for are wrong kernels and broken graphs, whose vectors have nothing in common; rounding in another
-order stays far below.
-"""
-PROBE_LENGTHS = (7, 3, 12)
 
 
 class DeviceBackend:
@@ -127,70 +116,3 @@ class Worker:
             self._is_closed = True
             self.submit(last)
             self._pool.shutdown()
-
-
-def probe(vocab_size: int, max_tokens: int) -> Ragged:
-    """Sentences of different lengths to compare ways to run by, ids spread over the vocabulary."""
-    lengths = [min(length, max_tokens) for length in PROBE_LENGTHS]
-    ids = np.linspace(vocab_size // 3, vocab_size - 1, sum(lengths)).astype(np.int32)
-    return Ragged(ids=ids, offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-
-
-def check_company(engine: DeviceEngine, sentences: Ragged, *, dim: int, precision: Precision) -> Vectors:
-    """Vectors of `sentences`, each run alone; EngineUnavailableError where running them together gives others."""
-    alone = np.empty((len(sentences), dim), dtype=np.float32)
-    for row in range(len(sentences)):
-        one = sentences.part(row, row + 1)
-        engine.launch(one, alone[row : row + 1], normalize=False, shape=engine.capacity).finish()
-    check_shape(engine, engine.capacity, sentences, alone, precision=precision)
-    return alone
-
-
-def check_shape(
-    engine: DeviceEngine, shape: Shape, sentences: Ragged, expected: Vectors, *, precision: Precision
-) -> None:
-    """EngineUnavailableError unless the sentences, run together in `shape`, have the `expected` vectors."""
-    found = np.empty_like(expected)
-    engine.launch(sentences, found, normalize=False, shape=shape).finish()
-    differences = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
-    if not np.all(differences <= LARGEST_DIFFERENCE[precision]):
-        raise EngineUnavailableError(
-            f"this device computes wrong vectors: sentences run together, in room for {shape.n_tokens} tokens, differ "
-            f"by {differences.max():.2g} of their length from the same sentences run alone, and at most "
-            f"{LARGEST_DIFFERENCE[precision]:g} is expected. Other dialects of the bundle use other kernels: load it "
-            "with dialect='fused', and report this with the output of `mexma doctor`"
-        )
-
-
-def add_buckets(
-    engine: DeviceEngine,
-    shapes: Iterable[Shape],
-    sentences: Ragged,
-    expected: Vectors,
-    *,
-    precision: Precision,
-    at_load: bool,
-    most_bytes: int,
-) -> None:
-    """Give `engine` a bucket for each shape, the smallest first, until they have taken `most_bytes` of the device.
-
-    at_load: capture each one's graph now, and check what it gives.
-    """
-    first = functools.cache(lambda n: sentences.part(0, n))
-    for shape in shapes:
-        if engine.graph_bytes > most_bytes:
-            return
-        try:
-            engine.add_bucket(shape)
-            if at_load:
-                n_rows = next(n for n in range(len(sentences), -1, -1) if n == 0 or engine.fits(first(n), shape))
-                if n_rows == 0:
-                    continue
-                some = first(n_rows)
-                check_shape(
-                    engine, shape, some, expected[:n_rows], precision=precision
-                )  # captures, and checks that run
-                check_shape(engine, shape, some, expected[:n_rows], precision=precision)  # replays
-        except DeviceMemoryError:
-            engine.remove_bucket(shape)
-            return

@@ -141,7 +141,7 @@ class DeviceEngine:
             self.finish()
         self._device.upload(room.host[:n_bytes], room.inputs.pointer)
         laid_s = time.perf_counter()
-        self._run(bucket, room, laid)
+        self._run(bucket, room, need)
         ran_s = time.perf_counter()
         if not isinstance(target, DeviceRows):
             self._device.download(source, room.host_vectors.view(np.uint8).reshape(-1)[: len(batch) * row_bytes])

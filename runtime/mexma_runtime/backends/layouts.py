@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mexma_runtime.backends.padding import fill_padded, position_ids
+from mexma_runtime.backends.padding import INPUT_NAMES, fill_padded, position_ids
 from mexma_runtime.manifest import TextEntry
 from mexma_runtime.types import Pooling, Ragged
 
@@ -33,6 +33,9 @@ class Shape:
         )
 
 
+_ONE = Shape(n_sentences=1, longest=1, n_tokens=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArraySpec:
     """One input of the graph, as it is for one Shape."""
@@ -46,6 +49,10 @@ class Layout(Protocol):
 
     normalizes: bool
     """Whether the graph itself gives vectors length 1, where it is told to."""
+
+    @property
+    def names(self) -> set[str]:
+        """Every input that it can feed."""
 
     def shape_of(self, batch: Ragged) -> Shape:
         """The least room that holds `batch`."""
@@ -70,6 +77,11 @@ class PackedLayout:
 
     def __init__(self, text: TextEntry, pooling: Pooling) -> None:
         self._text, self._pooling = text, pooling
+
+    @property
+    def names(self) -> set[str]:
+        """Every input that it can feed."""
+        return {*self.specs(_ONE), *self.constant_specs(_ONE)}
 
     def shape_of(self, batch: Ragged) -> Shape:
         """As many rows as tokens."""
@@ -125,6 +137,11 @@ class PaddedLayout:
 
     def __init__(self, text: TextEntry) -> None:
         self._text = text
+
+    @property
+    def names(self) -> set[str]:
+        """Every input that it can feed."""
+        return set(INPUT_NAMES)
 
     def shape_of(self, batch: Ragged) -> Shape:
         """As many rows as sentences times the longest."""

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import functools
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mexma_runtime.backends import device_backend
-from mexma_runtime.backends.base import BackendInfo, BackendOptions, Graphs
+from mexma_runtime.backends.assembly import assemble, layout_for
+from mexma_runtime.backends.base import BackendOptions, Graphs
 from mexma_runtime.backends.cuda_checks import Gpu, find_gpu, libraries, load_libraries
 from mexma_runtime.backends.cuda_device import CudaDevice
 from mexma_runtime.backends.device_backend import DeviceBackend, Worker
-from mexma_runtime.backends.device_engine import N_ROOMS, DeviceEngine, is_out_of_memory
-from mexma_runtime.backends.lattice import packed_lattice, padded_lattice
-from mexma_runtime.backends.layouts import Layout, PackedLayout, PaddedLayout, Shape
+from mexma_runtime.backends.device_engine import is_out_of_memory
 from mexma_runtime.backends.requirements import require_names, require_version, version_key
-from mexma_runtime.batching import BatchPolicy, Grouping
 from mexma_runtime.bundle import Bundle
-from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError, MissingDependencyError
+from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError, MissingDependencyError, UsageError
 from mexma_runtime.manifest import EngineEntry
-from mexma_runtime.tuning import Tuning, read_tuning
+from mexma_runtime.tuning import read_tuning
 from mexma_runtime.types import Dialect, Precision
 
 NAME = "onnxruntime"
 PROVIDER = "CUDAExecutionProvider"
 LEAST_VERSION = "1.31"
 """Earlier ones wait for the device after each replay of a graph, and pad nothing but what this was written for."""
-MOST_ROWS = 8192
-"""Sentences in a batch."""
-LEAST_BATCH_TOKENS = 1024
-MOST_GRAPH_BYTES = 1 << 30
-"""Of the device's memory, for captured graphs."""
 SDPA_KERNELS = 1 | 2
 """onnxruntime's FLASH_ATTENTION and EFFICIENT_ATTENTION: those that read packed tokens by their bounds alone."""
 SILENT = 4
@@ -46,6 +37,8 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: BackendOptions) ->
         raise EngineUnavailableError(problem)
     library = library_version()
     require_version(engine, NAME, library, extra="gpu")
+    if options.n_threads is not None:
+        raise UsageError(f"n_threads={options.n_threads} is for CPUs: leave it out for device={options.device!r}")
     index = int(options.device.partition(":")[2] or 0)
     gpu = find_gpu(index, needed_cuda=_cuda_of_library())
     worker = Worker(f"cuda:{index}")
@@ -87,85 +80,32 @@ def obstacle(engine: EngineEntry) -> str | None:
 
 def _open(bundle: Bundle, entry: EngineEntry, options: BackendOptions, gpu: Gpu, worker: Worker) -> DeviceBackend:
     """In the thread that will run it."""
-    manifest = bundle.manifest
-    text = manifest.text
-    is_packed = entry.dialect is Dialect.PACKED
-    layout: Layout = PackedLayout(text, manifest.pooling_mode) if is_packed else PaddedLayout(text)
-    tuning = read_tuning(bundle.folder, gpu.description, entry)
-    device = CudaDevice(gpu.index, spinning=options.spinning is not False)
+    ort, spinning = _import_onnxruntime(), options.spinning is not False
+    device = CudaDevice(gpu.index, spinning=spinning)
     path = bundle.path(entry.file)
-    session = _session(path, device, options)
+    session = _session(path, device, entry, options)
     inputs, outputs = ([value.name for value in found] for found in (session.get_inputs(), session.get_outputs()))
-    one = Shape(n_sentences=1, longest=1, n_tokens=1)
-    require_names(path, entry, inputs, outputs, feedable={*layout.specs(one), *layout.constant_specs(one)})
-    engine, max_tokens = _largest_engine(session, device, layout, entry, bundle, tuning)
-
-    sentences = device_backend.probe(manifest.model.vocab_size, text.max_tokens)
-    expected = device_backend.check_company(engine, sentences, dim=manifest.dim, precision=entry.precision)
-    if options.graphs is not Graphs.NEVER:
-        lattice = packed_lattice if is_packed else padded_lattice
-        device_backend.add_buckets(
-            engine,
-            lattice(text.max_tokens, up_to_tokens=tuning.graph_up_to_tokens),
-            sentences,
-            expected,
-            precision=entry.precision,
-            at_load=options.graphs is Graphs.AT_LOAD,
-            most_bytes=MOST_GRAPH_BYTES,
-        )
-    info = BackendInfo(
-        backend=NAME,
-        version=str(_import_onnxruntime().__version__),
-        device=f"cuda:{gpu.index}",
-        providers=tuple(session.get_providers()),
-        n_threads=1,
-        spinning=options.spinning is not False,
+    require_names(path, entry, inputs, outputs, feedable=layout_for(bundle.manifest, entry).names)
+    return assemble(
+        bundle,
+        entry,
+        session,
+        device,
+        worker,
+        graphs=options.graphs or Graphs.AT_LOAD,
+        tuning=read_tuning(bundle.folder, gpu.description, entry),
+        version=str(ort.__version__),
         processor=gpu.description,
-        policy=BatchPolicy(
-            max_batch_tokens=max_tokens,
-            max_batch_rows=MOST_ROWS,
-            grouping=Grouping.IN_ORDER if is_packed else Grouping.PADDED,
-        ),
-        n_in_flight=N_ROOMS,
+        spinning=spinning,
+        make_value=lambda shape: ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, "cuda", gpu.index),
     )
-    make_value = functools.partial(
-        _import_onnxruntime().OrtValue.ortvalue_from_shape_and_type,
-        element_type=np.float32,
-        device_type="cuda",
-        device_id=gpu.index,
-    )
-    return DeviceBackend(worker, engine, info, make_value)
 
 
-def _largest_engine(
-    session: Any, device: CudaDevice, layout: Layout, entry: EngineEntry, bundle: Bundle, tuning: Tuning
-) -> tuple[DeviceEngine, int]:
-    """An engine with room for the largest batch that the device's memory holds, and that batch's tokens.
-
-    The batch is run once: afterwards onnxruntime's arena has all that any batch needs, and stays as large.
-    """
-    text, max_tokens = bundle.manifest.text, tuning.max_batch_tokens
-    while True:
-        try:
-            capacity = Shape(n_sentences=min(MOST_ROWS, max_tokens), longest=text.max_tokens, n_tokens=max_tokens)
-            engine = DeviceEngine(session, device, layout, entry, dim=bundle.manifest.dim, capacity=capacity)
-            engine.run_largest()
-        except DeviceMemoryError as error:
-            max_tokens //= 2
-            if max_tokens < max(LEAST_BATCH_TOKENS, text.max_tokens):
-                raise DeviceMemoryError(
-                    f"cuda:{device.index}: no room for a batch of {2 * max_tokens} tokens beside the weights "
-                    f"({error}): raise memory_limit, or make room on the device"
-                ) from error
-        else:
-            return engine, max_tokens
-
-
-def _session(path: Path, device: CudaDevice, options: BackendOptions) -> Any:
+def _session(path: Path, device: CudaDevice, entry: EngineEntry, options: BackendOptions) -> Any:
     """A session whose nodes are all on the GPU."""
     ort, session = _import_onnxruntime(), None
     try:
-        session = _new_session(path, device, options, graphs=options.graphs is not Graphs.NEVER)
+        session = _new_session(path, device, entry, options, graphs=options.graphs is not Graphs.NEVER)
     except Exception as error:
         if is_out_of_memory(error):
             raise DeviceMemoryError(
@@ -174,7 +114,7 @@ def _session(path: Path, device: CudaDevice, options: BackendOptions) -> Any:
             ) from error
         # Where a node is on the CPU, graphs are refused before its name can be read.
         with suppress(Exception):
-            session = _new_session(path, device, options, graphs=False)
+            session = _new_session(path, device, entry, options, graphs=False)
         if session is not None:
             require_placement(session, path, PROVIDER)
         raise EngineUnavailableError(f"{path}: {NAME} {ort.__version__} cannot open this graph: {error}") from error
@@ -183,7 +123,7 @@ def _session(path: Path, device: CudaDevice, options: BackendOptions) -> Any:
     return session
 
 
-def _new_session(path: Path, device: CudaDevice, options: BackendOptions, *, graphs: bool) -> Any:
+def _new_session(path: Path, device: CudaDevice, entry: EngineEntry, options: BackendOptions, *, graphs: bool) -> Any:
     ort = _import_onnxruntime()
     settings = ort.SessionOptions()
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -197,11 +137,12 @@ def _new_session(path: Path, device: CudaDevice, options: BackendOptions, *, gra
         "user_compute_stream": str(device.stream),
         "enable_cuda_graph": "1" if graphs else "0",
         "arena_extend_strategy": "kSameAsRequested",
-        "sdpa_kernel": str(SDPA_KERNELS),
         # Sums of LayerNorm in fp32.
         "enable_skip_layer_norm_strict_mode": "1",
         "use_tf32": "0",
     }
+    if entry.dialect is Dialect.PACKED:
+        provider["sdpa_kernel"] = str(SDPA_KERNELS)
     if options.memory_limit is not None:
         provider["gpu_mem_limit"] = str(options.memory_limit)
     return ort.InferenceSession(str(path), settings, providers=[(PROVIDER, provider)])
@@ -209,7 +150,9 @@ def _new_session(path: Path, device: CudaDevice, options: BackendOptions, *, gra
 
 def require_placement(session: Any, path: Path, provider: str) -> None:
     """EngineUnavailableError unless onnxruntime has placed every node of the session's graph on `provider`."""
-    placed = {part.ep_name: part.get_nodes() for part in session.get_provider_graph_assignment_info()}
+    placed: dict[str, list[Any]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        placed.setdefault(part.ep_name, []).extend(part.get_nodes())
     elsewhere = [
         f"{node.name} ({node.op_type}) on {name}"
         for name, nodes in placed.items()

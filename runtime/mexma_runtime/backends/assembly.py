@@ -1,0 +1,173 @@
+"""A backend put together from a session and a device: as large a batch as fits, graphs, and both checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from mexma_runtime.backends.base import BackendInfo, Graphs
+from mexma_runtime.backends.device import Device
+from mexma_runtime.backends.device_backend import DeviceBackend, Worker
+from mexma_runtime.backends.device_engine import N_ROOMS, DeviceEngine
+from mexma_runtime.backends.lattice import packed_lattice, padded_lattice
+from mexma_runtime.backends.layouts import Layout, PackedLayout, PaddedLayout, Shape
+from mexma_runtime.batching import BatchPolicy, Grouping
+from mexma_runtime.bundle import Bundle
+from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError
+from mexma_runtime.manifest import EngineEntry, Manifest
+from mexma_runtime.tuning import Tuning
+from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
+
+MOST_ROWS = 8192
+"""Sentences in a batch."""
+LEAST_BATCH_TOKENS = 1024
+MOST_GRAPH_BYTES = 1 << 30
+"""Of the device's memory, for buckets and their graphs."""
+LARGEST_DIFFERENCE = {Precision.FP32: 1e-3, Precision.FP16: 3e-2}
+"""Most that a vector may differ, as a share of its length, between ways to run it that are compared at loading.
+
+What is looked for are wrong kernels and broken graphs, whose vectors have nothing in common; rounding in another
+order stays far below.
+"""
+PROBE_LENGTHS = (7, 3, 12)
+
+
+def layout_for(manifest: Manifest, entry: EngineEntry) -> Layout:
+    """How batches lie in the inputs of `entry`."""
+    if entry.dialect is Dialect.PACKED:
+        return PackedLayout(manifest.text, manifest.pooling_mode)
+    return PaddedLayout(manifest.text)
+
+
+def assemble(
+    bundle: Bundle,
+    entry: EngineEntry,
+    session: Any,
+    device: Device,
+    worker: Worker,
+    *,
+    graphs: Graphs,
+    tuning: Tuning,
+    version: str,
+    processor: str,
+    spinning: bool,
+    make_value: Callable[[tuple[int, ...]], Any],
+) -> DeviceBackend:
+    """Called in the worker's thread, which made `session` and `device`.
+
+    EngineUnavailableError where the device gives a sentence another vector in company, or in a graph, than alone;
+    DeviceMemoryError where not even a small batch fits.
+    """
+    manifest, text, precision = bundle.manifest, bundle.manifest.text, entry.precision
+    is_packed = entry.dialect is Dialect.PACKED
+    engine = largest_engine(session, device, bundle, entry, max_tokens=tuning.max_batch_tokens)
+    sentences = probe(manifest.model.vocab_size, text.max_tokens)
+    expected = check_company(engine, sentences, dim=manifest.dim, precision=precision)
+    if graphs is not Graphs.NEVER:
+        lattice = packed_lattice if is_packed else padded_lattice
+        shapes = lattice(text.max_tokens, up_to_tokens=min(tuning.graph_up_to_tokens, engine.capacity.n_tokens))
+        add_buckets(engine, shapes)
+        if graphs is Graphs.AT_LOAD:
+            for shape in engine.buckets:
+                check_bucket(engine, shape, sentences, expected, precision=precision)
+    info = BackendInfo(
+        backend="onnxruntime",
+        version=version,
+        device=f"{device.kind}:{device.index}",
+        providers=tuple(session.get_providers()),
+        n_threads=1,
+        spinning=spinning,
+        processor=processor,
+        policy=BatchPolicy(
+            max_batch_tokens=engine.capacity.n_tokens,
+            max_batch_rows=engine.capacity.n_sentences,
+            grouping=Grouping.IN_ORDER if is_packed else Grouping.PADDED,
+        ),
+        n_in_flight=N_ROOMS,
+    )
+    return DeviceBackend(worker, engine, info, make_value)
+
+
+def largest_engine(
+    session: Any, device: Device, bundle: Bundle, entry: EngineEntry, *, max_tokens: int
+) -> DeviceEngine:
+    """An engine with room for batches of `max_tokens`, or of half as many, a quarter, ... until they fit.
+
+    Such a batch is run once: afterwards the library has all the memory that any batch needs, and takes no more.
+    """
+    manifest = bundle.manifest
+    layout, longest = layout_for(manifest, entry), manifest.text.max_tokens
+    while True:
+        capacity = Shape(n_sentences=min(MOST_ROWS, max_tokens), longest=longest, n_tokens=max_tokens)
+        try:
+            return _tried(DeviceEngine(session, device, layout, entry, dim=manifest.dim, capacity=capacity))
+        except DeviceMemoryError as error:
+            max_tokens //= 2
+            if max_tokens < max(LEAST_BATCH_TOKENS, longest):
+                raise DeviceMemoryError(
+                    f"{device.kind}:{device.index}: no room for a batch of {2 * max_tokens} tokens beside the weights "
+                    f"({error}): raise memory_limit, or make room on the device"
+                ) from error
+
+
+def _tried(engine: DeviceEngine) -> DeviceEngine:
+    engine.run_largest()
+    return engine
+
+
+def add_buckets(engine: DeviceEngine, shapes: Iterable[Shape], *, most_bytes: int = MOST_GRAPH_BYTES) -> None:
+    """Give `engine` a bucket for each shape, the smallest first, until they have taken `most_bytes` of the device."""
+    for shape in shapes:
+        if engine.graph_bytes > most_bytes:
+            return
+        try:
+            engine.add_bucket(shape)
+        except DeviceMemoryError:
+            return
+
+
+def probe(vocab_size: int, max_tokens: int) -> Ragged:
+    """Sentences of different lengths to compare ways to run by, ids spread over the vocabulary."""
+    lengths = [min(length, max_tokens) for length in PROBE_LENGTHS]
+    ids = np.linspace(vocab_size // 3, vocab_size - 1, sum(lengths)).astype(np.int32)
+    return Ragged(ids=ids, offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+
+def check_company(engine: DeviceEngine, sentences: Ragged, *, dim: int, precision: Precision) -> Vectors:
+    """Vectors of `sentences`, each run alone; EngineUnavailableError where running them together gives others."""
+    alone = np.empty((len(sentences), dim), dtype=np.float32)
+    for row in range(len(sentences)):
+        one = sentences.part(row, row + 1)
+        engine.launch(one, alone[row : row + 1], normalize=False, shape=engine.capacity).finish()
+    _check(engine, engine.capacity, sentences, alone, precision=precision)
+    return alone
+
+
+def check_bucket(
+    engine: DeviceEngine, shape: Shape, sentences: Ragged, expected: Vectors, *, precision: Precision
+) -> None:
+    """Capture the graph of a bucket, and replay it, each with as many sentences as fit: their vectors are `expected`.
+
+    A bucket that the device has no memory for any more is removed.
+    """
+    n_rows = next(n for n in range(len(sentences), 0, -1) if n == 1 or engine.fits(sentences.part(0, n), shape))
+    try:
+        for _ in ("captured", "replayed"):
+            _check(engine, shape, sentences.part(0, n_rows), expected[:n_rows], precision=precision)
+    except DeviceMemoryError:
+        engine.remove_bucket(shape)
+
+
+def _check(engine: DeviceEngine, shape: Shape, sentences: Ragged, expected: Vectors, *, precision: Precision) -> None:
+    found = np.empty_like(expected)
+    engine.launch(sentences, found, normalize=False, shape=shape).finish()
+    differences = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    if not np.all(differences <= LARGEST_DIFFERENCE[precision]):
+        raise EngineUnavailableError(
+            f"this device computes wrong vectors: sentences run together, in room for {shape.n_tokens} tokens, differ "
+            f"by {differences.max():.2g} of their length from the same sentences run alone, and at most "
+            f"{LARGEST_DIFFERENCE[precision]:g} is expected. Other dialects of the bundle use other kernels: load it "
+            "with dialect='fused', and report this with the output of `mexma doctor`"
+        )
