@@ -10,7 +10,7 @@ import numpy as np
 from mexma_runtime.backends.base import BackendInfo, Graphs
 from mexma_runtime.backends.device import Device
 from mexma_runtime.backends.device_backend import DeviceBackend, Worker
-from mexma_runtime.backends.device_engine import N_ROOMS, DeviceEngine
+from mexma_runtime.backends.device_engine import N_ROOMS, RUNS_UNTIL_CAPTURED, DeviceEngine
 from mexma_runtime.backends.lattice import packed_lattice, padded_lattice
 from mexma_runtime.backends.layouts import Layout, PackedLayout, PaddedLayout, Shape
 from mexma_runtime.batching import BatchPolicy, Grouping
@@ -148,13 +148,13 @@ def check_company(engine: DeviceEngine, sentences: Ragged, *, dim: int, precisio
 def check_bucket(
     engine: DeviceEngine, shape: Shape, sentences: Ragged, expected: Vectors, *, precision: Precision
 ) -> None:
-    """Capture the graph of a bucket, and replay it, each with as many sentences as fit: their vectors are `expected`.
+    """Capture the graph of a bucket, and replay it, with as many sentences as fit: their vectors are the `expected`.
 
     A bucket that the device has no memory for any more is removed.
     """
     n_rows = next(n for n in range(len(sentences), 0, -1) if n == 1 or engine.fits(sentences.part(0, n), shape))
     try:
-        for _ in ("captured", "replayed"):
+        for _ in range(RUNS_UNTIL_CAPTURED + 1):
             _check(engine, shape, sentences.part(0, n_rows), expected[:n_rows], precision=precision)
     except DeviceMemoryError:
         engine.remove_bucket(shape)

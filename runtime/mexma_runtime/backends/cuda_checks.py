@@ -109,7 +109,7 @@ def capability_problem(gpu: Gpu) -> str | None:
         return None
     least = ".".join(map(str, LEAST_CAPABILITY))
     return (
-        f"cuda:{gpu.index} is a {gpu.description}, and CUDA 13 needs {least} or later (Turing): use another GPU, or "
+        f"cuda:{gpu.index} is {gpu.description}, and CUDA 13 needs {least} or later (Turing): use another GPU, or "
         "the engines for CPUs (device='cpu')"
     )
 

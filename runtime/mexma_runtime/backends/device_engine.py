@@ -26,6 +26,9 @@ N_ROOMS = 2
 """Batches that are under way at once: one is computed while the next is laid out."""
 ALIGNMENT = 256
 """Bytes; as cudaMalloc aligns."""
+RUNS_UNTIL_CAPTURED = 4
+"""After so many of a bucket, its graph has been captured: onnxruntime runs it two times to have all memory, and some
+releases leave each of these runs to the caller."""
 NO_GRAPH = -1
 """gpu_graph_id of runs that are neither captured nor replayed."""
 
@@ -89,7 +92,7 @@ class DeviceEngine:
         return list(self._buckets)
 
     def add_bucket(self, shape: Shape) -> None:
-        """From now on, run what fits in `shape`: a graph is captured by the first run there."""
+        """From now on, run what fits in `shape`, in a graph that is captured by the first runs there."""
         free_bytes = self._device.free_bytes()
         room = _Room(self._device, self._layout, shape, self._dim)
         binding = self._session.io_binding()
@@ -136,7 +139,7 @@ class DeviceEngine:
         if bucket is None:
             source = target.pointer if isinstance(target, DeviceRows) else source
             self._bind(room.binding(self._session), room, laid, source)
-        if bucket and not bucket.is_captured:
+        if bucket and bucket.n_runs < RUNS_UNTIL_CAPTURED:
             # Nobody may wait for the device while a graph is captured.
             self.finish()
         self._device.upload(room.host[:n_bytes], room.inputs.pointer)
@@ -196,14 +199,15 @@ class DeviceEngine:
 
     def _run(self, bucket: _Bucket | None, room: _Room, shape: Shape) -> None:
         binding, options = (bucket.binding, bucket.options) if bucket else (room.binding(self._session), self._direct)
-        free_bytes = self._device.free_bytes() if bucket and not bucket.is_captured else 0
+        is_capturing = bucket is not None and bucket.n_runs < RUNS_UNTIL_CAPTURED
+        free_bytes = self._device.free_bytes() if is_capturing else 0
         try:
             self._session.run_with_iobinding(binding, options)
         except Exception as error:
             what = f"{self._entry.file}: onnxruntime failed on a batch of {_words(shape)}: {error}"
             raise (DeviceMemoryError if is_out_of_memory(error) else MexmaError)(what) from error
-        if bucket and not bucket.is_captured:
-            bucket.is_captured = True
+        if bucket and is_capturing:
+            bucket.n_runs += 1
             self.graph_bytes += free_bytes - self._device.free_bytes()
 
 
@@ -262,7 +266,8 @@ class _Bucket:
 
     def __init__(self, shape: Shape, room: _Room, binding: Any, options: Any) -> None:
         self.shape, self.room, self.binding, self.options = shape, room, binding, options
-        self.is_captured = False
+        self.n_runs = 0
+        """Counted until the graph has been captured."""
 
 
 def _run_options(graph_id: int) -> Any:
