@@ -79,20 +79,46 @@ def info_command(
     show_bundle(opened, is_verified=verify, as_json=as_json)
 
 
-def doctor_command(as_json: JsonOption = False) -> None:
-    """Show versions, processor, threads, and which backends work here."""
+def doctor_command(
+    bundle: Annotated[
+        Path | None, typer.Option(help="A bundle: run its engines for GPUs, and show their attention kernels.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="The GPU to look at with --bundle: cuda, cuda:1.")] = "cuda",
+    tune: Annotated[
+        bool,
+        typer.Option("--tune", help="Measure --bundle on this GPU, and keep in its folder what is best here."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show versions, processor, threads, GPUs, and which backends work here."""
+    from mexma_runtime import backends, tables
+    from mexma_runtime.bundle import Bundle
     from mexma_runtime.doctor import diagnose
-    from mexma_runtime.tables import show_diagnosis
 
-    show_diagnosis(diagnose(), as_json=as_json)
+    if tune and bundle is None:
+        raise UsageError("--tune measures the engine of a bundle: name it with --bundle")
+    opened = Bundle.open(bundle) if bundle else None
+    if opened and tune:
+        with progress_bars() as report:
+            engine, found, path = backends.tune(
+                opened, device, progress=lambda done, total: report("measuring", done, total)
+            )
+        tables.show_tuning(engine, found, path, as_json=as_json)
+        return
+    tables.show_diagnosis(diagnose(opened, device), as_json=as_json)
 
 
 def embed_command(
     file: Annotated[str, typer.Argument(help="Text in UTF-8, one sentence a line; - reads stdin.")],
     bundle: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .npy file to write: float32, one row a line.")],
-    precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8; default: the only one, or fp32.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16 or int8; default: the only one, or fp32; fp16 on a GPU.")
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="Of int8: fast, precise or your own; default: fast.")] = None,
+    device: Annotated[
+        list[str] | None, typer.Option(help="cpu (default), or a GPU: cuda, cuda:1; given several times, they share.")
+    ] = None,
     backend: Annotated[
         str | None, typer.Option(help="onnxruntime or openvino; default: the faster one that is installed.")
     ] = None,
@@ -111,7 +137,9 @@ def embed_command(
     n_sentences = 0
     with ExitStack() as stack:
         lines = stack.enter_context(_open(file))
-        encoder = stack.enter_context(Encoder.load(bundle, precision=precision, recipe=recipe, backend=backend))
+        encoder = stack.enter_context(
+            Encoder.load(bundle, precision=precision, recipe=recipe, device=device or "cpu", backend=backend)
+        )
         caught = stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always")
         writer = stack.enter_context(NpyWriter(output, dim=encoder.info.dim))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from mexma_runtime.backends import BackendStatus, backend_statuses
+from mexma_runtime.attention import attention_kernels
+from mexma_runtime.backends import BackendStatus, backend_statuses, gpu_lines, runnable_engines
+from mexma_runtime.bundle import Bundle
+from mexma_runtime.errors import EngineUnavailableError
 from mexma_runtime.hardware import Hardware, detect_hardware
 
 PACKAGES = (
-    *("mexma-runtime", "numpy", "tokenizers", "typer", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt-cu13"),
+    *("mexma-runtime", "numpy", "tokenizers", "typer", "onnxruntime", "onnxruntime-gpu", "openvino"),
+    *("cuda-bindings", "nvidia-cublas", "nvidia-cudnn-cu13", "tensorrt-cu13"),
     *("onnx", "onnx-ir", "safetensors", "huggingface-hub", "torch", "transformers", "sentence-transformers"),
 )
 
@@ -27,12 +31,16 @@ class Diagnosis:
     n_usable_cores: int
     """Threads that an encoder takes unless told otherwise."""
     backends: list[BackendStatus]
+    gpus: list[str]
+    """NVIDIA GPUs that this process sees."""
     problems: list[str]
     """What should be put right."""
+    attention: dict[str, str] = field(default_factory=dict)
+    """Engine of a bundle that runs on a GPU -> the kernels that its attention ran, or why it did not."""
 
 
-def diagnose() -> Diagnosis:
-    """Look around; imports the libraries of the backends."""
+def diagnose(bundle: Bundle | None = None, device: str = "cuda") -> Diagnosis:
+    """Look around; imports the libraries of the backends. With a bundle, runs its engines for `device`, a GPU."""
     versions = {package: _version(package) for package in PACKAGES}
     hardware = detect_hardware()
     backends = backend_statuses()
@@ -43,8 +51,22 @@ def diagnose() -> Diagnosis:
         hardware=hardware,
         n_usable_cores=hardware.n_usable_cores,
         backends=backends,
+        gpus=gpu_lines(),
         problems=find_problems(versions, backends),
+        attention=_attention(bundle, device) if bundle else {},
     )
+
+
+def _attention(bundle: Bundle, device: str) -> dict[str, str]:
+    found = {}
+    for _, engine in runnable_engines(bundle, device):
+        try:
+            kernels = attention_kernels(bundle.folder, engine.name, device)
+        except EngineUnavailableError as error:
+            found[engine.name] = str(error)
+        else:
+            found[engine.name] = ", ".join(f"{kernel} in {n} nodes" for kernel, n in kernels.items())
+    return found
 
 
 def find_problems(versions: dict[str, str | None], backends: list[BackendStatus]) -> list[str]:

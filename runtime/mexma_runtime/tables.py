@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from pathlib import Path
+from statistics import median
 
 import typer
 
@@ -12,6 +14,7 @@ from mexma_runtime.bundle import Bundle
 from mexma_runtime.doctor import Diagnosis
 from mexma_runtime.manifest import EngineEntry, ProductMode
 from mexma_runtime.terminal import print_json
+from mexma_runtime.tuning import Tuning
 from mexma_runtime.types import Precision
 
 
@@ -76,8 +79,24 @@ def show_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
     for backend in diagnosis.backends:
         works = backend.problem or f"works, {backend.version}"
         typer.echo(f"{backend.name} on {backend.device}: {works}")
+    for line in diagnosis.gpus:
+        typer.echo(line)
+    for engine, kernels in diagnosis.attention.items():
+        typer.echo(f"attention of {engine}: {kernels}")
     for problem in diagnosis.problems:
         typer.secho(f"problem: {problem}", fg=typer.colors.RED)
+
+
+def show_tuning(engine: EngineEntry, tuning: Tuning, path: Path, *, as_json: bool) -> None:
+    """What was measured, a line a bucket, and what was chosen by it."""
+    if as_json:
+        print_json({"engine": engine.name, "file": str(path), **dataclasses.asdict(tuning)})
+        return
+    typer.echo(f"engine {engine.name}, medians of {len(tuning.samples[0].graph_ms) if tuning.samples else 0} runs")
+    typer.echo("tokens  graph, full  no graph, with as few tokens as it is taken for")
+    for sample in tuning.samples:
+        typer.echo(f"{sample.n_tokens:>6}  {median(sample.graph_ms):>8.3f} ms  {median(sample.direct_ms):>8.3f} ms")
+    typer.echo(f"graphs are taken for batches of up to {tuning.graph_up_to_tokens} tokens; kept in {path}")
 
 
 def _quantized(engine: EngineEntry) -> str:

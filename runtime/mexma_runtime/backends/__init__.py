@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 from mexma_runtime.backends.base import Backend, BackendOptions, Graphs
 from mexma_runtime.backends.choice import DEFAULT_RECIPES, choose, devices_of, runnable_engines
+from mexma_runtime.backends.cuda_checks import all_gpus
+from mexma_runtime.backends.device_backend import DeviceBackend
+from mexma_runtime.backends.lattice import STEPS
 from mexma_runtime.backends.registry import BACKENDS, BackendSpec, module_of, serving
 from mexma_runtime.backends.several import SeveralBackends
 from mexma_runtime.bundle import Bundle
-from mexma_runtime.errors import EngineUnavailableError, MissingDependencyError, UsageError
+from mexma_runtime.errors import DeviceError, EngineUnavailableError, MissingDependencyError, UsageError
 from mexma_runtime.manifest import EngineEntry
+from mexma_runtime.tuning import Tuning, choose_limit, write_tuning
 
 __all__ = [
     "BACKENDS",
@@ -21,10 +27,12 @@ __all__ = [
     "BackendStatus",
     "backend_statuses",
     "choose",
+    "gpu_lines",
     "open_backend",
     "open_backends",
     "resolve_graphs",
     "runnable_engines",
+    "tune",
 ]
 
 
@@ -71,6 +79,29 @@ def open_backends(
     return opened[0] if len(opened) == 1 else SeveralBackends(opened)
 
 
+def tune(
+    bundle: Bundle, device: str, *, progress: Callable[[int, int], None] | None = None
+) -> tuple[EngineEntry, Tuning, Path]:
+    """Measure the engine that `device`, a GPU, runs by default, and keep in the bundle's folder what was found.
+
+    Returns the engine, what was found and where it is kept. Raises as `choose` and `open_backend`.
+    """
+    spec, entry = choose(bundle, device=device)
+    if spec.device == "cpu":
+        raise UsageError(f"--tune measures GPUs, and {device!r} is none: --device cuda")
+    widest = Tuning(graph_up_to_tokens=STEPS[-1])
+    options = BackendOptions(device=device, graphs=Graphs.AT_LOAD, tuning=widest)
+    opened = open_backend(bundle, entry, options, backend=spec.name)
+    assert isinstance(opened, DeviceBackend)
+    with closing(opened):
+        samples = opened.measure(dim=bundle.manifest.dim, progress=progress)
+        info = opened.info
+    found = Tuning(
+        graph_up_to_tokens=choose_limit(samples), max_batch_tokens=info.policy.max_batch_tokens, samples=samples
+    )
+    return entry, found, write_tuning(bundle.folder, info.processor, entry, found)
+
+
 def resolve_graphs(name: str | None) -> Graphs | None:
     """The choice of that name; UsageError where there is none."""
     try:
@@ -82,6 +113,14 @@ def resolve_graphs(name: str | None) -> Graphs | None:
 def backend_statuses() -> list[BackendStatus]:
     """For each backend, whether its library is here and why it does not work where it does not."""
     return [_status(spec) for spec in BACKENDS]
+
+
+def gpu_lines() -> list[str]:
+    """A line for each NVIDIA GPU that this process sees; none without a driver, or NVIDIA's bindings."""
+    try:
+        return [f"cuda:{gpu.index}: {gpu.description}, {gpu.memory_bytes / 1e9:.0f} GB" for gpu in all_gpus()]
+    except (MissingDependencyError, DeviceError):
+        return []
 
 
 def _status(spec: BackendSpec) -> BackendStatus:

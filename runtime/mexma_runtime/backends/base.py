@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias
 
 from mexma_runtime.batching import BatchPolicy
 from mexma_runtime.device_vectors import DeviceRows, DeviceVectors
+from mexma_runtime.tuning import Tuning
 from mexma_runtime.types import Ragged, Vectors
 
 Finish: TypeAlias = Callable[[], None]
@@ -41,6 +42,8 @@ class BackendOptions:
     """Of a GPU; None: at loading."""
     memory_limit: int | None = None
     """Bytes of a GPU's memory that onnxruntime may take for weights and activations; None: no limit."""
+    tuning: Tuning | None = None
+    """Of a GPU; None: what was measured on one like it, or the defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,6 +64,14 @@ class Gpu:
         return f"{self.name}, compute capability {self.capability[0]}.{self.capability[1]}"
 
 
+def all_gpus() -> list[Gpu]:
+    """Every GPU that this process sees, good enough or not; none where there is no driver."""
+    cudart = import_cudart()
+    if not call(cudart.cudaDriverGetVersion):
+        return []
+    return [_describe(cudart, index) for index in range(int(call(cudart.cudaGetDeviceCount)))]
+
+
 def find_gpu(index: int, *, needed_cuda: int) -> Gpu:
     """The GPU `index`, if driver and architecture are good enough; EngineUnavailableError says what is not."""
     cudart = import_cudart()

@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 
 from mexma_runtime.backends.base import BackendInfo, Finish
 from mexma_runtime.backends.device_engine import DeviceEngine, Flight
+from mexma_runtime.backends.measuring import measure_buckets
 from mexma_runtime.batching import Grouping
 from mexma_runtime.device_vectors import DeviceRows, DeviceVectors
 from mexma_runtime.errors import DeviceMemoryError, UsageError
+from mexma_runtime.tuning import Sample
 from mexma_runtime.types import Ragged, Vectors
 
 Result = TypeVar("Result")
@@ -56,6 +58,10 @@ class DeviceBackend:
             raise UsageError("output='device' needs a packed engine, whose vectors are in order: load dialect='packed'")
         value = self._worker.run(self._allocate, shape)
         return DeviceVectors(value, self._info.device)
+
+    def measure(self, *, dim: int, progress: Callable[[int, int], None] | None = None) -> list[Sample]:
+        """How long each bucket takes, and running without: see `measure_buckets`."""
+        return self._worker.run(functools.partial(measure_buckets, self._engine, dim=dim, progress=progress))
 
     def close(self) -> None:
         """Wait for what is under way, and release the engine."""

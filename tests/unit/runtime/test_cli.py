@@ -266,7 +266,21 @@ def test_doctor_tells_what_works(run: Run) -> None:
     assert "openvino on cpu: works, 20" in stdout
     assert "tensorrt on cuda: not in this version of mexma-runtime" in stdout
     assert document["versions"]["numpy"] == np.__version__
+    assert document["attention"] == {}
     assert document["hardware"]["n_logical_cpus"] == len(os.sched_getaffinity(0))
+
+
+def test_doctor_looks_at_gpus_alone(run: Run, bundle_folder: Path) -> None:
+    if json.loads(run("doctor", "--json")[1])["gpus"]:
+        pytest.skip("this machine has a GPU, and its own tests")
+    code, _, stderr = run("doctor", "--bundle", bundle_folder)
+    assert (code, "CUDAExecutionProvider was asked for" in stderr) == (6, True)
+    code, _, stderr = run("doctor", "--bundle", bundle_folder, "--tune", "--device", "cpu")
+    assert (code, "--tune measures GPUs, and 'cpu' is none" in stderr) == (2, True)
+    code, _, stderr = run("doctor", "--tune")
+    assert (code, "name it with --bundle" in stderr) == (2, True)
+    code, _, stderr = run("embed", "-", "--bundle", bundle_folder, "-o", "x.npy", "--device", "cuda")
+    assert (code, "CUDAExecutionProvider was asked for" in stderr) == (6, True)
 
 
 def test_the_version_and_the_commands(run: Run) -> None:

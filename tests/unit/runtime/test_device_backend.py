@@ -11,13 +11,18 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mexma_runtime import Encoder
 from mexma_runtime.backends.assembly import add_buckets, assemble, largest_engine
 from mexma_runtime.backends.base import Backend, Graphs
 from mexma_runtime.backends.device import Device
 from mexma_runtime.backends.device_backend import DeviceBackend, Worker
+from mexma_runtime.backends.device_engine import RUNS_UNTIL_CAPTURED
 from mexma_runtime.backends.lattice import packed_lattice
+from mexma_runtime.backends.layouts import Shape
+from mexma_runtime.backends.measuring import N_ROUNDS, sentences_of
 from mexma_runtime.backends.several import SeveralBackends
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.device_vectors import DeviceVectors
@@ -315,6 +320,31 @@ def test_a_device_that_computes_something_else_in_company_is_refused(
     monkeypatch.setattr(session, "run_with_iobinding", wrong)
     with pytest.raises(EngineUnavailableError, match=r"computes wrong vectors: .* in room for 16 tokens"):
         make(session=session)
+
+
+def test_every_bucket_is_measured_full_against_the_least_it_is_taken_for(
+    paths: dict[Dialect, Path], make: MakeBackend
+) -> None:
+    session = open_session(paths[Dialect.PACKED])
+    backend = make(session=session)
+    session.graph_ids.clear()
+    done: list[tuple[int, int]] = []
+    samples = backend.measure(dim=64, progress=lambda *counts: done.append(counts))
+    assert [sample.n_tokens for sample in samples] == [8, 12, 16, 24, 32, 48, 64]
+    assert all(len(sample.graph_ms) == len(sample.direct_ms) == N_ROUNDS for sample in samples)
+    assert all(ms > 0 for sample in samples for ms in sample.graph_ms + sample.direct_ms)
+    assert done == [(n, 7) for n in range(1, 8)]
+    n_runs = N_ROUNDS + RUNS_UNTIL_CAPTURED
+    expected = [graph for number in range(7) for _ in range(n_runs) for graph in (str(number + 1), "-1")]
+    assert session.graph_ids == expected
+
+
+@given(st.integers(1, 4096), st.sampled_from(packed_lattice(512, up_to_tokens=4096)))
+def test_what_is_measured_fits_where_it_is_measured(n_tokens: int, shape: Shape) -> None:
+    batch = sentences_of(min(n_tokens, shape.n_tokens), shape)
+    assert 1 <= len(batch) <= shape.n_sentences
+    assert 1 <= batch.lengths.min() <= batch.lengths.max() <= shape.longest
+    assert batch.ids.size == min(n_tokens, shape.n_tokens)
 
 
 def test_buckets_stop_where_their_memory_does(
