@@ -22,7 +22,7 @@ from mexma_runtime.errors import UsageError
 from mexma_runtime.manifest import Manifest
 from mexma_runtime.terminal import Progress, note
 from mexma_runtime.tokenizer import TextTokenizer, TokenizerSpec
-from mexma_runtime.types import PADDED_DIALECTS, Pooling, Precision, Ragged
+from mexma_runtime.types import PADDED_DIALECTS, Dialect, Pooling, Precision, Ragged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,9 @@ def prepare_model(
     device: str,
     report: Progress,
 ) -> Prepared:
-    """The bundle of `source`, exported in fp32 where there is none yet; UsageError where it is another checkpoint's.
+    """The bundle of `source`, exported in fp32, and for a GPU in fp16, where there is none yet.
+
+    UsageError where it is another checkpoint's.
 
     With `int8` it has the int8 engines of the package's own recipes too: those that it lacks are added to it.
     """
@@ -86,7 +88,8 @@ def prepare_model(
     folder = bundle or Path("engines/bench") / re.sub(r"[^\w.]+", "-", name)
     manifest = read_manifest(folder)
     if manifest is None:
-        plan = _plan(folder, (Precision.FP32,), lacking_recipes(None) if int8 else (), pooling)
+        floats = (Precision.FP32,) if device == "cpu" else (Precision.FP16, Precision.FP32)
+        plan = _plan(folder, floats, lacking_recipes(None) if int8 else (), pooling, device=device)
         manifest = export(source, plan, progress=report).manifest
     else:
         note(f"{name}: measuring the bundle in {folder}; remove it to have it exported anew")
@@ -131,11 +134,19 @@ def lacking_recipes(manifest: Manifest | None) -> tuple[str, ...]:
     return tuple(recipe for recipe in SHIPPED if any((recipe, dialect) not in there for dialect in PADDED_DIALECTS))
 
 
-def _plan(folder: Path, floats: tuple[Precision, ...], recipes: Sequence[str], pooling: Pooling | None) -> ExportPlan:
+def _plan(
+    folder: Path,
+    floats: tuple[Precision, ...],
+    recipes: Sequence[str],
+    pooling: Pooling | None,
+    *,
+    device: str = "cpu",
+) -> ExportPlan:
     """Nothing is judged: measuring the engines does that."""
     return ExportPlan(
         out=folder,
         precisions=(*floats, Precision.INT8) if recipes else floats,
+        dialects=PADDED_DIALECTS if device == "cpu" else tuple(Dialect),
         pooling=pooling,
         int8=Int8Options(recipes=tuple(map(load_recipe, recipes))) if recipes else None,
         check_parity=False,

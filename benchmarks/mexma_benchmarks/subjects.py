@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mexma_benchmarks.result import Role
-from mexma_runtime.backends import runnable_engines
+from mexma_runtime.backends import runnable_engines, runners
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.errors import UsageError
 
@@ -52,7 +52,7 @@ def engine_subjects(bundle: Bundle, device: str) -> list[Subject]:
             adapter="mexma",
             options={"engine": engine.name, "precision": engine.precision},
             unavailable=f"no backend that is installed runs it here on {device}: it is for "
-            + (" or ".join(engine.requires) or "none"),
+            + (" or ".join(runners(engine)) or "none"),
         )
         for engine in bundle.manifest.engines
         if engine.name not in runnable

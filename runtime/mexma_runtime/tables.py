@@ -10,6 +10,7 @@ from statistics import median
 
 import typer
 
+from mexma_runtime.backends import runners
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.doctor import Diagnosis
 from mexma_runtime.manifest import EngineEntry, ProductMode
@@ -47,6 +48,7 @@ def show_bundle(bundle: Bundle, *, is_verified: bool, as_json: bool) -> None:
             {
                 "  file": f"{engine.file}, {size / 1e6:,.1f} MB with its weights",
                 "  needs": needs or "no backend of this version",
+                "  runs on": ", ".join(runners(engine)) or "no backend of this version",
                 **({"  quantized": _quantized(engine)} if engine.precision is Precision.INT8 else {}),
                 "  judged": _judged(engine),
                 "  space": engine.space,

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 
 from mexma_benchmarks.adapters.protocol import Model, Task, Vectors, run_adapter
 from mexma_runtime import Encoder
-from mexma_runtime.types import Ragged
+from mexma_runtime.types import Dialect, Ragged
+
+BATCHING = {
+    ("cpu", False): "groups of equal length",
+    ("cuda", False): "sorted by length, padded",
+    ("cuda", True): "tokens end to end, unpadded",
+}
+"""By the kind of device and whether the engine is packed."""
 
 
 def open_model(task: Task) -> Model:
@@ -26,13 +33,12 @@ def open_model(task: Task) -> Model:
 class Mexma(Model):
     """An encoder."""
 
-    batching = "groups of equal length"
-
     def __init__(self, encoder: Encoder) -> None:
         info = encoder.info
         self._encoder = encoder
         self.versions = {info.backend: info.version}
         self.provider = info.providers[0]
+        self.batching = BATCHING[info.device.partition(":")[0], info.dialect is Dialect.PACKED]
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Embed texts, which have their prompt in front already."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mexma_runtime.backends.base import Backend, BackendOptions, Graphs
-from mexma_runtime.backends.choice import DEFAULT_RECIPES, choose, devices_of, runnable_engines
+from mexma_runtime.backends.choice import DEFAULT_RECIPES, choose, devices_of, runnable_engines, runners
 from mexma_runtime.backends.cuda_checks import all_gpus
 from mexma_runtime.backends.device_backend import DeviceBackend
 from mexma_runtime.backends.lattice import STEPS
@@ -32,6 +32,7 @@ __all__ = [
     "open_backends",
     "resolve_graphs",
     "runnable_engines",
+    "runners",
     "tune",
 ]
 

@@ -101,4 +101,4 @@ def test_an_engine_that_nothing_here_runs_is_listed_with_the_reason(
 
     assert {subject.unavailable for subject in runs} == {None}
     assert other.name == "mexma portable.int8.precise.uint8"
-    assert other.unavailable == "no backend that is installed runs it here on cpu: it is for openvino"
+    assert other.unavailable == "no backend that is installed runs it here on cpu: it is for openvino on cpu"
