@@ -86,6 +86,8 @@ class Ragged:
 
     def part(self, start: int, end: int) -> Ragged:
         """The sentences from `start` to `end`, not copied."""
+        if (start, end) == (0, len(self)):
+            return self
         offsets = self.offsets[start : end + 1]
         return Ragged(ids=self.ids[offsets[0] : offsets[-1]], offsets=offsets - offsets[0])
 

@@ -52,10 +52,13 @@ def position_ids(batch: Ragged, text: TextEntry) -> NDArray[np.int32]:
     if text.position_scheme is PositionScheme.FROM_ZERO:
         return np.arange(batch.ids.size, dtype=np.int32) - np.repeat(batch.offsets[:-1], batch.lengths).astype(np.int32)
     counts = (batch.ids != text.padding_id).astype(np.int32)
-    n_before = np.concatenate([[0], np.cumsum(counts, dtype=np.int32)])
-    n_within = n_before[1:] - np.repeat(n_before[batch.offsets[:-1]], batch.lengths)
-    positions: NDArray[np.int32] = (n_within * counts + text.padding_id).astype(np.int32)
-    return positions
+    so_far = np.cumsum(counts, dtype=np.int32)
+    if len(batch) > 1:
+        starts = batch.offsets[:-1]
+        so_far -= np.repeat(so_far[starts] - counts[starts], batch.lengths)
+    so_far *= counts
+    so_far += np.int32(text.padding_id)
+    return so_far
 
 
 def _first(text: TextEntry) -> int:
