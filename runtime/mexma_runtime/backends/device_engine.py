@@ -5,16 +5,18 @@ Nothing here knows CUDA: the same class runs on onnxruntime's CPU provider, and 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mexma_runtime.backends.device import Device, Mark
-from mexma_runtime.backends.lattice import smallest_that_holds
+from mexma_runtime.backends.lattice import size
 from mexma_runtime.backends.layouts import ArraySpec, Layout, Shape
 from mexma_runtime.device_vectors import DeviceRows
 from mexma_runtime.errors import DeviceMemoryError, MexmaError, UsageError
@@ -96,9 +98,10 @@ class DeviceEngine:
         free_bytes = self._device.free_bytes()
         room = _Room(self._device, self._layout, shape, self._dim)
         binding = self._session.io_binding()
-        self._bind(binding, room, shape, room.vectors.pointer)
-        options = _run_options(len(self._buckets) + 1)
-        self._buckets[shape] = _Bucket(shape, room, binding, options)
+        laid = room.laid_out(shape)
+        self._bind(binding, room, laid, room.vectors.pointer)
+        bucket = _Bucket(laid, room, binding, _run_options(len(self._buckets) + 1))
+        self._buckets = dict(sorted({**self._buckets, shape: bucket}.items(), key=lambda item: size(item[0])))
         self.graph_bytes += free_bytes - self._device.free_bytes()
 
     def remove_bucket(self, shape: Shape) -> None:
@@ -113,8 +116,8 @@ class DeviceEngine:
     def shape_for(self, batch: Ragged) -> tuple[Shape, bool]:
         """What `batch` runs in, and whether that is a bucket."""
         need = self._layout.shape_of(batch)
-        bucket = smallest_that_holds(self._buckets, need)
-        return (bucket, True) if bucket else (need, False)
+        bucket = self._bucket_for(need, None)
+        return (bucket.shape, True) if bucket else (need, False)
 
     def launch(
         self, batch: Ragged, target: Vectors | DeviceRows, *, normalize: bool, shape: Shape | None = None
@@ -129,9 +132,11 @@ class DeviceEngine:
         bucket = self._bucket_for(need, shape)
         if bucket is None and not self.capacity.holds(need):
             raise DeviceMemoryError(f"a batch of {_words(need)}, and there is room for {_words(self.capacity)}")
-        room, laid = (bucket.room, bucket.shape) if bucket else (self._next_room(), need)
+        room = bucket.room if bucket else self._next_room()
         room.finish()
-        n_bytes, row_bytes = room.lay(batch, laid, normalize=normalize), 4 * self._dim
+        laid = bucket.laid if bucket else room.laid_out(need)
+        self._layout.fill(batch, laid.arrays, normalize=normalize)
+        row_bytes = 4 * self._dim
         on_device = isinstance(target, DeviceRows)
         if on_device and normalize and not self._layout.normalizes:
             raise UsageError(f"engine {self._entry.name} gives no vectors of length 1 on a device: use a packed one")
@@ -142,7 +147,7 @@ class DeviceEngine:
         if bucket and bucket.n_runs < RUNS_UNTIL_CAPTURED:
             # Nobody may wait for the device while a graph is captured.
             self.finish()
-        self._device.upload(room.host[:n_bytes], room.inputs.pointer)
+        self._device.upload(room.host[: laid.n_bytes], room.inputs.pointer)
         laid_s = time.perf_counter()
         self._run(bucket, room, need)
         ran_s = time.perf_counter()
@@ -182,20 +187,22 @@ class DeviceEngine:
         self._session = None
 
     def _bucket_for(self, need: Shape, shape: Shape | None) -> _Bucket | None:
-        chosen = smallest_that_holds(self._buckets, need) if shape is None else shape
-        return None if chosen is None else self._buckets.get(chosen)
+        if shape is not None:
+            return self._buckets.get(shape)
+        return next((bucket for there, bucket in self._buckets.items() if there.holds(need)), None)
 
     def _next_room(self) -> _Room:
         self._n_direct += 1
         return self._rooms[self._n_direct % N_ROOMS]
 
-    def _bind(self, binding: Any, room: _Room, shape: Shape, vectors: int) -> None:
+    def _bind(self, binding: Any, room: _Room, laid: _LaidOut, vectors: int) -> None:
         kind, index = self._device.kind, self._device.index
-        for name, (spec, offset) in room.places(shape).items():
-            binding.bind_input(name, kind, index, spec.dtype, spec.shape, room.inputs.pointer + offset)
-        for name, spec in self._layout.constant_specs(shape).items():
+        for name, array in laid.arrays.items():
+            pointer = room.inputs.pointer + laid.offsets[name]
+            binding.bind_input(name, kind, index, array.dtype.type, array.shape, pointer)
+        for name, spec in self._layout.constant_specs(laid.shape).items():
             binding.bind_input(name, kind, index, spec.dtype, spec.shape, self._zeros.pointer)
-        binding.bind_output(self._entry.output, kind, index, np.float32, (shape.n_sentences, self._dim), vectors)
+        binding.bind_output(self._entry.output, kind, index, np.float32, (laid.shape.n_sentences, self._dim), vectors)
 
     def _run(self, bucket: _Bucket | None, room: _Room, shape: Shape) -> None:
         binding, options = (bucket.binding, bucket.options) if bucket else (room.binding(self._session), self._direct)
@@ -217,12 +224,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(words in text for words in ("out of memory", "failed to allocate memory", "cuda failure 2:"))
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _LaidOut:
+    """The inputs of one shape in the host's memory."""
+
+    shape: Shape
+    arrays: dict[str, NDArray[Any]]
+    offsets: dict[str, int]
+    """Bytes from the beginning."""
+    n_bytes: int
+    """From the first input's beginning to the last one's end."""
+
+
 class _Room:
     """Memory for one batch under way, on both sides: inputs one after another, so that one copy takes them over."""
 
     def __init__(self, device: Device, layout: Layout, capacity: Shape, dim: int) -> None:
         self._layout = layout
-        n_bytes = _end_of(self.places(layout.room_for(capacity)))
+        n_bytes = sum(map(_aligned_bytes_of, layout.specs(layout.room_for(capacity)).values()))
         self.host, self.inputs = device.host_bytes(n_bytes), device.allocate(n_bytes)
         vector_bytes = capacity.n_sentences * dim * 4
         self.host_vectors = device.host_bytes(vector_bytes).view(np.float32).reshape(capacity.n_sentences, dim)
@@ -236,23 +255,15 @@ class _Room:
             self._binding = session.io_binding()
         return self._binding
 
-    def places(self, shape: Shape) -> dict[str, tuple[ArraySpec, int]]:
-        """Each input's form, and where it begins."""
-        places, offset = {}, 0
+    def laid_out(self, shape: Shape) -> _LaidOut:
+        """The inputs of `shape`, as views of this memory."""
+        arrays: dict[str, NDArray[Any]] = {}
+        offsets, end = {}, 0
         for name, spec in self._layout.specs(shape).items():
-            places[name] = (spec, offset)
-            offset += -(-_bytes_of(spec) // ALIGNMENT) * ALIGNMENT
-        return places
-
-    def lay(self, batch: Ragged, shape: Shape, *, normalize: bool) -> int:
-        """Write the inputs; how many bytes they take."""
-        places = self.places(shape)
-        arrays: dict[str, NDArray[Any]] = {
-            name: self.host[offset : offset + _bytes_of(spec)].view(spec.dtype).reshape(spec.shape)
-            for name, (spec, offset) in places.items()
-        }
-        self._layout.fill(batch, arrays, normalize=normalize)
-        return _end_of(places)
+            arrays[name] = self.host[end : end + _bytes_of(spec)].view(spec.dtype).reshape(spec.shape)
+            offsets[name] = end
+            end += _aligned_bytes_of(spec)
+        return _LaidOut(shape=shape, arrays=arrays, offsets=offsets, n_bytes=end)
 
     def finish(self) -> None:
         """Wait for the batch that is under way in this memory."""
@@ -264,10 +275,15 @@ class _Room:
 class _Bucket:
     """A shape with memory of its own, bound once."""
 
-    def __init__(self, shape: Shape, room: _Room, binding: Any, options: Any) -> None:
-        self.shape, self.room, self.binding, self.options = shape, room, binding, options
+    def __init__(self, laid: _LaidOut, room: _Room, binding: Any, options: Any) -> None:
+        self.laid, self.room, self.binding, self.options = laid, room, binding, options
         self.n_runs = 0
         """Counted until the graph has been captured."""
+
+    @property
+    def shape(self) -> Shape:
+        """The room that it has."""
+        return self.laid.shape
 
 
 def _run_options(graph_id: int) -> Any:
@@ -282,11 +298,11 @@ def _run_options(graph_id: int) -> Any:
 
 
 def _bytes_of(spec: ArraySpec) -> int:
-    return int(np.dtype(spec.dtype).itemsize * np.prod(spec.shape, dtype=np.int64))
+    return int(np.dtype(spec.dtype).itemsize) * math.prod(spec.shape)
 
 
-def _end_of(places: dict[str, tuple[ArraySpec, int]]) -> int:
-    return max(offset + _bytes_of(spec) for spec, offset in places.values())
+def _aligned_bytes_of(spec: ArraySpec) -> int:
+    return -(-_bytes_of(spec) // ALIGNMENT) * ALIGNMENT
 
 
 def _words(shape: Shape) -> str:

@@ -1,8 +1,6 @@
-"""The shapes that graphs are captured for, and which of them a batch runs in. Pure."""
+"""The shapes that graphs are captured for. Pure."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 from mexma_runtime.backends.layouts import Shape
 
@@ -31,13 +29,9 @@ def padded_lattice(max_tokens: int, *, up_to_tokens: int) -> list[Shape]:
         for n in SENTENCES
         if n * longest <= up_to_tokens
     ]
-    return sorted(shapes, key=_size)
+    return sorted(shapes, key=size)
 
 
-def smallest_that_holds(buckets: Iterable[Shape], need: Shape) -> Shape | None:
-    """The bucket of the fewest tokens, then sentences, that holds `need`; None where none does."""
-    return min((bucket for bucket in buckets if bucket.holds(need)), key=_size, default=None)
-
-
-def _size(shape: Shape) -> tuple[int, int, int]:
+def size(shape: Shape) -> tuple[int, int, int]:
+    """What buckets are ordered by: a batch runs in the first that holds it."""
     return shape.n_tokens, shape.n_sentences, shape.longest

@@ -33,6 +33,10 @@ class Shape:
         )
 
 
+def _longest(batch: Ragged) -> int:
+    return batch.ids.size if len(batch) == 1 else int(batch.lengths.max())
+
+
 _ONE = Shape(n_sentences=1, longest=1, n_tokens=1)
 
 
@@ -85,7 +89,7 @@ class PackedLayout:
 
     def shape_of(self, batch: Ragged) -> Shape:
         """As many rows as tokens."""
-        return Shape(n_sentences=len(batch), longest=int(batch.lengths.max()), n_tokens=batch.ids.size)
+        return Shape(n_sentences=len(batch), longest=_longest(batch), n_tokens=batch.ids.size)
 
     def room_for(self, capacity: Shape) -> Shape:
         """All of it."""
@@ -145,7 +149,7 @@ class PaddedLayout:
 
     def shape_of(self, batch: Ragged) -> Shape:
         """As many rows as sentences times the longest."""
-        longest = int(batch.lengths.max())
+        longest = _longest(batch)
         return Shape(n_sentences=len(batch), longest=longest, n_tokens=len(batch) * longest)
 
     def room_for(self, capacity: Shape) -> Shape:

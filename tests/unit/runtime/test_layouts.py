@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mexma_runtime.backends.lattice import STEPS, packed_lattice, padded_lattice, smallest_that_holds
+from mexma_runtime.backends.lattice import STEPS, packed_lattice, padded_lattice, size
 from mexma_runtime.backends.layouts import Layout, PackedLayout, PaddedLayout, Shape
 from mexma_runtime.backends.padding import padded_inputs
 from mexma_runtime.manifest import PositionScheme, TextEntry
@@ -107,7 +107,8 @@ def test_padding_leaves_every_sentence_what_it_has_without_more_room(
 def test_a_batch_runs_in_the_smallest_bucket_that_holds_it(n_sentences: int, longest: int, n_tokens: int) -> None:
     need = Shape(n_sentences=n_sentences, longest=longest, n_tokens=max(n_tokens, longest))
     buckets = packed_lattice(512, up_to_tokens=2048)
-    found = smallest_that_holds(buckets, need)
+    assert buckets == sorted(buckets, key=size)
+    found = next((bucket for bucket in buckets if bucket.holds(need)), None)
     holding = [bucket for bucket in buckets if bucket.holds(need)]
     assert found == (min(holding, key=lambda bucket: bucket.n_tokens) if holding else None)
     if found and need.n_tokens >= 12 and n_sentences * 4 <= need.n_tokens and longest <= 512:
