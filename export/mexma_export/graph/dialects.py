@@ -186,19 +186,19 @@ class Packed(Fused):
     """
 
     def bounds(self, g: GraphBuilder, tokens: Tokens) -> Bounds:
-        """Operator inputs, and with CLS pooling each sentence's first token."""
+        """What the operator takes, and each sentence's first token."""
         names = ("token_offset", "cumulative_sequence_length", "first_token")
-        return tuple(tokens.inputs[name] for name in names if name in tokens.inputs)
+        return tuple(tokens.inputs[name] for name in names)
 
     def attention(self, g: GraphBuilder, query: ir.Value, keys: ir.Value, bounds: Bounds, path: str) -> ir.Value:
         """PackedMultiHeadAttention; its queries are all tokens always, of which one layer takes the first ones."""
-        token_offset, cu_seqlens, *first_token = bounds
+        token_offset, cu_seqlens, first_token = bounds
         q = self._products.linear(g, keys, f"{path}.query")
         k, v = (self._products.product(g, keys, f"{path}.{part}") for part in ("key", "value"))
         inputs = [q, k, v, None, token_offset, cu_seqlens]
         name = f"{path}.out" if query is keys else f"{path}.all"
         out = g.op("PackedMultiHeadAttention", inputs, name, domain=FUSED_DOMAIN, num_heads=self._config.n_heads)
-        return out if query is keys else g.op("Gather", [out, *first_token], f"{path}.out", axis=0)
+        return out if query is keys else g.op("Gather", [out, first_token], f"{path}.out", axis=0)
 
     def _bias(self, g: GraphBuilder, linear: str) -> ir.Value:
         return (

@@ -33,8 +33,8 @@ def write_encoder(
 ) -> ir.Model:
     """The graph of one engine over `weights` (names and layout: weights.write_weights), layers by `products`."""
     g = GraphBuilder(weights, precision=precision)
-    layout, steps = layout_of(dialect), steps_of(dialect, precision, config, products)
-    tokens = layout.declare(g, pooling)
+    layout, steps = layout_of(dialect, config), steps_of(dialect, precision, config, products)
+    tokens = layout.declare(g)
     bounds = steps.bounds(g, tokens)
 
     x = _embeddings(g, steps, tokens)
@@ -44,8 +44,6 @@ def write_encoder(
     rows = layout.first_rows(g, x, tokens) if pooling is Pooling.CLS else x
     x = _layer(g, steps, rows, x, bounds, f"layer.{config.n_layers - 1}")
 
-    if g.float_type is not ir.DataType.FLOAT:
-        x = g.op("Cast", [x], "pooling.fp32", to=ir.DataType.FLOAT)
     output = layout.pooled(g, x, tokens, pooling, OUTPUT)
     return g.finish({output: ["batch", config.hidden_size]}, name=f"{config.family}.{dialect}.{precision}.{pooling}")
 
@@ -64,7 +62,7 @@ def write_layer(
     `hidden` is float32 `(batch, length, hidden)`, all sentences of one length. The outputs: `layer_taps(layer)`.
     """
     g = GraphBuilder(weights, precision=Precision.FP32)
-    layout, steps = layout_of(dialect), steps_of(dialect, Precision.FP32, config, products)
+    layout, steps = layout_of(dialect, config), steps_of(dialect, Precision.FP32, config, products)
     x = g.input(LAYER_INPUTS[0], ["batch", "length", config.hidden_size], ir.DataType.FLOAT)
     tokens = Tokens(inputs={LAYER_INPUTS[1]: g.input(LAYER_INPUTS[1], ["batch", "length"])})
     bounds = steps.bounds(g, tokens)

@@ -9,7 +9,8 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from mexma_export.graph.builder import GraphBuilder
+from mexma_export.config import ModelConfig
+from mexma_export.graph.builder import FUSED_DOMAIN, GraphBuilder
 from mexma_runtime.types import Dialect, Pooling
 
 PADDED_INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -38,20 +39,20 @@ class Tokens:
 class Layout(Protocol):
     """One way for tokens to lie."""
 
-    def declare(self, g: GraphBuilder, pooling: Pooling) -> Tokens:
+    def declare(self, g: GraphBuilder) -> Tokens:
         """The graph's inputs."""
 
     def first_rows(self, g: GraphBuilder, x: ir.Value, tokens: Tokens) -> ir.Value:
         """The first token's row of each sentence, which is all that CLS pooling reads."""
 
     def pooled(self, g: GraphBuilder, x: ir.Value, tokens: Tokens, pooling: Pooling, output: str) -> ir.Value:
-        """`output`: float32 `(batch, hidden)` from the float32 hidden state, of CLS pooling its first rows."""
+        """`output`: float32 `(batch, hidden)` from the hidden state, of CLS pooling its first rows."""
 
 
 class PaddedLayout:
     """Inputs: PADDED_INPUTS. Vectors are as pooled: who reads them may give them length 1."""
 
-    def declare(self, g: GraphBuilder, pooling: Pooling) -> Tokens:
+    def declare(self, g: GraphBuilder) -> Tokens:
         """PADDED_INPUTS."""
         return Tokens(inputs={name: g.input(name, ["batch", "length"]) for name in PADDED_INPUTS})
 
@@ -63,7 +64,8 @@ class PaddedLayout:
         return g.op("Slice", [x, first, one, axis], "cls.row")
 
     def pooled(self, g: GraphBuilder, x: ir.Value, tokens: Tokens, pooling: Pooling, output: str) -> ir.Value:
-        """The first row, or the mean over the tokens as sentence-transformers' Pooling computes it."""
+        """The first row, or the mean over the tokens as sentence-transformers' Pooling computes it, in fp32."""
+        x = _in_fp32(g, x)
         if pooling is Pooling.CLS:
             return g.op("Squeeze", [x, g.constant("cls.axis", np.array([1], np.int64))], output)
         axis = g.constant("pooling.axis", np.array([1], np.int64))
@@ -82,22 +84,19 @@ class PackedLayout:
     token_offset: int32 `(batch, length)`. PackedMultiHeadAttention takes the batch and the longest length from its
         shape; the kernels that engines are admitted with never read what is in it.
     cumulative_sequence_length: int32 `(batch + 1,)`, where each sentence begins and the last ends.
-    first_token: int32 `(batch,)`, with CLS pooling.
-    token_rows, token_weights: int32 and float32 `(batch, length)`, with mean pooling: the rows of a sentence's tokens
-        and 1 / their number; 0 and 0 past its end.
+    first_token: int32 `(batch,)`: where each begins, or any token for what is no sentence.
     normalize: bool `(1,)`.
     """
 
-    def declare(self, g: GraphBuilder, pooling: Pooling) -> Tokens:
+    def __init__(self, n_heads: int) -> None:
+        self._n_heads = n_heads
+
+    def declare(self, g: GraphBuilder) -> Tokens:
         """The above."""
         inputs = {name: g.input(name, ["tokens"]) for name in ("input_ids", "position_ids")}
         inputs["token_offset"] = g.input("token_offset", ["batch", "length"])
         inputs["cumulative_sequence_length"] = g.input("cumulative_sequence_length", ["bounds"])
-        if pooling is Pooling.CLS:
-            inputs["first_token"] = g.input("first_token", ["batch"])
-        else:
-            inputs["token_rows"] = g.input("token_rows", ["batch", "length"])
-            inputs["token_weights"] = g.input("token_weights", ["batch", "length"], ir.DataType.FLOAT)
+        inputs["first_token"] = g.input("first_token", ["batch"])
         inputs["normalize"] = g.input("normalize", [1], ir.DataType.BOOL)
         return Tokens(inputs=inputs)
 
@@ -106,13 +105,20 @@ class PackedLayout:
         return g.op("Gather", [x, tokens.inputs["first_token"]], "cls.row", axis=0)
 
     def pooled(self, g: GraphBuilder, x: ir.Value, tokens: Tokens, pooling: Pooling, output: str) -> ir.Value:
-        """The first rows, or the mean of each sentence's rows; over its length or over 1."""
-        last = g.constant("pooling.last_axis", np.array([-1], np.int64))
+        """The first rows, or the mean of each sentence's rows; over its length or over 1.
+
+        The mean is attention whose scores are all 0, and so its weights 1 / length: it needs no padding either.
+        """
         if pooling is Pooling.MEAN:
-            rows = g.op("Gather", [x, tokens.inputs["token_rows"]], "pooling.rows", axis=0)
-            column = g.op("Unsqueeze", [tokens.inputs["token_weights"], last], "pooling.column")
-            axis = g.constant("pooling.axis", np.array([1], np.int64))
-            x = g.op("ReduceSum", [g.op("Mul", [rows, column], "pooling.tokens"), axis], "pooling.mean", keepdims=0)
+            nothing = g.op("Mul", [x, g.number(0)], "pooling.nothing")
+            offsets = [tokens.inputs[name] for name in ("token_offset", "cumulative_sequence_length")]
+            inputs = [nothing, nothing, x, None, *offsets]
+            means = g.op(
+                "PackedMultiHeadAttention", inputs, "pooling.means", domain=FUSED_DOMAIN, num_heads=self._n_heads
+            )
+            x = g.op("Gather", [means, tokens.inputs["first_token"]], "pooling.mean", axis=0)
+        x = _in_fp32(g, x)
+        last = g.constant("pooling.last_axis", np.array([-1], np.int64))
         smallest, one = (
             g.constant(f"pooling.{n}", np.array(v, np.float32)) for n, v in (("least", SMALLEST_NORM), ("one", 1))
         )
@@ -121,6 +127,10 @@ class PackedLayout:
         return g.op("Div", [x, divisor], output)
 
 
-def layout_of(dialect: Dialect) -> Layout:
+def layout_of(dialect: Dialect, config: ModelConfig) -> Layout:
     """How `dialect` lays out tokens."""
-    return PackedLayout() if dialect is Dialect.PACKED else PaddedLayout()
+    return PackedLayout(config.n_heads) if dialect is Dialect.PACKED else PaddedLayout()
+
+
+def _in_fp32(g: GraphBuilder, x: ir.Value) -> ir.Value:
+    return x if g.float_type is ir.DataType.FLOAT else g.op("Cast", [x], "pooling.fp32", to=ir.DataType.FLOAT)

@@ -36,9 +36,7 @@ PROBE_LENGTHS = (7, 3, 12)
 
 def layout_for(manifest: Manifest, entry: EngineEntry) -> Layout:
     """How batches lie in the inputs of `entry`."""
-    if entry.dialect is Dialect.PACKED:
-        return PackedLayout(manifest.text, manifest.pooling_mode)
-    return PaddedLayout(manifest.text)
+    return PackedLayout(manifest.text) if entry.dialect is Dialect.PACKED else PaddedLayout(manifest.text)
 
 
 def assemble(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mexma_runtime.backends.padding import INPUT_NAMES, fill_padded, position_ids
 from mexma_runtime.manifest import TextEntry
-from mexma_runtime.types import Pooling, Ragged
+from mexma_runtime.types import Ragged
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -79,8 +79,8 @@ class PackedLayout:
 
     normalizes: bool = True
 
-    def __init__(self, text: TextEntry, pooling: Pooling) -> None:
-        self._text, self._pooling = text, pooling
+    def __init__(self, text: TextEntry) -> None:
+        self._text = text
 
     @property
     def names(self) -> set[str]:
@@ -96,19 +96,15 @@ class PackedLayout:
         return capacity
 
     def specs(self, shape: Shape) -> dict[str, ArraySpec]:
-        """int32, but for the weights and the flag."""
+        """int32, but for the flag."""
         tokens = ArraySpec(dtype=np.int32, shape=(shape.n_tokens,))
-        specs = {
+        return {
             "input_ids": tokens,
             "position_ids": tokens,
             "cumulative_sequence_length": ArraySpec(dtype=np.int32, shape=(shape.n_sentences + 1,)),
+            "first_token": ArraySpec(dtype=np.int32, shape=(shape.n_sentences,)),
+            "normalize": ArraySpec(dtype=np.bool_, shape=(1,)),
         }
-        if self._pooling is Pooling.CLS:
-            specs["first_token"] = ArraySpec(dtype=np.int32, shape=(shape.n_sentences,))
-        else:
-            specs["token_rows"] = ArraySpec(dtype=np.int32, shape=(shape.n_sentences, shape.longest))
-            specs["token_weights"] = ArraySpec(dtype=np.float32, shape=(shape.n_sentences, shape.longest))
-        return specs | {"normalize": ArraySpec(dtype=np.bool_, shape=(1,))}
 
     def constant_specs(self, shape: Shape) -> dict[str, ArraySpec]:
         """token_offset: the batch and the longest length are read off its shape."""
@@ -121,16 +117,8 @@ class PackedLayout:
         ids[:total], ids[total:] = batch.ids, text.padding_id
         positions[:total], positions[total:] = position_ids(batch, text), 0
         bounds[: n + 1], bounds[n + 1 :] = batch.offsets, total
-        if self._pooling is Pooling.CLS:
-            first = arrays["first_token"]
-            first[:n], first[n:] = batch.offsets[:-1], 0
-        else:
-            rows, weights = arrays["token_rows"], arrays["token_weights"]
-            columns = np.arange(rows.shape[1])
-            is_token = columns < batch.lengths[:, np.newaxis]
-            rows[...], weights[...] = 0, 0
-            rows[:n] = np.where(is_token, batch.offsets[:-1, np.newaxis] + columns, 0)
-            weights[:n] = is_token / batch.lengths[:, np.newaxis]
+        first = arrays["first_token"]
+        first[:n], first[n:] = batch.offsets[:-1], 0
         arrays["normalize"][0] = normalize
 
 

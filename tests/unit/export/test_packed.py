@@ -118,7 +118,7 @@ def embed(tiny_checkpoint: Path, tiny_bert_checkpoint: Path, tmp_path_factory: p
             padding_id=config.padding_id,
             position_scheme=config.position_scheme,
         )
-        layout = PackedLayout(text, pooling)
+        layout = PackedLayout(text)
         arrays = {name: np.zeros(spec.shape, spec.dtype) for name, spec in layout.specs(shape).items()}
         layout.fill(rows, arrays, normalize=normalize)
         offsets = {"token_offset": np.zeros((shape.n_sentences, shape.longest), np.int32)}

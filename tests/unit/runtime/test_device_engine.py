@@ -50,7 +50,7 @@ def open_engine(bundle: Bundle, sessions: dict[Dialect, Any], make_host_device: 
     def opened(dialect: Dialect, *, capacity: Shape = CAPACITY, buckets: bool = True) -> DeviceEngine:
         manifest, text = bundle.manifest, bundle.manifest.text
         is_packed = dialect is Dialect.PACKED
-        layout: Layout = PackedLayout(text, manifest.pooling_mode) if is_packed else PaddedLayout(text)
+        layout: Layout = PackedLayout(text) if is_packed else PaddedLayout(text)
         entry = next(e for e in manifest.engines if e.dialect is dialect and e.precision is Precision.FP32)
         engine = DeviceEngine(sessions[dialect], make_host_device(), layout, entry, dim=manifest.dim, capacity=capacity)
         if buckets:
