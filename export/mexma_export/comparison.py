@@ -15,6 +15,7 @@ from mexma_export.staging import Staging
 from mexma_export.sts import StsPairs
 from mexma_runtime.bundle import Bundle, sha256_of
 from mexma_runtime.errors import BundleError, EngineUnavailableError, UsageError
+from mexma_runtime.manifest import Certificate, EngineEntry, Manifest
 from mexma_runtime.terminal import Progress
 from mexma_runtime.types import Precision
 
@@ -63,23 +64,35 @@ def compare_bundle(
 
 
 def certify(folder: Path, verdicts: list[Verdict]) -> list[str]:
-    """Give the engines of a bundle the certificates of `verdicts` instead of older ones, and name those engines.
+    """Give the engines of a bundle the certificates of `verdicts`, and name those engines.
 
-    Engines that miss a threshold keep what they have.
+    Of one processor and library an engine has one certificate, the newest; engines that miss a threshold get none.
     """
-    passed = {verdict.engine.name: verdict.engine for verdict in verdicts if not verdict.shortfalls}
+    passed = {verdict.engine.name: verdict for verdict in verdicts if not verdict.shortfalls}
     with Staging(folder) as staging:
         manifest = staging.previous
         if manifest is None:
             raise BundleError(folder, "holds no bundle any more")
+        if changed := [name for name, verdict in passed.items() if verdict.engine.file not in _files(manifest)]:
+            raise BundleError(folder, f"{', '.join(changed)} changed while it was judged: judge again")
         engines = [
-            dataclasses.replace(engine, certificates=passed[engine.name].certificates)
-            if engine.name in passed and engine.file == passed[engine.name].file
-            else engine
+            _with_certificate(engine, passed[engine.name].certificate) if engine.name in passed else engine
             for engine in manifest.engines
         ]
         staging.publish(dataclasses.replace(manifest, engines=engines))
     return list(passed)
+
+
+def _files(manifest: Manifest) -> set[str]:
+    return {engine.file for engine in manifest.engines}
+
+
+def _with_certificate(engine: EngineEntry, new: Certificate) -> EngineEntry:
+    def where(certificate: Certificate) -> tuple[str, str, str]:
+        return certificate.backend, certificate.provider, certificate.processor
+
+    others = [certificate for certificate in engine.certificates if where(certificate) != where(new)]
+    return dataclasses.replace(engine, certificates=[*others, new])
 
 
 def _require_same_checkpoint(bundle: Bundle, checkpoint: Checkpoint) -> None:

@@ -163,6 +163,22 @@ def test_parity_tells_and_reports(
     assert "fused.fp16, worst sentences:" in out
 
 
+def test_parity_certifies_where_asked_to(
+    app: typer.Typer, tiny_checkpoint: Path, packed_bundle: Path, corpus: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(packed_bundle, tmp_path / "bundle"))
+    words = ("parity", "--bundle", bundle, "--reference", tiny_checkpoint, "--corpus", corpus)
+    before = (bundle / "bundle.json").read_bytes()
+    run(app, *words, "--json")
+    assert (bundle / "bundle.json").read_bytes() == before
+    _, err = run(app, *words, "--certify", "--json")
+    assert err == "certificates kept: fused.fp32\n"
+    fused, packed = Bundle.open(bundle).manifest.engines
+    assert [certificate.corpus for certificate in fused.certificates] == ["corpus.txt"]
+    assert packed.certificates == []
+    assert "CUDAExecutionProvider was asked for" in str(failure(app, *words, "--device", "cuda"))
+
+
 def test_parity_fails_where_an_engine_does(
     app: typer.Typer, tiny_checkpoint: Path, corpus: Path, tmp_path: Path
 ) -> None:
