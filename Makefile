@@ -10,7 +10,7 @@ RECIPES ?= fast
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup lint format test test-full-size demo export parity bench bench-int8 bench-full peers clean distclean
+.PHONY: help setup lint format test test-full-size gpu-check demo export parity bench bench-int8 bench-full peers clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,11 @@ test: $(READY) ## run the tests but those that need full size, a GPU or a long t
 
 test-full-size: $(READY) ## run the tests on models of full size (5 GB of memory, 10 GB of disk)
 	$(BIN)/pytest -m full_size
+
+# A machine with a GPU brings its own Python, with onnxruntime-gpu and PyTorch: nothing is installed there.
+gpu-check: ## on a machine with a GPU: its tests, parity, memory and speed against bars, in eight minutes, by PYTHON
+	@PYTHONPATH="$(CURDIR)/runtime:$(CURDIR)/export:$(CURDIR)/benchmarks$${PYTHONPATH:+:$$PYTHONPATH}" \
+	  $(PYTHON) -m mexma_benchmarks.gpu_check
 
 demo: $(READY) ## export a small real model, check it against PyTorch, embed sentences with it
 	@$(BIN)/python -m mexma_benchmarks.demo

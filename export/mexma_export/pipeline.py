@@ -255,7 +255,7 @@ def _without_engines(checkpoint: Checkpoint, statistics: WeightStatistics, token
     config, settings, source = checkpoint.config, checkpoint.settings, checkpoint.source
     return Manifest(
         schema=SCHEMA,
-        writer=f"mexma-runtime {importlib.metadata.version('mexma-runtime')}",
+        writer=f"mexma-runtime {_version()}",
         model=ModelEntry(
             id=source.model_id,
             revision=source.revision,
@@ -281,6 +281,13 @@ def _without_engines(checkpoint: Checkpoint, statistics: WeightStatistics, token
         files=[tokenizer],
         engines=[],
     )
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("mexma-runtime")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed but run from its source"
 
 
 def _keep_tokenizer(checkpoint: Checkpoint, staging: Staging) -> FileEntry:

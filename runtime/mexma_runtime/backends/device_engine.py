@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count, cycle
 from typing import Any
 
 import numpy as np
@@ -72,18 +72,15 @@ class DeviceEngine:
         *,
         dim: int,
         capacity: Shape,
-        buckets: Iterable[Shape] = (),
     ) -> None:
         """`capacity`: the largest batch; larger ones are refused by `launch`. Memory is taken for it here."""
         self._session, self._device, self._layout, self._entry, self._dim = session, device, layout, entry, dim
         self.capacity = capacity
-        room_for = [capacity, *buckets]
-        constants = [spec for shape in room_for for spec in layout.constant_specs(shape).values()]
-        self._zeros = device.allocate(max(map(_bytes_of, constants), default=0))
-        self._rooms = [_Room(device, layout, capacity, dim) for _ in range(N_ROOMS)]
-        self._n_direct = 0
+        self._zeros = device.allocate(max(map(_bytes_of, layout.constant_specs(capacity).values()), default=0))
+        self._rooms = cycle([_Room(session, device, layout, capacity, dim) for _ in range(N_ROOMS)])
         self._direct = _run_options(NO_GRAPH)
         self._buckets: dict[Shape, _Bucket] = {}
+        self._graph_ids = count(NO_GRAPH + 2)
         self.graph_bytes = 0
         """Device memory that buckets have taken: their own, their graphs' and what the arena grew by."""
         self.copy_s = self.compute_s = 0.0
@@ -95,12 +92,12 @@ class DeviceEngine:
 
     def add_bucket(self, shape: Shape) -> None:
         """From now on, run what fits in `shape`, in a graph that is captured by the first runs there."""
+        assert self.capacity.n_sentences >= shape.n_sentences
         free_bytes = self._device.free_bytes()
-        room = _Room(self._device, self._layout, shape, self._dim)
-        binding = self._session.io_binding()
+        room = _Room(self._session, self._device, self._layout, shape, self._dim)
         laid = room.laid_out(shape)
-        self._bind(binding, room, laid, room.vectors.pointer)
-        bucket = _Bucket(laid, room, binding, _run_options(len(self._buckets) + 1))
+        self._bind(room, laid, room.vectors.pointer)
+        bucket = _Bucket(laid, room, _run_options(next(self._graph_ids)))
         self._buckets = dict(sorted({**self._buckets, shape: bucket}.items(), key=lambda item: size(item[0])))
         self.graph_bytes += free_bytes - self._device.free_bytes()
 
@@ -113,12 +110,6 @@ class DeviceEngine:
         """Whether there is room for `batch` in `shape`."""
         return shape.holds(self._layout.shape_of(batch))
 
-    def shape_for(self, batch: Ragged) -> tuple[Shape, bool]:
-        """What `batch` runs in, and whether that is a bucket."""
-        need = self._layout.shape_of(batch)
-        bucket = self._bucket_for(need, None)
-        return (bucket.shape, True) if bucket else (need, False)
-
     def launch(
         self, batch: Ragged, target: Vectors | DeviceRows, *, normalize: bool, shape: Shape | None = None
     ) -> Flight:
@@ -128,36 +119,36 @@ class DeviceEngine:
         Raises DeviceMemoryError where the device's memory, or the capacity, is too small for it.
         """
         start_s = time.perf_counter()
+        rows = target if isinstance(target, DeviceRows) else None
+        if rows and normalize and not self._layout.normalizes:
+            raise UsageError(f"engine {self._entry.name} gives no vectors of length 1 on a device: use a packed one")
         need = self._layout.shape_of(batch)
         bucket = self._bucket_for(need, shape)
         if bucket is None and not self.capacity.holds(need):
             raise DeviceMemoryError(f"a batch of {_words(need)}, and there is room for {_words(self.capacity)}")
-        room = bucket.room if bucket else self._next_room()
+        room = bucket.room if bucket else next(self._rooms)
         room.finish()
         laid = bucket.laid if bucket else room.laid_out(need)
         self._layout.fill(batch, laid.arrays, normalize=normalize)
-        row_bytes = 4 * self._dim
-        on_device = isinstance(target, DeviceRows)
-        if on_device and normalize and not self._layout.normalizes:
-            raise UsageError(f"engine {self._entry.name} gives no vectors of length 1 on a device: use a packed one")
-        source = room.vectors.pointer
         if bucket is None:
-            source = target.pointer if isinstance(target, DeviceRows) else source
-            self._bind(room.binding(self._session), room, laid, source)
-        if bucket and bucket.n_runs < RUNS_UNTIL_CAPTURED:
+            self._bind(room, laid, rows.pointer if rows else room.vectors.pointer)
+        elif bucket.is_capturing:
             # Nobody may wait for the device while a graph is captured.
             self.finish()
         self._device.upload(room.host[: laid.n_bytes], room.inputs.pointer)
         laid_s = time.perf_counter()
         self._run(bucket, room, need)
         ran_s = time.perf_counter()
-        if not isinstance(target, DeviceRows):
-            self._device.download(source, room.host_vectors.view(np.uint8).reshape(-1)[: len(batch) * row_bytes])
+        n_bytes = len(batch) * self._dim * room.host_vectors.itemsize
+        if rows is None:
+            self._device.download(room.vectors.pointer, room.host_vectors.view(np.uint8).reshape(-1)[:n_bytes])
         elif bucket:
-            self._device.copy(source, target.pointer, len(batch) * row_bytes)
-        host_target = None if isinstance(target, DeviceRows) else target
+            self._device.copy(room.vectors.pointer, rows.pointer, n_bytes)
         room.flight = Flight(
-            room, self._device.mark(), host_target, normalize=normalize and not self._layout.normalizes
+            room,
+            self._device.mark(),
+            target if isinstance(target, np.ndarray) else None,
+            normalize=normalize and not self._layout.normalizes,
         )
         self.compute_s += ran_s - laid_s
         self.copy_s += time.perf_counter() - ran_s + laid_s - start_s
@@ -176,14 +167,16 @@ class DeviceEngine:
 
     def finish(self) -> None:
         """Return when nothing is under way."""
-        for room in [*self._rooms, *(bucket.room for bucket in self._buckets.values())]:
-            room.finish()
+        for _ in range(N_ROOMS):
+            next(self._rooms).finish()
+        for bucket in self._buckets.values():
+            bucket.room.finish()
 
     def close(self) -> None:
         """Release session and memory."""
         self.finish()
         self._buckets.clear()
-        self._rooms.clear()
+        self._rooms = cycle(())
         self._session = None
 
     def _bucket_for(self, need: Shape, shape: Shape | None) -> _Bucket | None:
@@ -191,12 +184,8 @@ class DeviceEngine:
             return self._buckets.get(shape)
         return next((bucket for there, bucket in self._buckets.items() if there.holds(need)), None)
 
-    def _next_room(self) -> _Room:
-        self._n_direct += 1
-        return self._rooms[self._n_direct % N_ROOMS]
-
-    def _bind(self, binding: Any, room: _Room, laid: _LaidOut, vectors: int) -> None:
-        kind, index = self._device.kind, self._device.index
+    def _bind(self, room: _Room, laid: _LaidOut, vectors: int) -> None:
+        kind, index, binding = self._device.kind, self._device.index, room.binding
         for name, array in laid.arrays.items():
             pointer = room.inputs.pointer + laid.offsets[name]
             binding.bind_input(name, kind, index, array.dtype.type, array.shape, pointer)
@@ -205,11 +194,10 @@ class DeviceEngine:
         binding.bind_output(self._entry.output, kind, index, np.float32, (laid.shape.n_sentences, self._dim), vectors)
 
     def _run(self, bucket: _Bucket | None, room: _Room, shape: Shape) -> None:
-        binding, options = (bucket.binding, bucket.options) if bucket else (room.binding(self._session), self._direct)
-        is_capturing = bucket is not None and bucket.n_runs < RUNS_UNTIL_CAPTURED
+        is_capturing = bucket is not None and bucket.is_capturing
         free_bytes = self._device.free_bytes() if is_capturing else 0
         try:
-            self._session.run_with_iobinding(binding, options)
+            self._session.run_with_iobinding(room.binding, bucket.options if bucket else self._direct)
         except Exception as error:
             what = f"{self._entry.file}: onnxruntime failed on a batch of {_words(shape)}: {error}"
             raise (DeviceMemoryError if is_out_of_memory(error) else MexmaError)(what) from error
@@ -218,10 +206,14 @@ class DeviceEngine:
             self.graph_bytes += free_bytes - self._device.free_bytes()
 
 
+OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "smaller than requested bytes", "cuda failure 2:")
+"""Words of CUDA's, of onnxruntime's arena, and of the arena at its limit."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether onnxruntime says that memory of the device ran out."""
     text = str(error).lower()
-    return any(words in text for words in ("out of memory", "failed to allocate memory", "cuda failure 2:"))
+    return any(words in text for words in OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -239,21 +231,14 @@ class _LaidOut:
 class _Room:
     """Memory for one batch under way, on both sides: inputs one after another, so that one copy takes them over."""
 
-    def __init__(self, device: Device, layout: Layout, capacity: Shape, dim: int) -> None:
-        self._layout = layout
+    def __init__(self, session: Any, device: Device, layout: Layout, capacity: Shape, dim: int) -> None:
+        self._layout, self.binding = layout, session.io_binding()
         n_bytes = sum(map(_aligned_bytes_of, layout.specs(layout.room_for(capacity)).values()))
         self.host, self.inputs = device.host_bytes(n_bytes), device.allocate(n_bytes)
         vector_bytes = capacity.n_sentences * dim * 4
         self.host_vectors = device.host_bytes(vector_bytes).view(np.float32).reshape(capacity.n_sentences, dim)
         self.vectors = device.allocate(vector_bytes)
-        self._binding: Any = None
         self.flight: Flight | None = None
-
-    def binding(self, session: Any) -> Any:
-        """The IO binding of this memory."""
-        if self._binding is None:
-            self._binding = session.io_binding()
-        return self._binding
 
     def laid_out(self, shape: Shape) -> _LaidOut:
         """The inputs of `shape`, as views of this memory."""
@@ -275,15 +260,15 @@ class _Room:
 class _Bucket:
     """A shape with memory of its own, bound once."""
 
-    def __init__(self, laid: _LaidOut, room: _Room, binding: Any, options: Any) -> None:
-        self.laid, self.room, self.binding, self.options = laid, room, binding, options
+    def __init__(self, laid: _LaidOut, room: _Room, options: Any) -> None:
+        self.laid, self.room, self.options = laid, room, options
         self.n_runs = 0
         """Counted until the graph has been captured."""
 
     @property
-    def shape(self) -> Shape:
-        """The room that it has."""
-        return self.laid.shape
+    def is_capturing(self) -> bool:
+        """Whether its next run may capture the graph."""
+        return self.n_runs < RUNS_UNTIL_CAPTURED
 
 
 def _run_options(graph_id: int) -> Any:

@@ -20,7 +20,7 @@ from mexma_runtime.backends.layouts import Layout, PackedLayout, PaddedLayout, S
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
 
-CAPACITY = Shape(n_sentences=40, longest=512, n_tokens=1200)
+CAPACITY = Shape(n_sentences=64, longest=512, n_tokens=1200)
 Open = Callable[..., DeviceEngine]
 
 

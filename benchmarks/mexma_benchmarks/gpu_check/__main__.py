@@ -1,0 +1,76 @@
+"""`python -m mexma_benchmarks.gpu_check`: see `make gpu-check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from mexma_benchmarks.environment import detect_environment
+from mexma_benchmarks.gpu_check.checks import exit_code
+from mexma_benchmarks.gpu_check.engines import export_engines, read_kernels
+from mexma_benchmarks.gpu_check.fidelity import check_invariance, check_parity
+from mexma_benchmarks.gpu_check.gpu_tests import run_gpu_tests
+from mexma_benchmarks.gpu_check.latency import measure_latency
+from mexma_benchmarks.gpu_check.run import RESULT_FILE, Result, Step, run_steps
+from mexma_benchmarks.gpu_check.setup import Setup
+from mexma_benchmarks.gpu_check.sizes import FULL, QUICK
+from mexma_benchmarks.gpu_check.soak import measure_soak
+from mexma_benchmarks.gpu_check.table import checks_table
+from mexma_benchmarks.gpu_check.throughput import measure_alike, measure_drawn, measure_texts
+from mexma_runtime.backends import backend_statuses
+from mexma_runtime.terminal import note
+
+OUT = Path("engines/gpu-check")
+WIDTH = 160
+"""Columns of the table where there is no terminal."""
+STEPS = (
+    Step(name="GPU tests", measure=run_gpu_tests, needs_cuda=True),
+    Step(name="export", measure=export_engines),
+    Step(name="attention kernels", measure=read_kernels, needs_cuda=True),
+    Step(name="parity with PyTorch", measure=check_parity),
+    Step(name="batch invariance", measure=check_invariance),
+    Step(name="latency of one sentence", measure=measure_latency),
+    Step(name="text in", measure=measure_texts),
+    Step(name="memory over thousands of batches", measure=measure_soak, needs_cuda=True),
+    # Last, since torch.compile takes long.
+    Step(name="rate at drawn lengths", measure=measure_drawn),
+    Step(name="rate at one length", measure=measure_alike),
+)
+
+
+def main(
+    device: Annotated[str, typer.Option(help="`cuda`, `cuda:N` or `cpu`.")] = "cuda",
+    model: Annotated[str, typer.Option(help="Checkpoint: `standin:NAME` or a folder.")] = "standin:mexma",
+    out: Annotated[Path, typer.Option(help="Folder for the result, and for bundles of some GB.")] = OUT,
+    quick: Annotated[bool, typer.Option("--quick", help="Only show that everything runs.")] = False,
+    budget_s: Annotated[float, typer.Option(help="Seconds after which no step is begun.")] = 460,
+) -> None:
+    """Tests, parity, memory and speed on a GPU, each held against a bar; exit code 1 where something falls short."""
+    if device.startswith("cuda") and (problem := cuda_problem()):
+        note(f"error: onnxruntime does not work on CUDA here: {problem}")
+        raise typer.Exit(1)
+    out.mkdir(parents=True, exist_ok=True)
+    environment = detect_environment(("python", "-m", "mexma_benchmarks.gpu_check"))
+    result = Result(environment=environment, device=device, model=model, is_quick=quick)
+    with Setup(device=device, model=model, out=out, sizes=QUICK if quick else FULL) as setup:
+        run_steps(STEPS, setup, result, budget_s=budget_s)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    console.print(checks_table(result.checks, title=f"{model} on {', '.join(environment.gpus) or device}"))
+    note(f"Every sample is in {out / RESULT_FILE}")
+    raise typer.Exit(exit_code(result.checks))
+
+
+def cuda_problem() -> str | None:
+    """Why onnxruntime does not work on CUDA here; None where it does."""
+    return next(s.problem for s in backend_statuses() if (s.name, s.device) == ("onnxruntime", "cuda"))
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

@@ -1,0 +1,61 @@
+"""The steps that make engines: export, and the attention kernels that they run."""
+
+from __future__ import annotations
+
+import time
+
+from mexma_benchmarks.gpu_check.checks import Check, at_least
+from mexma_benchmarks.gpu_check.run import Record
+from mexma_benchmarks.gpu_check.setup import Setup
+from mexma_export.pipeline import ExportPlan, export
+from mexma_runtime.types import Dialect, Precision
+
+FLASH = "FLASH_ATTENTION"
+FLASH_CAPABILITY = (8, 0)
+"""Compute capability from which onnxruntime has FlashAttention."""
+
+
+def export_engines(setup: Setup, record: Record) -> None:
+    """Write the checkpoint where it is a stand-in, then the bundle; nothing is judged here."""
+    start_s = time.perf_counter()
+    source = setup.source
+    found_s = time.perf_counter()
+    plan = ExportPlan(
+        out=setup.folder,
+        precisions=(Precision.FP32, Precision.FP16),
+        dialects=(Dialect.PORTABLE, Dialect.FUSED, Dialect.PACKED),
+        check_parity=False,
+    )
+    manifest = export(source, plan).manifest
+    exported_s = time.perf_counter()
+    size = sum(entry.size for entry in manifest.files)
+    record.samples |= {"source_s": found_s - start_s, "export_s": exported_s - found_s, "bundle_bytes": size}
+    names = ", ".join(engine.name for engine in manifest.engines)
+    record.checks += [
+        Check(what="checkpoint found or written", unit="s", measured=found_s - start_s, note=source.model_id),
+        Check(what="export", unit="s", measured=exported_s - found_s, note=names),
+        Check(what="bundle", unit="GB", measured=size / 1e9),
+    ]
+
+
+def read_kernels(setup: Setup, record: Record) -> None:
+    """The share of the attention nodes that run FlashAttention, as onnxruntime says itself."""
+    import torch
+
+    from mexma_runtime.attention import attention_kernels
+
+    capability = torch.cuda.get_device_capability(setup.device)
+    has_flash = capability >= FLASH_CAPABILITY
+    record.samples["compute_capability"] = list(capability)
+    for engine in ("packed.fp16", "fused.fp16"):
+        kernels = attention_kernels(setup.folder, engine, setup.device)
+        record.samples[engine] = kernels
+        is_asked = has_flash and engine.startswith(Dialect.PACKED)
+        record.checks.append(
+            Check(
+                what=f"{engine}: attention nodes that run {FLASH}",
+                bar=at_least(1) if is_asked else None,
+                measured=kernels.get(FLASH, 0) / sum(kernels.values()),
+                note=", ".join(f"{kernel} {n}" for kernel, n in kernels.items()),
+            )
+        )

@@ -1,0 +1,50 @@
+"""The step: `pytest -m gpu tests/gpu`, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from mexma_benchmarks.gpu_check.checks import Check, at_least
+from mexma_benchmarks.gpu_check.run import Record
+from mexma_benchmarks.gpu_check.setup import Setup
+from mexma_runtime.errors import MexmaError
+
+TIMEOUT_S = 150.0
+CHECKOUT = Path(__file__).parents[3]
+
+
+def run_gpu_tests(setup: Setup, record: Record) -> None:
+    """One row: the share of the tests that passed. A test that was skipped has not."""
+    report, log = setup.out / "gpu-tests.xml", setup.out / "gpu-tests.log"
+    counts = run_pytest(report, log)
+    record.samples |= counts
+    n_passed = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
+    said = f"{n_passed} passed, {counts['failures'] + counts['errors']} failed, {counts['skipped']} skipped"
+    share = n_passed / counts["tests"] if counts["tests"] else 0.0
+    record.checks.append(Check(what="GPU tests that pass", bar=at_least(1), measured=share, note=f"{said} ({log})"))
+
+
+def run_pytest(report: Path, log: Path) -> dict[str, int]:
+    """Counts of `tests`, `failures`, `errors` and `skipped`; MexmaError where pytest did not come to an end."""
+    report.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider", "-q"]
+    with log.open("w", encoding="utf-8") as file:
+        try:
+            done = subprocess.run(
+                [*command, f"--junitxml={report.absolute()}"],
+                cwd=CHECKOUT,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                timeout=TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise MexmaError(f"the GPU tests had not ended after {TIMEOUT_S:.0f} s: {log} has what they said") from None
+    if not report.is_file():
+        last = (log.read_text(encoding="utf-8").strip().splitlines() or ["nothing"])[-1]
+        raise MexmaError(f"pytest ended with exit status {done.returncode} and said: {last}")
+    suite = next(ET.parse(report).getroot().iter("testsuite"))
+    return {name: int(suite.get(name, "0")) for name in ("tests", "failures", "errors", "skipped")}

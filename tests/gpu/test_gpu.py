@@ -1,0 +1,212 @@
+"""What only a GPU can show, on the tiny stand-in: `pytest -m gpu tests/gpu`, the first step of `make gpu-check`."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.utils.dlpack import from_dlpack
+
+from mexma_export.parity import compare
+from mexma_export.pipeline import ExportPlan, export
+from mexma_export.sources import resolve_source
+from mexma_runtime import Encoder
+from mexma_runtime.backends import backend_statuses
+from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError
+from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
+
+pytestmark = pytest.mark.gpu
+
+ENGINES = ("packed.fp32", "fused.fp32", "packed.fp16", "fused.fp16")
+MOST_DIFFERENCE = {"fp32": 1e-4, "fp16": 1e-2}
+LEAST_COSINE = {"fp32": 0.999999, "fp16": 0.9999}
+MIB = 1 << 20
+MOST_LOST_BYTES = 64 * MIB
+# Of one sentence each, around the edges of buckets, and past the largest.
+LENGTHS = (1, 2, 3, 7, 8, 9, 12, 13, 31, 32, 33, 64, 65, 127, 128, 129, 200, 256, 384, 511, 512)
+TEXTS = [f"{'The ferry leaves at noon. ' * (1 + n % 7)}{n}" for n in range(300)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gpu() -> None:
+    """Skips what cannot run here, and says why."""
+    for status in backend_statuses():
+        if (status.name, status.device) == ("onnxruntime", "cuda") and status.problem:
+            pytest.skip(status.problem)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All engines that a GPU runs; on a CPU the fused ones serve as what to compare with."""
+    out = tmp_path_factory.mktemp("bundle") / "gpu"
+    plan = ExportPlan(
+        out=out,
+        precisions=(Precision.FP32, Precision.FP16),
+        dialects=(Dialect.FUSED, Dialect.PACKED),
+        check_parity=False,
+    )
+    export(resolve_source(str(tiny_checkpoint)), plan)
+    return out
+
+
+@pytest.fixture(scope="module")
+def sentences() -> Ragged:
+    """One of each of LENGTHS."""
+    return random_ids(LENGTHS)
+
+
+@pytest.fixture(scope="module")
+def expected(bundle: Path, sentences: Ragged) -> Vectors:
+    """Their vectors, in fp32 on the CPU."""
+    with Encoder.load(bundle, engine="fused.fp32", backend="onnxruntime") as encoder:
+        return encoder.encode_ids(sentences)
+
+
+@pytest.fixture(scope="module")
+def packed(bundle: Path) -> Iterator[Encoder]:
+    """The engine that is chosen by default."""
+    with Encoder.load(bundle, device="cuda") as encoder:
+        yield encoder
+
+
+def random_ids(lengths: Any, seed: int = 0) -> Ragged:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    ids = np.random.default_rng(seed).integers(5, 8192, offsets[-1], dtype=np.int32)
+    return Ragged(ids=ids, offsets=offsets)
+
+
+def one_by_one(encoder: Encoder, sentences: Ragged) -> Vectors:
+    rows = [encoder.encode_ids(sentences.part(row, row + 1)) for row in range(len(sentences))]
+    vectors: Vectors = np.concatenate(rows)
+    return vectors
+
+
+def assert_agree(found: Vectors, expected: Vectors, precision: str) -> None:
+    figures = compare(found, expected)
+    assert figures.max_abs_difference <= MOST_DIFFERENCE[precision], figures
+    assert figures.cosine_min >= LEAST_COSINE[precision], figures
+
+
+def free_bytes() -> int:
+    gc.collect()
+    return int(torch.cuda.mem_get_info()[0])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_vectors_are_those_of_the_cpu(bundle: Path, engine: str, sentences: Ragged, expected: Vectors) -> None:
+    precision = engine.rpartition(".")[2]
+    with Encoder.load(bundle, engine=engine, device="cuda") as encoder:
+        assert_agree(encoder.encode_ids(sentences), expected, precision)
+        # Twice: what is replayed a second time must not be what was there before.
+        assert_agree(one_by_one(encoder, sentences), expected, precision)
+        assert_agree(one_by_one(encoder, sentences), expected, precision)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_bucket_gives_what_no_bucket_gives(bundle: Path, engine: str) -> None:
+    precision = engine.rpartition(".")[2]
+    with Encoder.load(bundle, engine=engine, device="cuda") as encoder:
+        backend: Any = encoder._backend
+        engine_of_device = backend._engine
+        assert len(engine_of_device.buckets) > 10
+
+        def run(batch: Ragged, shape: Any) -> Vectors:
+            out = np.empty((len(batch), encoder.info.dim), dtype=np.float32)
+            backend._worker.run(
+                lambda: engine_of_device.launch(batch, out, normalize=False, shape=shape).finish(),
+            )
+            return out
+
+        for number, shape in enumerate(engine_of_device.buckets):
+            n = max(1, min(shape.n_sentences, shape.n_tokens // 5))
+            full = random_ids([min(shape.longest, shape.n_tokens // n)] * n, seed=number)
+            for batch in (full, random_ids([1], seed=number), full):
+                assert engine_of_device.fits(batch, shape)
+                assert_agree(run(batch, shape), run(batch, engine_of_device.capacity), precision)
+
+
+@pytest.mark.parametrize("engine", ["packed.fp16", "fused.fp16"])
+@pytest.mark.parametrize("graphs", ["first-use", "never"])
+def test_vectors_do_not_depend_on_when_graphs_are_captured(
+    bundle: Path, engine: str, graphs: str, sentences: Ragged, expected: Vectors
+) -> None:
+    with Encoder.load(bundle, engine=engine, device="cuda", graphs=graphs) as encoder:
+        assert (encoder.info.n_graphs > 0) == (graphs != "never")
+        # As often as a graph is run before it has been captured, and after.
+        for _ in range(6):
+            assert_agree(one_by_one(encoder, sentences), expected, "fp16")
+
+
+def test_fp16_packed_is_chosen_and_all_of_it_runs_on_the_gpu(packed: Encoder) -> None:
+    """Loading refuses a session that has a node elsewhere."""
+    info = packed.info
+    assert (info.engine, info.device, info.providers[0]) == ("packed.fp16", "cuda:0", "CUDAExecutionProvider")
+    assert info.n_graphs > 10
+    assert info.graph_bytes > 0
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("n", [1, 5, 300])
+def test_torch_takes_vectors_from_the_device(packed: Encoder, normalize: bool, n: int) -> None:
+    on_device = packed.encode(TEXTS[:n], output="device", normalize_embeddings=normalize)
+    tensor = from_dlpack(on_device)
+    assert tensor.is_cuda
+    assert tensor.shape == (n, packed.info.dim)
+    on_host = packed.encode(TEXTS[:n], normalize_embeddings=normalize)
+    np.testing.assert_allclose(tensor.cpu().numpy(), on_host, atol=1e-3)
+    assert np.allclose(np.linalg.norm(on_host, axis=1), 1, atol=1e-4) == normalize
+    # The memory is the tensor's own: later calls leave it as it is.
+    del on_device
+    packed.encode(TEXTS)
+    np.testing.assert_allclose(tensor.cpu().numpy(), on_host, atol=1e-3)
+
+
+def test_memory_that_is_too_small_is_said_and_the_next_load_works(
+    bundle: Path, sentences: Ragged, expected: Vectors
+) -> None:
+    with pytest.raises((DeviceMemoryError, EngineUnavailableError), match="memory_limit"):
+        Encoder.load(bundle, device="cuda", memory_limit=1 * MIB)
+    with Encoder.load(bundle, device="cuda") as encoder:
+        assert_agree(encoder.encode_ids(sentences), expected, "fp16")
+
+
+@pytest.mark.parametrize("engine", ["packed.fp16", "fused.fp16"])
+def test_memory_stays_as_it_is_over_random_shapes(bundle: Path, engine: str) -> None:
+    random = np.random.default_rng(0)
+    settled = 0
+    with Encoder.load(bundle, engine=engine, device="cuda") as encoder:
+        for number in range(500):
+            lengths = random.integers(1, int(random.choice([8, 32, 128, 512])) + 1, size=random.integers(1, 65))
+            encoder.encode_ids(random_ids(lengths, seed=number))
+            if number == 49:
+                settled = free_bytes()
+        assert settled - free_bytes() <= MOST_LOST_BYTES
+
+
+def test_threads_share_an_encoder(packed: Encoder) -> None:
+    batches = [random_ids([1 + n % 70] * (1 + n % 9), seed=n) for n in range(200)]
+    expected = [packed.encode_ids(batch) for batch in batches]
+
+    def encode(number: int) -> NDArray[np.float32]:
+        return packed.encode_ids(batches[number])
+
+    with ThreadPoolExecutor(2) as pool:
+        for found, known in zip(pool.map(encode, range(len(batches))), expected, strict=True):
+            np.testing.assert_allclose(found, known, atol=MOST_DIFFERENCE["fp16"])
+
+
+def test_closing_gives_memory_back(bundle: Path) -> None:
+    # The first load makes what CUDA keeps for the whole process.
+    Encoder.load(bundle, device="cuda").close()
+    before = free_bytes()
+    encoder = Encoder.load(bundle, device="cuda")
+    assert free_bytes() < before
+    encoder.close()
+    assert before - free_bytes() <= MOST_LOST_BYTES
