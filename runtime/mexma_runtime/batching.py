@@ -43,8 +43,8 @@ def plan_batches(
     `max_rows` rows, nor more than `policy.max_batch_rows`. Long sentences come first; rows of one length stay in input
     order. But with Grouping.IN_ORDER all rows do.
     """
-    if lengths.size == 0:
-        return []
+    if lengths.size <= 1:
+        return [np.zeros(1, dtype=np.int64)] * lengths.size
     is_sorted = policy.grouping is not Grouping.IN_ORDER
     order = np.argsort(-lengths, kind="stable") if is_sorted else np.arange(lengths.size)
     limit = min(limit for limit in (lengths.size, max_rows, policy.max_batch_rows) if limit is not None)

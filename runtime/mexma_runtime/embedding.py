@@ -103,7 +103,7 @@ def embed(
 
     for rows in plan_batches(ragged.lengths, info.policy, max_rows):
         n_rows, first = rows.size, int(rows[0])
-        is_consecutive = bool(np.all(np.diff(rows) == 1))
+        is_consecutive = n_rows == 1 or bool(np.all(np.diff(rows) == 1))
         batch = ragged.part(first, first + n_rows) if is_consecutive else ragged.take(rows)
         written: Vectors | None = None
         if not is_consecutive:

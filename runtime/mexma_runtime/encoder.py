@@ -16,7 +16,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mexma_runtime.backends import choose, open_backends, resolve_graphs
+from mexma_runtime.backends import Attention, Graphs, choose, open_backends, resolve
 from mexma_runtime.backends.base import Backend, BackendOptions
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.device_vectors import DeviceRows
@@ -68,6 +68,7 @@ class Encoder:
         n_threads: int | None = None,
         spinning: bool | None = None,
         graphs: str | None = None,
+        attention: str | None = None,
         memory_limit: int | None = None,
         verify: bool = False,
         max_waiting: int = 64,
@@ -86,6 +87,8 @@ class Encoder:
             process give each its share of the cores, and spinning=False. OpenVINO's threads never do. On a GPU: whether
             the thread that waits for it does; None: yes.
         graphs: of a GPU, when graphs for small batches are captured: `at-load` (None), `first-use` or `never`.
+        attention: of a GPU and packed engines, the kernel: `efficient` (None), faster for sentences of mostly up to 64
+            tokens, or `flash`, faster for longer texts and for single sentences.
         memory_limit: of a GPU, bytes that onnxruntime may take for weights and activations; None: all there are.
         verify: check the weights' hash too (everything else is always checked).
         max_waiting: calls that may wait for the running one; the next gets EncoderBusyError.
@@ -103,6 +106,7 @@ class Encoder:
             n_threads=n_threads,
             spinning=spinning,
             graphs=graphs,
+            attention=attention,
             memory_limit=memory_limit,
             max_waiting=max_waiting,
         )
@@ -121,6 +125,7 @@ class Encoder:
         n_threads: int | None = None,
         spinning: bool | None = None,
         graphs: str | None = None,
+        attention: str | None = None,
         memory_limit: int | None = None,
         max_waiting: int = 64,
     ) -> Encoder:
@@ -141,7 +146,8 @@ class Encoder:
             device=devices[0],
             n_threads=n_threads,
             spinning=spinning,
-            graphs=resolve_graphs(graphs),
+            graphs=resolve(Graphs, "graphs", graphs),
+            attention=resolve(Attention, "attention", attention),
             memory_limit=memory_limit,
         )
         opened = open_backends(bundle, entry, options, devices, backend=spec.name)

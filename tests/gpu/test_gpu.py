@@ -149,7 +149,6 @@ def test_fp16_packed_is_chosen_and_all_of_it_runs_on_the_gpu(packed: Encoder) ->
     info = packed.info
     assert (info.engine, info.device, info.providers[0]) == ("packed.fp16", "cuda:0", "CUDAExecutionProvider")
     assert info.n_graphs > 10
-    assert info.graph_bytes > 0
 
 
 @pytest.mark.parametrize("normalize", [False, True])

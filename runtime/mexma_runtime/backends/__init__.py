@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from mexma_runtime.backends.base import Backend, BackendOptions, Graphs
+from mexma_runtime.backends.base import Attention, Backend, BackendOptions, Graphs
 from mexma_runtime.backends.choice import DEFAULT_RECIPES, choose, devices_of, runnable_engines, runners
 from mexma_runtime.backends.cuda_checks import all_gpus
 from mexma_runtime.backends.device_backend import DeviceBackend
@@ -23,18 +24,23 @@ from mexma_runtime.tuning import Tuning, choose_limit, write_tuning
 __all__ = [
     "BACKENDS",
     "DEFAULT_RECIPES",
+    "Attention",
     "BackendSpec",
     "BackendStatus",
+    "Graphs",
     "backend_statuses",
     "choose",
     "gpu_lines",
     "open_backend",
     "open_backends",
-    "resolve_graphs",
+    "resolve",
     "runnable_engines",
     "runners",
     "tune",
 ]
+
+
+Choice = TypeVar("Choice", Graphs, Attention)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +109,12 @@ def tune(
     return entry, found, write_tuning(bundle.folder, info.processor, entry, found)
 
 
-def resolve_graphs(name: str | None) -> Graphs | None:
+def resolve(kind: type[Choice], what: str, name: str | None) -> Choice | None:
     """The choice of that name; UsageError where there is none."""
     try:
-        return None if name is None else Graphs(name)
+        return None if name is None else kind(name)
     except ValueError:
-        raise UsageError(f"graphs: expected one of {', '.join(Graphs)}, got {name!r}") from None
+        raise UsageError(f"{what}: expected one of {', '.join(kind)}, got {name!r}") from None
 
 
 def backend_statuses() -> list[BackendStatus]:

@@ -84,6 +84,8 @@ def assemble(
             grouping=Grouping.IN_ORDER if is_packed else Grouping.PADDED,
         ),
         n_in_flight=N_ROOMS,
+        n_graphs=len(engine.buckets),
+        graph_bytes=engine.graph_bytes,
     )
     return DeviceBackend(worker, engine, info, make_value)
 
@@ -148,12 +150,16 @@ def check_bucket(
 ) -> None:
     """Capture the graph of a bucket, and replay it, with as many sentences as fit: their vectors are the `expected`.
 
-    A bucket that the device has no memory for any more is removed.
+    Each time with others first, so that what the run before has left is not taken for a result. A bucket that the
+    device has no memory for any more is removed.
     """
-    n_rows = next(n for n in range(len(sentences), 0, -1) if n == 1 or engine.fits(sentences.part(0, n), shape))
+    fitting = [row for row in range(len(sentences)) if engine.fits(sentences.part(row, row + 1), shape)]
     try:
-        for _ in range(RUNS_UNTIL_CAPTURED + 1):
-            _check(engine, shape, sentences.part(0, n_rows), expected[:n_rows], precision=precision)
+        for number in range(RUNS_UNTIL_CAPTURED + 1):
+            rows = np.roll(fitting, number)
+            while not engine.fits(sentences.take(rows), shape):
+                rows = rows[:-1]
+            _check(engine, shape, sentences.take(rows), expected[rows], precision=precision)
     except DeviceMemoryError:
         engine.remove_bucket(shape)
 

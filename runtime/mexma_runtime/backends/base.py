@@ -29,6 +29,15 @@ class Graphs(StrEnum):
     NEVER = "never"
 
 
+class Attention(StrEnum):
+    """Which of onnxruntime's attention kernels a GPU runs packed tokens with; they differ in the tiles they compute."""
+
+    EFFICIENT = "efficient"
+    """64 tokens by 64 at a time: faster where most sentences are as short."""
+    FLASH = "flash"
+    """128 by 128: faster for longer texts, and for one sentence at a time."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackendOptions:
     """What a caller may ask of a backend; None leaves the choice to it."""
@@ -40,6 +49,8 @@ class BackendOptions:
     """Whether waiting threads wait busily: lower latency, more processor time. Only onnxruntime has the choice."""
     graphs: Graphs | None = None
     """Of a GPU; None: at loading."""
+    attention: Attention | None = None
+    """Of a GPU and packed engines; None: efficient."""
     memory_limit: int | None = None
     """Bytes of a GPU's memory that onnxruntime may take for weights and activations; None: no limit."""
     tuning: Tuning | None = None
@@ -68,7 +79,7 @@ class BackendInfo:
     n_graphs: int = 0
     """Graphs captured, or to be captured on first use."""
     graph_bytes: int = 0
-    """Device memory that they take."""
+    """Device memory that they had taken when the engine was opened."""
 
 
 class Backend(Protocol):

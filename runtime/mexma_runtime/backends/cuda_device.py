@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import weakref
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from mexma_runtime.errors import DeviceError, DeviceMemoryError, MissingDependencyError
 
 
+@functools.cache
 def import_cudart() -> Any:
     """cuda.bindings.runtime; MissingDependencyError where it is not installed."""
     try:
@@ -43,18 +46,15 @@ class CudaAllocation:
 
 
 class CudaMark:
-    """An event that was recorded in a stream."""
+    """An event that was recorded in a stream; once waited for, it is there for the next mark."""
 
-    def __init__(self, stream: Any, *, spinning: bool) -> None:
-        cudart = import_cudart()
-        flags = cudart.cudaEventDisableTiming | (0 if spinning else cudart.cudaEventBlockingSync)
-        self._event = call(cudart.cudaEventCreateWithFlags, flags)
-        self._release = weakref.finalize(self, cudart.cudaEventDestroy, self._event)
-        call(cudart.cudaEventRecord, self._event, stream)
+    def __init__(self, event: Any, spare: deque[Any]) -> None:
+        self._event, self._spare = event, spare
 
     def wait(self) -> None:
-        """Return when all that was queued before it is done."""
+        """Return when all that was queued before it is done; called once."""
         call(import_cudart().cudaEventSynchronize, self._event)
+        self._spare.append(self._event)
 
 
 class CudaDevice:
@@ -67,6 +67,8 @@ class CudaDevice:
         self.index, self._spinning = index, spinning
         call(cudart.cudaSetDevice, index)
         self._stream: Any = call(cudart.cudaStreamCreateWithFlags, cudart.cudaStreamNonBlocking)
+        self._spare: deque[Any] = deque()
+        """Events that nobody waits for."""
 
     @property
     def stream(self) -> int:
@@ -102,7 +104,14 @@ class CudaDevice:
 
     def mark(self) -> CudaMark:
         """Queue a mark."""
-        return CudaMark(self._stream, spinning=self._spinning)
+        cudart = self._cudart
+        try:
+            event = self._spare.popleft()
+        except IndexError:
+            flags = cudart.cudaEventDisableTiming | (0 if self._spinning else cudart.cudaEventBlockingSync)
+            event = call(cudart.cudaEventCreateWithFlags, flags)
+        call(cudart.cudaEventRecord, event, self._stream)
+        return CudaMark(event, self._spare)
 
     def free_bytes(self) -> int:
         """Memory of the device that nobody has."""
@@ -110,7 +119,9 @@ class CudaDevice:
         return int(free)
 
     def close(self) -> None:
-        """Release the stream; calling it twice is fine."""
+        """Release stream and events; calling it twice is fine."""
         if self._stream is not None:
+            while self._spare:
+                call(self._cudart.cudaEventDestroy, self._spare.pop())
             call(self._cudart.cudaStreamDestroy, self._stream)
             self._stream = None

@@ -18,7 +18,7 @@ class Mark(Protocol):
     """A place in the device's queue."""
 
     def wait(self) -> None:
-        """Return when all that was queued before it is done."""
+        """Return when all that was queued before it is done; called once."""
 
 
 class Device(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import threading
 from collections.abc import Callable
@@ -28,15 +27,9 @@ class DeviceBackend:
         self, worker: Worker, engine: DeviceEngine, info: BackendInfo, make_value: Callable[[Any], Any]
     ) -> None:
         """`make_value` allocates an OrtValue, float32 of the shape it is given, on the device."""
-        self._worker, self._engine, self._info, self._make_value = worker, engine, info, make_value
+        self._worker, self._engine, self._make_value, self.info = worker, engine, make_value, info
         self._adding = threading.Lock()
         self._waited_s = self._fetched_s = 0.0
-
-    @property
-    def info(self) -> BackendInfo:
-        """What was chosen; `n_graphs` and `graph_bytes` as of now."""
-        engine = self._engine
-        return dataclasses.replace(self._info, n_graphs=len(engine.buckets), graph_bytes=engine.graph_bytes)
 
     @property
     def copy_s(self) -> float:
@@ -54,10 +47,10 @@ class DeviceBackend:
 
     def device_vectors(self, shape: tuple[int, ...]) -> DeviceVectors:
         """Room on the device for vectors of `shape`: `(n, dim)` or `(dim,)`."""
-        if self._info.policy.grouping is not Grouping.IN_ORDER:
+        if self.info.policy.grouping is not Grouping.IN_ORDER:
             raise UsageError("output='device' needs a packed engine, whose vectors are in order: load dialect='packed'")
         value = self._worker.run(self._allocate, shape)
-        return DeviceVectors(value, self._info.device)
+        return DeviceVectors(value, self.info.device)
 
     def measure(self, *, dim: int, progress: Callable[[int, int], None] | None = None) -> list[Sample]:
         """How long each bucket takes, and running without: see `measure_buckets`."""
@@ -73,7 +66,7 @@ class DeviceBackend:
             return self._make_value(shape)
         except Exception as error:
             raise DeviceMemoryError(
-                f"{self._info.device}: no room for vectors of {shape}: embed fewer texts a call, or take them on the "
+                f"{self.info.device}: no room for vectors of {shape}: embed fewer texts a call, or take them on the "
                 f"host ({error})"
             ) from error
 
@@ -83,7 +76,7 @@ class DeviceBackend:
         except DeviceMemoryError as error:
             if len(batch) == 1:
                 raise DeviceMemoryError(
-                    f"{self._info.device}: no room for one sentence of {batch.ids.size} tokens ({error}). Raise the "
+                    f"{self.info.device}: no room for one sentence of {batch.ids.size} tokens ({error}). Raise the "
                     "encoder's memory_limit, load it with fewer graphs, or make room on the device; it stays usable"
                 ) from error
         half = len(batch) // 2

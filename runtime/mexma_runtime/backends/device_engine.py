@@ -28,9 +28,11 @@ N_ROOMS = 2
 """Batches that are under way at once: one is computed while the next is laid out."""
 ALIGNMENT = 256
 """Bytes; as cudaMalloc aligns."""
+N_WARMUPS = 2
+"""Runs of a bucket without a graph before its first run with one: onnxruntime 1.31 captures that one already, and what
+it loads or allocates meanwhile makes the capture fail."""
 RUNS_UNTIL_CAPTURED = 4
-"""After so many of a bucket, its graph has been captured: onnxruntime runs it two times to have all memory, and some
-releases leave each of these runs to the caller."""
+"""After so many runs of a bucket its graph has been captured, whatever the release of onnxruntime."""
 NO_GRAPH = -1
 """gpu_graph_id of runs that are neither captured nor replayed."""
 
@@ -141,7 +143,7 @@ class DeviceEngine:
         ran_s = time.perf_counter()
         n_bytes = len(batch) * self._dim * room.host_vectors.itemsize
         if rows is None:
-            self._device.download(room.vectors.pointer, room.host_vectors.view(np.uint8).reshape(-1)[:n_bytes])
+            self._device.download(room.vectors.pointer, room.vector_bytes[:n_bytes])
         elif bucket:
             self._device.copy(room.vectors.pointer, rows.pointer, n_bytes)
         room.flight = Flight(
@@ -178,6 +180,13 @@ class DeviceEngine:
         self._buckets.clear()
         self._rooms = cycle(())
         self._session = None
+        self._device.close()
+
+    def _warm_up(self, room: _Room) -> None:
+        """Run what is bound without a graph: nothing may be loaded or allocated while one is captured."""
+        for _ in range(N_WARMUPS):
+            self._session.run_with_iobinding(room.binding, self._direct)
+            self._device.mark().wait()
 
     def _bucket_for(self, need: Shape, shape: Shape | None) -> _Bucket | None:
         if shape is not None:
@@ -197,6 +206,8 @@ class DeviceEngine:
         is_capturing = bucket is not None and bucket.is_capturing
         free_bytes = self._device.free_bytes() if is_capturing else 0
         try:
+            if bucket and bucket.n_runs == 0:
+                self._warm_up(room)
             self._session.run_with_iobinding(room.binding, bucket.options if bucket else self._direct)
         except Exception as error:
             what = f"{self._entry.file}: onnxruntime failed on a batch of {_words(shape)}: {error}"
@@ -235,9 +246,9 @@ class _Room:
         self._layout, self.binding = layout, session.io_binding()
         n_bytes = sum(map(_aligned_bytes_of, layout.specs(layout.room_for(capacity)).values()))
         self.host, self.inputs = device.host_bytes(n_bytes), device.allocate(n_bytes)
-        vector_bytes = capacity.n_sentences * dim * 4
-        self.host_vectors = device.host_bytes(vector_bytes).view(np.float32).reshape(capacity.n_sentences, dim)
-        self.vectors = device.allocate(vector_bytes)
+        self.vector_bytes = device.host_bytes(capacity.n_sentences * dim * 4)
+        self.host_vectors = self.vector_bytes.view(np.float32).reshape(capacity.n_sentences, dim)
+        self.vectors = device.allocate(self.vector_bytes.nbytes)
         self.flight: Flight | None = None
 
     def laid_out(self, shape: Shape) -> _LaidOut:

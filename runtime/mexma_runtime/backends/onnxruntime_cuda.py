@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mexma_runtime.backends.assembly import assemble, layout_for
-from mexma_runtime.backends.base import BackendOptions, Graphs
+from mexma_runtime.backends.base import Attention, BackendOptions, Graphs
 from mexma_runtime.backends.cuda_checks import Gpu, find_gpu, libraries, load_libraries
 from mexma_runtime.backends.cuda_device import CudaDevice
 from mexma_runtime.backends.device_backend import DeviceBackend, Worker
@@ -25,10 +25,12 @@ NAME = "onnxruntime"
 PROVIDER = "CUDAExecutionProvider"
 LEAST_VERSION = "1.31"
 """Earlier ones wait for the device after each replay of a graph, and pad nothing but what this was written for."""
-SDPA_KERNELS = 1 | 2
-"""onnxruntime's FLASH_ATTENTION and EFFICIENT_ATTENTION: those that read packed tokens by their bounds alone."""
-SILENT = 4
-"""Log severity `fatal`: what goes wrong is raised, nothing is printed."""
+SDPA_KERNELS = {Attention.EFFICIENT: 2, Attention.FLASH: 1 | 2}
+"""onnxruntime's bits of its kernels that read packed tokens by their bounds alone; fp32 has no flash kernel."""
+SLOWER_FUSIONS = ["MatMulAddFusion"]
+"""The Gemm that it makes spreads the bias over all rows first, by a kernel that takes longer than adding it later."""
+SILENT, WARNING = 4, 2
+"""Log severities: with the first nothing is printed, and what goes wrong is raised; the second is onnxruntime's own."""
 
 
 def open_engine(bundle: Bundle, engine: EngineEntry, options: BackendOptions) -> DeviceBackend:
@@ -39,6 +41,8 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: BackendOptions) ->
     require_version(engine, NAME, library, extra="gpu")
     if options.n_threads is not None:
         raise UsageError(f"n_threads={options.n_threads} is for CPUs: leave it out for device={options.device!r}")
+    if options.attention is not None and engine.dialect is not Dialect.PACKED:
+        raise UsageError(f"attention={options.attention} is for packed engines, and {engine.name} was chosen")
     index = int(options.device.partition(":")[2] or 0)
     gpu = find_gpu(index, needed_cuda=_cuda_of_library())
     worker = Worker(f"cuda:{index}")
@@ -141,11 +145,18 @@ def _new_session(path: Path, device: CudaDevice, entry: EngineEntry, options: Ba
         "enable_skip_layer_norm_strict_mode": "1",
         "use_tf32": "0",
     }
+    slower = None
     if entry.dialect is Dialect.PACKED:
-        provider["sdpa_kernel"] = str(SDPA_KERNELS)
+        slower = SLOWER_FUSIONS
+        provider["sdpa_kernel"] = str(SDPA_KERNELS[options.attention or Attention.EFFICIENT])
     if options.memory_limit is not None:
         provider["gpu_mem_limit"] = str(options.memory_limit)
-    return ort.InferenceSession(str(path), settings, providers=[(PROVIDER, provider)])
+    # It warns of a plugin that nobody has asked for, before it reads the session's own severity.
+    ort.set_default_logger_severity(SILENT)
+    try:
+        return ort.InferenceSession(str(path), settings, providers=[(PROVIDER, provider)], disabled_optimizers=slower)
+    finally:
+        ort.set_default_logger_severity(WARNING)
 
 
 def require_placement(session: Any, path: Path, provider: str) -> None:

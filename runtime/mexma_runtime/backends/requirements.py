@@ -46,7 +46,7 @@ def require_names(
 
 def refuse_device_options(options: BackendOptions) -> None:
     """UsageError for what only a GPU has."""
-    for name in ("graphs", "memory_limit", "tuning"):
+    for name in ("graphs", "attention", "memory_limit", "tuning"):
         if (value := getattr(options, name)) is not None:
             raise UsageError(f"{name}={value} is for a GPU, and device={options.device!r} was asked for: leave it out")
 

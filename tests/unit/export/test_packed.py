@@ -74,7 +74,16 @@ class PackedMultiHeadAttention(OpRun):
         return (out,)
 
 
-OPERATORS = [SkipLayerNormalization, BiasGelu, PackedMultiHeadAttention]
+class SimplifiedLayerNormalization(OpRun):
+    """x / sqrt(mean of its squares) * scale."""
+
+    op_domain = ""
+
+    def _run(self, x: Floats, scale: Floats, **how: Any) -> Any:
+        return ((x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + how["epsilon"]) * scale).astype(x.dtype),)
+
+
+OPERATORS = [SimplifiedLayerNormalization, SkipLayerNormalization, BiasGelu, PackedMultiHeadAttention]
 
 
 def make_rows() -> Ragged:

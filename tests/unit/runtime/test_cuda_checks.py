@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,7 @@ def test_nvidias_functions_take_what_we_give_them() -> None:
         CudaDevice(0)
     device = CudaDevice.__new__(CudaDevice)
     device._cudart, device._stream, device.index, device._spinning = cudart, cudart.cudaStream_t(0), 0, False
+    device._spare = deque()
     event, some = cudart.cudaEvent_t(0), np.zeros(4, np.uint8)
     calls: dict[str, Callable[[], Any]] = {
         "cudaMalloc": lambda: device.allocate(10),

@@ -207,6 +207,9 @@ def test_each_bucket_has_a_graph_of_its_own_and_large_batches_none(
     n_graphs = backend.info.n_graphs
     # Each was run when it was loaded, until it was captured, and replayed.
     assert [session.graph_ids.count(str(number + 1)) for number in range(n_graphs)] == [5] * n_graphs
+    # First it was run without, so that nothing has to be loaded while the graph is captured.
+    first = session.graph_ids.index("1")
+    assert session.graph_ids[first - 2 : first + 8] == ["-1", "-1", "1", "1", "1", "1", "1", "-1", "-1", "2"]
     session.graph_ids.clear()
     with encoder_over(bundle, backend) as encoder:
         lengths = (3, 8, 9, 12, 13, 40, 64, 65, 500)
