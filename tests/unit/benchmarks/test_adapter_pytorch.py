@@ -115,7 +115,11 @@ def test_a_smaller_type_is_really_used_and_stays_near(checkpoint: Path, dtype: s
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_it_gives_the_same(tiny_checkpoint: Path) -> None:
     task = task_of(tiny_checkpoint, compile=True)
+    torch.compiler.reset()
+    stats = torch._dynamo.utils.counters["stats"]
+    stats.clear()
     assert_close(open_model(task).encode(TEXTS), reference_vectors(task), TOLERANCES["fp32"])
+    assert stats["unique_graphs"] > 0
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
