@@ -403,7 +403,7 @@ def outlier_bundle(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.parametrize("recipe", SHIPPED)
-@pytest.mark.parametrize("dialect", [Dialect.PORTABLE, Dialect.FUSED])
+@pytest.mark.parametrize("dialect", PADDED_DIALECTS)
 def test_outlier_channels_cost_a_quarter_of_what_plain_quantization_loses(
     outlier_bundle: Path, int8_bundle: Path, tiny_bundle: Path, dialect: Dialect, recipe: str
 ) -> None:
