@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,8 +19,9 @@ from mexma_export.parity import compare
 from mexma_export.pipeline import ExportPlan, export
 from mexma_export.sources import resolve_source
 from mexma_runtime import Encoder
-from mexma_runtime.backends import backend_statuses
-from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError
+from mexma_runtime.backends import Attention, backend_statuses, tune
+from mexma_runtime.bundle import Bundle
+from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError, UsageError
 from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
 
 pytestmark = pytest.mark.gpu
@@ -142,6 +144,28 @@ def test_vectors_do_not_depend_on_when_graphs_are_captured(
         # As often as a graph is run before it has been captured, and after.
         for _ in range(6):
             assert_agree(one_by_one(encoder, sentences), expected, "fp16")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_either_attention_kernel_gives_the_vectors(
+    bundle: Path, precision: str, sentences: Ragged, expected: Vectors
+) -> None:
+    for attention in Attention:
+        with Encoder.load(bundle, engine=f"packed.{precision}", device="cuda", attention=attention) as encoder:
+            assert_agree(encoder.encode_ids(sentences), expected, precision)
+    with pytest.raises(UsageError, match=r"attention=flash is for packed engines, and fused\.fp16 was chosen"):
+        Encoder.load(bundle, engine="fused.fp16", device="cuda", attention="flash")
+
+
+def test_what_tuning_finds_is_used(bundle: Path, tmp_path: Path, sentences: Ragged, expected: Vectors) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle, folder)
+    _, tuning, path = tune(Bundle.open(folder), "cuda")
+    assert path.is_relative_to(folder)
+    with Encoder.load(folder, device="cuda") as encoder:
+        backend: Any = encoder._backend
+        assert all(shape.n_tokens <= tuning.graph_up_to_tokens for shape in backend._engine.buckets)
+        assert_agree(encoder.encode_ids(sentences), expected, "fp16")
 
 
 def test_fp16_packed_is_chosen_and_all_of_it_runs_on_the_gpu(packed: Encoder) -> None:

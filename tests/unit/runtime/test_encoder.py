@@ -433,6 +433,10 @@ def test_loading_takes_nothing_else_instead(bundle_folder: Path, tmp_path: Path)
         Encoder.load(bundle_folder, device="cuda")
     with pytest.raises(UsageError, match="memory_limit=1 is for a GPU, and device='cpu' was asked for"):
         Encoder.load(bundle_folder, memory_limit=1)
+    with pytest.raises(UsageError, match="attention=flash is for a GPU, and device='cpu' was asked for"):
+        Encoder.load(bundle_folder, attention="flash")
+    with pytest.raises(UsageError, match="attention: expected one of efficient, flash, got 'math'"):
+        Encoder.load(bundle_folder, attention="math")
     with pytest.raises(UsageError, match="graphs: expected one of at-load, first-use, never, got 'always'"):
         Encoder.load(bundle_folder, graphs="always")
     with pytest.raises(EngineUnavailableError, match="no int8 engine"):
