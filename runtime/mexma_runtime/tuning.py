@@ -37,7 +37,7 @@ class Tuning:
     """How an engine is run on a GPU."""
 
     graph_up_to_tokens: int = 2048
-    """Batches of up to so many tokens run in captured graphs. The default: without one, a sentence took 3.4 ms beside an
+    """Batches of up to so many tokens run in captured graphs. The default: without one, a sentence took 3.4 ms on an
     H200, nearly all of it the host's launches, and in that time the GPU computes 2,500 tokens (docs/gpu.md)."""
     max_batch_tokens: int = 65536
     samples: list[Sample] = dataclasses.field(default_factory=list)

@@ -66,10 +66,12 @@ def assemble(
     if graphs is not Graphs.NEVER:
         lattice = packed_lattice if is_packed else padded_lattice
         shapes = lattice(text.max_tokens, up_to_tokens=min(tuning.graph_up_to_tokens, engine.capacity.n_tokens))
-        add_buckets(engine, shapes)
-        if graphs is Graphs.AT_LOAD:
-            for shape in engine.buckets:
+
+        def capture(shape: Shape) -> None:
+            if graphs is Graphs.AT_LOAD:
                 check_bucket(engine, shape, sentences, expected, precision=precision)
+
+        add_buckets(engine, shapes, capture)
     info = BackendInfo(
         backend="onnxruntime",
         version=version,
@@ -117,14 +119,25 @@ def _tried(engine: DeviceEngine) -> DeviceEngine:
     return engine
 
 
-def add_buckets(engine: DeviceEngine, shapes: Iterable[Shape], *, most_bytes: int = MOST_GRAPH_BYTES) -> None:
-    """Give `engine` a bucket for each shape, the smallest first, until they have taken `most_bytes` of the device."""
+def add_buckets(
+    engine: DeviceEngine,
+    shapes: Iterable[Shape],
+    capture: Callable[[Shape], None],
+    *,
+    most_bytes: int = MOST_GRAPH_BYTES,
+) -> None:
+    """Give `engine` a bucket for each shape, the smallest first, and `capture` it.
+
+    Ends where they have taken more than `most_bytes` of the device, or where it has no memory for the next.
+    """
     for shape in shapes:
         if engine.graph_bytes > most_bytes:
             return
         try:
             engine.add_bucket(shape)
+            capture(shape)
         except DeviceMemoryError:
+            engine.remove_bucket(shape)
             return
 
 
@@ -150,18 +163,14 @@ def check_bucket(
 ) -> None:
     """Capture the graph of a bucket, and replay it, with as many sentences as fit: their vectors are the `expected`.
 
-    Each time with others first, so that what the run before has left is not taken for a result. A bucket that the
-    device has no memory for any more is removed.
+    Each time with others first, so that what the run before has left is not taken for a result.
     """
     fitting = [row for row in range(len(sentences)) if engine.fits(sentences.part(row, row + 1), shape)]
-    try:
-        for number in range(RUNS_UNTIL_CAPTURED + 1):
-            rows = np.roll(fitting, number)
-            while not engine.fits(sentences.take(rows), shape):
-                rows = rows[:-1]
-            _check(engine, shape, sentences.take(rows), expected[rows], precision=precision)
-    except DeviceMemoryError:
-        engine.remove_bucket(shape)
+    for number in range(RUNS_UNTIL_CAPTURED + 1):
+        rows = np.roll(fitting, number)
+        while not engine.fits(sentences.take(rows), shape):
+            rows = rows[:-1]
+        _check(engine, shape, sentences.take(rows), expected[rows], precision=precision)
 
 
 def _check(engine: DeviceEngine, shape: Shape, sentences: Ragged, expected: Vectors, *, precision: Precision) -> None:

@@ -358,7 +358,18 @@ def test_buckets_stop_where_their_memory_does(
     monkeypatch.setattr(device, "free_bytes", lambda: next(free))
     entry = entry_of(bundle, Dialect.PACKED)
     engine = largest_engine(open_session(paths[Dialect.PACKED]), device, bundle, entry, max_tokens=1024)
-    add_buckets(engine, packed_lattice(512, up_to_tokens=1024), most_bytes=25)
-    assert [shape.n_tokens for shape in engine.buckets] == [8, 12, 16]
+    captured: list[int] = []
+
+    def capture(shape: Shape) -> None:
+        captured.append(shape.n_tokens)
+        if shape.n_tokens == 24:
+            raise DeviceMemoryError("none left")
+
+    shapes = packed_lattice(512, up_to_tokens=1024)
+    add_buckets(engine, shapes, capture, most_bytes=25)
+    assert [shape.n_tokens for shape in engine.buckets] == captured == [8, 12, 16]
     assert engine.graph_bytes == 30
+    add_buckets(engine, shapes[3:], capture, most_bytes=1000)
+    assert [shape.n_tokens for shape in engine.buckets] == [8, 12, 16]
+    assert captured == [8, 12, 16, 24]
     assert dataclasses.asdict(engine.buckets[0]) == {"n_sentences": 2, "longest": 8, "n_tokens": 8}
