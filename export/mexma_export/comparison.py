@@ -15,7 +15,7 @@ from mexma_export.staging import Staging
 from mexma_export.sts import StsPairs
 from mexma_runtime.bundle import Bundle, sha256_of
 from mexma_runtime.errors import BundleError, EngineUnavailableError, UsageError
-from mexma_runtime.manifest import Certificate, EngineEntry, Manifest
+from mexma_runtime.manifest import Certificate, EngineEntry
 from mexma_runtime.terminal import Progress
 from mexma_runtime.types import Precision
 
@@ -73,7 +73,8 @@ def certify(folder: Path, verdicts: list[Verdict]) -> list[str]:
         manifest = staging.previous
         if manifest is None:
             raise BundleError(folder, "holds no bundle any more")
-        if changed := [name for name, verdict in passed.items() if verdict.engine.file not in _files(manifest)]:
+        files = {engine.file for engine in manifest.engines}
+        if changed := [name for name, verdict in passed.items() if verdict.engine.file not in files]:
             raise BundleError(folder, f"{', '.join(changed)} changed while it was judged: judge again")
         engines = [
             _with_certificate(engine, passed[engine.name].certificate) if engine.name in passed else engine
@@ -81,10 +82,6 @@ def certify(folder: Path, verdicts: list[Verdict]) -> list[str]:
         ]
         staging.publish(dataclasses.replace(manifest, engines=engines))
     return list(passed)
-
-
-def _files(manifest: Manifest) -> set[str]:
-    return {engine.file for engine in manifest.engines}
 
 
 def _with_certificate(engine: EngineEntry, new: Certificate) -> EngineEntry:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from mexma_runtime.backends.base import Attention, Backend, BackendOptions, Graphs
-from mexma_runtime.backends.choice import DEFAULT_RECIPES, choose, devices_of, runnable_engines, runners
+from mexma_runtime.backends.choice import DEFAULT_RECIPES, choose, devices_of, resolve, runnable_engines, runners
 from mexma_runtime.backends.cuda_checks import all_gpus
 from mexma_runtime.backends.device_backend import DeviceBackend
 from mexma_runtime.backends.lattice import STEPS
@@ -38,9 +37,6 @@ __all__ = [
     "runners",
     "tune",
 ]
-
-
-Choice = TypeVar("Choice", Graphs, Attention)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +103,6 @@ def tune(
         graph_up_to_tokens=choose_limit(samples), max_batch_tokens=info.policy.max_batch_tokens, samples=samples
     )
     return entry, found, write_tuning(bundle.folder, info.processor, entry, found)
-
-
-def resolve(kind: type[Choice], what: str, name: str | None) -> Choice | None:
-    """The choice of that name; UsageError where there is none."""
-    try:
-        return None if name is None else kind(name)
-    except ValueError:
-        raise UsageError(f"{what}: expected one of {', '.join(kind)}, got {name!r}") from None
 
 
 def backend_statuses() -> list[BackendStatus]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from importlib.util import find_spec
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from mexma_runtime.hardware import VNNI, detect_hardware, onednn_instruction_set
 from mexma_runtime.manifest import EngineEntry
 from mexma_runtime.types import Dialect, Precision
 
-Word = TypeVar("Word", Precision, Dialect)
+Word = TypeVar("Word", bound=StrEnum)
 
 DEFAULT_RECIPES = {"openvino": ("precise", "fast"), "onnxruntime": ("fast", "precise")}
 """Where a bundle has several int8 recipes and none is asked for: the order of each backend; others follow by name."""
@@ -38,8 +39,8 @@ def choose(
     Raises UsageError, and EngineUnavailableError that lists what the bundle has.
     """
     specs = _serving_all(devices_of(device), backend)
-    wanted_precision = _member(Precision, "precision", precision)
-    wanted_dialect = _member(Dialect, "dialect", dialect)
+    wanted_precision = resolve(Precision, "precision", precision)
+    wanted_dialect = resolve(Dialect, "dialect", dialect)
     pairs = [
         (spec, entry)
         for spec in specs
@@ -177,7 +178,8 @@ def _works(spec: BackendSpec, engine: EngineEntry) -> bool:
     return find_spec(spec.name) is not None and module_of(spec).obstacle(engine) is None
 
 
-def _member(kind: type[Word], what: str, value: str | None) -> Word | None:
+def resolve(kind: type[Word], what: str, value: str | None) -> Word | None:
+    """The member of `kind` that was asked for as `what`; UsageError where there is none of that name."""
     try:
         return None if value is None else kind(value)
     except ValueError:
