@@ -79,10 +79,13 @@ class Ragged:
     def from_sequences(cls, sequences: Iterable[Sequence[int]]) -> Ragged:
         """Lay sequences of token ids end to end."""
         arrays = [np.asarray(sequence, dtype=np.int32) for sequence in sequences]
-        offsets = np.zeros(len(arrays) + 1, dtype=np.int64)
-        np.cumsum([array.size for array in arrays], out=offsets[1:])
         ids = np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int32)
-        return cls(ids=ids, offsets=offsets)
+        return cls.from_lengths(ids, [array.size for array in arrays])
+
+    @classmethod
+    def from_lengths(cls, ids: NDArray[np.int32], lengths: Sequence[int] | NDArray[np.int64]) -> Ragged:
+        """Sentences of these lengths whose ids, int32 `(total,)`, lie end to end already."""
+        return cls(ids=ids, offsets=_offsets(lengths))
 
     def part(self, start: int, end: int) -> Ragged:
         """The sentences from `start` to `end`, not copied."""
@@ -94,7 +97,12 @@ class Ragged:
     def take(self, rows: NDArray[np.int64]) -> Ragged:
         """The sentences `rows` (int64 `(m,)`, any order, repeats allowed), copied."""
         lengths = self.lengths[rows]
-        offsets = np.zeros(rows.size + 1, dtype=np.int64)
-        np.cumsum(lengths, out=offsets[1:])
+        offsets = _offsets(lengths)
         source = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
         return Ragged(ids=self.ids[source], offsets=offsets)
+
+
+def _offsets(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.dlpack import from_dlpack
 
+from mexma_benchmarks.gpu_check import work
 from mexma_export.parity import compare
 from mexma_export.pipeline import ExportPlan, export
 from mexma_export.sources import resolve_source
@@ -79,9 +80,7 @@ def packed(bundle: Path) -> Iterator[Encoder]:
 
 
 def random_ids(lengths: Any, seed: int = 0) -> Ragged:
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    ids = np.random.default_rng(seed).integers(5, 8192, offsets[-1], dtype=np.int32)
-    return Ragged(ids=ids, offsets=offsets)
+    return work.random_ids(lengths, 8192, seed=seed)
 
 
 def one_by_one(encoder: Encoder, sentences: Ragged) -> Vectors:

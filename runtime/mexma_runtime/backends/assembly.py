@@ -145,7 +145,7 @@ def probe(vocab_size: int, max_tokens: int) -> Ragged:
     """Sentences of different lengths to compare ways to run by, ids spread over the vocabulary."""
     lengths = [min(length, max_tokens) for length in PROBE_LENGTHS]
     ids = np.linspace(vocab_size // 3, vocab_size - 1, sum(lengths)).astype(np.int32)
-    return Ragged(ids=ids, offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    return Ragged.from_lengths(ids, lengths)
 
 
 def check_company(engine: DeviceEngine, sentences: Ragged, *, dim: int, precision: Precision) -> Vectors:

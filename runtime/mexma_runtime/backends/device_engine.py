@@ -162,8 +162,8 @@ class DeviceEngine:
         left = shape.n_tokens - shape.longest
         n_others = min(shape.n_sentences - 1, left)
         others = [left // n_others + (row < left % n_others) for row in range(n_others)]
-        lengths = np.array([shape.longest, *others], dtype=np.int64)
-        batch = Ragged(ids=np.zeros(lengths.sum(), dtype=np.int32), offsets=np.concatenate([[0], np.cumsum(lengths)]))
+        lengths = [shape.longest, *others]
+        batch = Ragged.from_lengths(np.zeros(sum(lengths), dtype=np.int32), lengths)
         vectors = np.empty((len(batch), self._dim), dtype=np.float32)
         self.launch(batch, vectors, normalize=False, shape=self.capacity).finish()
 

@@ -46,8 +46,7 @@ def sentences_of(n_tokens: int, shape: Shape) -> Ragged:
     if rest := n_tokens - sum(lengths):
         lengths.append(rest)
     lengths = lengths[: shape.n_sentences]
-    ids = np.zeros(sum(lengths), dtype=np.int32)
-    return Ragged(ids=ids, offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    return Ragged.from_lengths(np.zeros(sum(lengths), dtype=np.int32), lengths)
 
 
 def _run_ms(engine: DeviceEngine, batch: Ragged, shape: Shape, dim: int) -> float:
