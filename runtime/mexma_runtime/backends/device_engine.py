@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mexma_runtime.backends.device import Device, Mark
 from mexma_runtime.backends.lattice import size
 from mexma_runtime.backends.layouts import ArraySpec, Layout, Shape
+from mexma_runtime.backends.onnxruntime_library import SILENT
 from mexma_runtime.device_vectors import DeviceRows
 from mexma_runtime.errors import DeviceMemoryError, MexmaError, UsageError
 from mexma_runtime.manifest import EngineEntry
@@ -286,7 +287,7 @@ def _run_options(graph_id: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.RunOptions()
-    options.log_severity_level = 4
+    options.log_severity_level = SILENT
     options.add_run_config_entry("gpu_graph_id", str(graph_id))
     # The stream is ours, and so is the waiting.
     options.add_run_config_entry("disable_synchronize_execution_providers", "1")

@@ -9,6 +9,7 @@ import numpy as np
 
 from mexma_runtime.backends.base import BackendInfo, BackendOptions
 from mexma_runtime.backends.host import HostBackend
+from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, import_onnxruntime
 from mexma_runtime.backends.padding import padded_inputs
 from mexma_runtime.backends.requirements import (
     n_threads_for,
@@ -19,20 +20,17 @@ from mexma_runtime.backends.requirements import (
 )
 from mexma_runtime.batching import BatchPolicy, Grouping
 from mexma_runtime.bundle import Bundle
-from mexma_runtime.errors import EngineUnavailableError, MexmaError, MissingDependencyError
+from mexma_runtime.errors import EngineUnavailableError, MexmaError
 from mexma_runtime.hardware import describe_processor, detect_hardware
 from mexma_runtime.manifest import EngineEntry, Manifest
 from mexma_runtime.types import Ragged, Vectors
 from mexma_runtime.vectors import rows_to_fill
 
-NAME = "onnxruntime"
 PROVIDER = "CPUExecutionProvider"
 POLICY = BatchPolicy(max_batch_tokens=512, grouping=Grouping.EQUAL)
 """Larger batches gain nothing on a CPU, and padding only costs."""
 SLOWER_FUSIONS = ["SkipLayerNormFusion", "BiasGeluFusion"]
 """What onnxruntime would fuse of standard operators, and takes longer for in int8 graphs (docs/quantization.md)."""
-SILENT = 4
-"""Log severity `fatal`: what goes wrong is raised, nothing is printed."""
 
 
 def open_engine(bundle: Bundle, engine: EngineEntry, options: BackendOptions) -> OnnxRuntimeCpu:
@@ -132,10 +130,4 @@ def _session(path: str, n_threads: int, settings: dict[str, str]) -> Any:
 
 
 def _import_onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        if error.name == NAME and isinstance(error, ModuleNotFoundError):
-            raise MissingDependencyError(NAME, needed_for="running an engine on the CPU", extra="cpu") from error
-        raise EngineUnavailableError(f"{NAME} is installed but cannot be imported: {error}") from error
-    return onnxruntime
+    return import_onnxruntime(package=NAME, needed_for="running an engine on the CPU", extra="cpu")

@@ -14,14 +14,14 @@ from mexma_runtime.backends.cuda_checks import Gpu, find_gpu, libraries, load_li
 from mexma_runtime.backends.cuda_device import CudaDevice
 from mexma_runtime.backends.device_backend import DeviceBackend, Worker
 from mexma_runtime.backends.device_engine import is_out_of_memory
+from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, import_onnxruntime
 from mexma_runtime.backends.requirements import require_names, require_version, version_key
 from mexma_runtime.bundle import Bundle
-from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError, MissingDependencyError, UsageError
+from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError, UsageError
 from mexma_runtime.manifest import EngineEntry
 from mexma_runtime.tuning import read_tuning
 from mexma_runtime.types import Dialect, Precision
 
-NAME = "onnxruntime"
 PROVIDER = "CUDAExecutionProvider"
 LEAST_VERSION = "1.31"
 """Earlier ones wait for the device after each replay of a graph, and pad nothing but what this was written for."""
@@ -29,22 +29,21 @@ SDPA_KERNELS = {Attention.EFFICIENT: 2, Attention.FLASH: 1 | 2}
 """onnxruntime's bits of its kernels that read packed tokens by their bounds alone; fp32 has no flash kernel."""
 SLOWER_FUSIONS = ["MatMulAddFusion"]
 """The Gemm that it makes spreads the bias over all rows first, by a kernel that takes longer than adding it later."""
-SILENT, WARNING = 4, 2
-"""Log severities: with the first nothing is printed, and what goes wrong is raised; the second is onnxruntime's own."""
+WARNING = 2
+"""Log severity: onnxruntime's own."""
 
 
 def open_engine(bundle: Bundle, engine: EngineEntry, options: BackendOptions) -> DeviceBackend:
     """Open a session for `engine` on `options.device`; EngineUnavailableError says what keeps it from working."""
     if problem := obstacle(engine):
         raise EngineUnavailableError(problem)
-    library = library_version()
+    index = int(options.device.partition(":")[2] or 0)
+    library, gpu = _ready(index)
     require_version(engine, NAME, library, extra="gpu")
     if options.n_threads is not None:
         raise UsageError(f"n_threads={options.n_threads} is for CPUs: leave it out for device={options.device!r}")
     if options.attention is not None and engine.dialect is not Dialect.PACKED:
         raise UsageError(f"attention={options.attention} is for packed engines, and {engine.name} was chosen")
-    index = int(options.device.partition(":")[2] or 0)
-    gpu = find_gpu(index, needed_cuda=_cuda_of_library())
     worker = Worker(f"cuda:{index}")
     try:
         return worker.run(_open, bundle, engine, options, gpu, worker)
@@ -55,6 +54,11 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: BackendOptions) ->
 
 def library_version() -> str:
     """Version of the installed onnxruntime; an error where it has no CUDA provider, or its libraries are missing."""
+    return _ready(0)[0]
+
+
+def _ready(index: int) -> tuple[str, Gpu]:
+    """The same, and the GPU `index`, with the libraries loaded."""
     ort = _import_onnxruntime()
     providers = ort.get_available_providers()
     if PROVIDER not in providers:
@@ -67,9 +71,10 @@ def library_version() -> str:
             f"engines on a GPU need onnxruntime-gpu {LEAST_VERSION} or later, {ort.__version__} is installed: "
             "pip install --upgrade 'mexma-runtime[gpu]'"
         )
-    find_gpu(0, needed_cuda=_cuda_of_library())
-    load_libraries(libraries(_cuda_of_library()))
-    return str(ort.__version__)
+    cuda = int(str(ort.cuda_version or "13").partition(".")[0])
+    gpu = find_gpu(index, needed_cuda=cuda)
+    load_libraries(libraries(cuda))
+    return str(ort.__version__), gpu
 
 
 def obstacle(engine: EngineEntry) -> str | None:
@@ -179,18 +184,5 @@ def require_placement(session: Any, path: Path, provider: str) -> None:
         )
 
 
-def _cuda_of_library() -> int:
-    """Major version of the CUDA that the installed onnxruntime was built for."""
-    return int(str(_import_onnxruntime().cuda_version or "13").partition(".")[0])
-
-
 def _import_onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        if error.name == NAME and isinstance(error, ModuleNotFoundError):
-            raise MissingDependencyError(
-                "onnxruntime-gpu", needed_for="running an engine on a GPU", extra="gpu"
-            ) from error
-        raise EngineUnavailableError(f"{NAME} is installed but cannot be imported: {error}") from error
-    return onnxruntime
+    return import_onnxruntime(package="onnxruntime-gpu", needed_for="running an engine on a GPU", extra="gpu")
