@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -156,13 +157,32 @@ class HostMark:
         """Return."""
 
 
+class HostGraph:
+    """Work that is done once when it is captured, where a GPU only notes it, and again at each launch."""
+
+    def __init__(self, device: HostDevice, work: Callable[[], None]) -> None:
+        work()
+        self._device, self._work = device, work
+        self._number = device.n_graphs = device.n_graphs + 1
+
+    def launch(self) -> None:
+        self._device.replaying = self._number
+        self._work()
+        self._device.replaying = None
+
+
 class HostDevice:
     """The host as a Device: what runs on a GPU runs on onnxruntime's CPU provider through the same class."""
 
     kind, index = "cpu", 0
 
     def __init__(self) -> None:
-        self.n_copies = 0
+        self.n_copies = self.n_graphs = 0
+        self.replaying: int | None = None
+        """The graph, numbered from 1, whose work is being done."""
+
+    def active(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def allocate(self, n_bytes: int) -> HostAllocation:
         return HostAllocation(n_bytes)
@@ -178,6 +198,9 @@ class HostDevice:
 
     def copy(self, source: int, target: int, n_bytes: int) -> None:
         self._move(source, target, n_bytes)
+
+    def capture(self, work: Callable[[], None]) -> HostGraph:
+        return HostGraph(self, work)
 
     def mark(self) -> HostMark:
         return HostMark()

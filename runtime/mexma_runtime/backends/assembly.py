@@ -10,7 +10,7 @@ import numpy as np
 from mexma_runtime.backends.base import BackendInfo, Graphs
 from mexma_runtime.backends.device import Device
 from mexma_runtime.backends.device_backend import DeviceBackend, Worker
-from mexma_runtime.backends.device_engine import N_ROOMS, RUNS_UNTIL_CAPTURED, DeviceEngine
+from mexma_runtime.backends.device_engine import N_ROOMS, DeviceEngine
 from mexma_runtime.backends.lattice import packed_lattice, padded_lattice
 from mexma_runtime.backends.layouts import Layout, PackedLayout, PaddedLayout, Shape
 from mexma_runtime.batching import BatchPolicy, Grouping
@@ -161,12 +161,12 @@ def check_company(engine: DeviceEngine, sentences: Ragged, *, dim: int, precisio
 def check_bucket(
     engine: DeviceEngine, shape: Shape, sentences: Ragged, expected: Vectors, *, precision: Precision
 ) -> None:
-    """Capture the graph of a bucket, and replay it, with as many sentences as fit: their vectors are the `expected`.
+    """Capture the graph of a bucket, and replay it with as many sentences as fit: their vectors are the `expected`.
 
     Each time with others first, so that what the run before has left is not taken for a result.
     """
     fitting = [row for row in range(len(sentences)) if engine.fits(sentences.part(row, row + 1), shape)]
-    for number in range(RUNS_UNTIL_CAPTURED + 1):
+    for number in range(len(sentences)):
         rows = np.roll(fitting, number)
         while not engine.fits(sentences.take(rows), shape):
             rows = rows[:-1]

@@ -25,7 +25,7 @@ class Graphs(StrEnum):
 
     AT_LOAD = "at-load"
     FIRST_USE = "first-use"
-    """When the first batch of a shape comes, which then takes long. No other thread may use CUDA in that moment."""
+    """When the first batch of a shape comes, which then takes a few milliseconds more."""
     NEVER = "never"
 
 

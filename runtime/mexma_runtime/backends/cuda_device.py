@@ -6,6 +6,8 @@ import ctypes
 import functools
 import weakref
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -57,8 +59,21 @@ class CudaMark:
         self._spare.append(self._event)
 
 
+class CudaGraph:
+    """A graph that was captured from a stream, freed with this object."""
+
+    def __init__(self, executable: Any, stream: Any) -> None:
+        cudart = import_cudart()
+        self._launch, self._executable, self._stream = cudart.cudaGraphLaunch, executable, stream
+        weakref.finalize(self, cudart.cudaGraphExecDestroy, executable)
+
+    def launch(self) -> None:
+        """Queue it."""
+        call(self._launch, self._executable, self._stream)
+
+
 class CudaDevice:
-    """A GPU and one stream; it belongs to the thread that made it, but for `CudaMark.wait`."""
+    """A GPU and one stream."""
 
     kind = "cuda"
 
@@ -74,6 +89,20 @@ class CudaDevice:
     def stream(self) -> int:
         """The stream's handle."""
         return int(self._stream)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """While it is open, this is the calling thread's GPU."""
+        cudart = self._cudart
+        before = call(cudart.cudaGetDevice)
+        if before == self.index:
+            yield
+            return
+        call(cudart.cudaSetDevice, self.index)
+        try:
+            yield
+        finally:
+            call(cudart.cudaSetDevice, before)
 
     def allocate(self, n_bytes: int) -> CudaAllocation:
         """So many zeros; DeviceMemoryError where they do not fit."""
@@ -101,6 +130,22 @@ class CudaDevice:
         """Queue a copy within the device."""
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         call(self._cudart.cudaMemcpyAsync, target, source, n_bytes, kind, self._stream)
+
+    def capture(self, work: Callable[[], None]) -> CudaGraph:
+        """What `work` queues, as a graph. Other threads may use CUDA meanwhile, and `work` may take memory."""
+        cudart = self._cudart
+        call(cudart.cudaStreamBeginCapture, self._stream, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed)
+        try:
+            work()
+        except BaseException:
+            with suppress(DeviceError):
+                call(cudart.cudaGraphDestroy, call(cudart.cudaStreamEndCapture, self._stream))
+            raise
+        graph = call(cudart.cudaStreamEndCapture, self._stream)
+        try:
+            return CudaGraph(call(cudart.cudaGraphInstantiate, graph, 0), self._stream)
+        finally:
+            call(cudart.cudaGraphDestroy, graph)
 
     def mark(self) -> CudaMark:
         """Queue a mark."""

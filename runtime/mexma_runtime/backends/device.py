@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import numpy as np
@@ -21,12 +23,22 @@ class Mark(Protocol):
         """Return when all that was queued before it is done; called once."""
 
 
+class Graph(Protocol):
+    """Work that was captured, to be queued again and again by one call."""
+
+    def launch(self) -> None:
+        """Queue all of it."""
+
+
 class Device(Protocol):
-    """One device and one queue (stream) of work on it. All but `Mark.wait` is called by one thread."""
+    """One device and one queue (stream) of work on it; whoever uses it sees to it that no two threads do at once."""
 
     kind: str
     """As onnxruntime names it: `cuda`."""
     index: int
+
+    def active(self) -> AbstractContextManager[None]:
+        """While it is open, the calling thread may queue; the thread that made the device always may."""
 
     def allocate(self, n_bytes: int) -> Allocation:
         """So many zeros; DeviceMemoryError where they do not fit."""
@@ -42,6 +54,9 @@ class Device(Protocol):
 
     def copy(self, source: int, target: int, n_bytes: int) -> None:
         """Queue a copy within the device."""
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """What `work` queues: it is not run now, and whatever memory it names has to stay where it is."""
 
     def mark(self) -> Mark:
         """Queue a mark."""

@@ -42,8 +42,11 @@ class DeviceBackend:
         return self._engine.compute_s + self._waited_s
 
     def start(self, batch: Ragged, out: Vectors | DeviceRows, *, normalize: bool) -> Finish:
-        """Queue `batch`."""
-        return functools.partial(self._finish, self._worker.submit(self._launch, batch, out, normalize))
+        """Queue `batch`; small ones at once, since changing to the worker's thread takes longer than laying one out."""
+        if self._engine.has_graph(batch):
+            return functools.partial(self._finish, self._launch(batch, out, normalize))
+        future = self._worker.submit(self._launch, batch, out, normalize)
+        return lambda: self._finish(future.result())
 
     def device_vectors(self, shape: tuple[int, ...]) -> DeviceVectors:
         """Room on the device for vectors of `shape`: `(n, dim)` or `(dim,)`."""
@@ -85,8 +88,7 @@ class DeviceBackend:
             flight for start, end in parts for flight in self._launch(batch.part(start, end), out[start:end], normalize)
         ]
 
-    def _finish(self, future: Future[list[Flight]]) -> None:
-        flights = future.result()
+    def _finish(self, flights: list[Flight]) -> None:
         for flight in flights:
             flight.finish()
         with self._adding:
@@ -95,7 +97,7 @@ class DeviceBackend:
 
 
 class Worker:
-    """The one thread that touches a device's session: onnxruntime keeps captured graphs by thread."""
+    """The one thread that runs a device's session."""
 
     def __init__(self, name: str) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"mexma-{name}")

@@ -8,19 +8,21 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count, cycle
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mexma_runtime.backends.device import Device, Mark
+from mexma_runtime.backends.device import Device, Graph, Mark
 from mexma_runtime.backends.lattice import size
 from mexma_runtime.backends.layouts import ArraySpec, Layout, Shape
 from mexma_runtime.backends.onnxruntime_library import SILENT
 from mexma_runtime.device_vectors import DeviceRows
-from mexma_runtime.errors import DeviceMemoryError, MexmaError, UsageError
+from mexma_runtime.errors import DeviceError, DeviceMemoryError, MexmaError, UsageError
 from mexma_runtime.manifest import EngineEntry
 from mexma_runtime.types import Ragged, Vectors
 from mexma_runtime.vectors import normalize_rows
@@ -29,13 +31,8 @@ N_ROOMS = 2
 """Batches that are under way at once: one is computed while the next is laid out."""
 ALIGNMENT = 256
 """Bytes; as cudaMalloc aligns."""
-N_WARMUPS = 2
-"""Runs of a bucket without a graph before its first run with one: onnxruntime 1.31 captures that one already, and what
-it loads or allocates meanwhile makes the capture fail."""
-RUNS_UNTIL_CAPTURED = 4
-"""After so many runs of a bucket its graph has been captured, whatever the release of onnxruntime."""
 NO_GRAPH = -1
-"""gpu_graph_id of runs that are neither captured nor replayed."""
+"""gpu_graph_id of runs that onnxruntime neither captures nor replays: the graphs are ours."""
 
 
 class Flight:
@@ -64,7 +61,11 @@ class Flight:
 
 
 class DeviceEngine:
-    """An open session on a device. Its methods are called by one thread; flights may be finished by any."""
+    """An open session on a device.
+
+    Its methods are called by one thread: onnxruntime makes handles and workspaces for each thread that runs a session.
+    But batches that have a graph may be launched, and all flights finished, by any.
+    """
 
     def __init__(
         self,
@@ -81,28 +82,27 @@ class DeviceEngine:
         self.capacity = capacity
         self._zeros = device.allocate(max(map(_bytes_of, layout.constant_specs(capacity).values()), default=0))
         self._rooms = cycle([_Room(session, device, layout, capacity, dim) for _ in range(N_ROOMS)])
-        self._direct = _run_options(NO_GRAPH)
+        self._options = _run_options()
         self._buckets: dict[Shape, _Bucket] = {}
-        self._graph_ids = count(NO_GRAPH + 2)
+        self._queueing = threading.Lock()
         self.graph_bytes = 0
         """Device memory that buckets have taken: their own, their graphs' and what the arena grew by."""
         self.copy_s = self.compute_s = 0.0
 
     @property
     def buckets(self) -> list[Shape]:
-        """Shapes that are run as captured graphs."""
+        """Shapes that are run as captured graphs, the smallest first."""
         return list(self._buckets)
 
     def add_bucket(self, shape: Shape) -> None:
-        """From now on, run what fits in `shape`, in a graph that is captured by the first runs there."""
+        """From now on, run what fits in `shape` there, in a graph that the first run captures."""
         assert self.capacity.n_sentences >= shape.n_sentences
-        free_bytes = self._device.free_bytes()
-        room = _Room(self._session, self._device, self._layout, shape, self._dim)
-        laid = room.laid_out(shape)
-        self._bind(room, laid, room.vectors.pointer)
-        bucket = _Bucket(laid, room, _run_options(next(self._graph_ids)))
-        self._buckets = dict(sorted({**self._buckets, shape: bucket}.items(), key=lambda item: size(item[0])))
-        self.graph_bytes += free_bytes - self._device.free_bytes()
+        with self._counting_memory():
+            room = _Room(self._session, self._device, self._layout, shape, self._dim)
+            laid = room.laid_out(shape)
+            self._bind(room, laid, room.vectors.pointer)
+        buckets = {**self._buckets, shape: _Bucket(laid, room)}
+        self._buckets = dict(sorted(buckets.items(), key=lambda item: size(item[0])))
 
     def remove_bucket(self, shape: Shape) -> None:
         """The contrary."""
@@ -112,6 +112,11 @@ class DeviceEngine:
     def fits(self, batch: Ragged, shape: Shape) -> bool:
         """Whether there is room for `batch` in `shape`."""
         return shape.holds(self._layout.shape_of(batch))
+
+    def has_graph(self, batch: Ragged) -> bool:
+        """Whether launching `batch` replays a graph, which any thread may do."""
+        bucket = self._bucket_for(self._layout.shape_of(batch), None)
+        return bucket is not None and bucket.graph is not None
 
     def launch(
         self, batch: Ragged, target: Vectors | DeviceRows, *, normalize: bool, shape: Shape | None = None
@@ -129,33 +134,35 @@ class DeviceEngine:
         bucket = self._bucket_for(need, shape)
         if bucket is None and not self.capacity.holds(need):
             raise DeviceMemoryError(f"a batch of {_words(need)}, and there is room for {_words(self.capacity)}")
-        room = bucket.room if bucket else next(self._rooms)
-        room.finish()
-        laid = bucket.laid if bucket else room.laid_out(need)
-        self._layout.fill(batch, laid.arrays, normalize=normalize)
-        if bucket is None:
-            self._bind(room, laid, rows.pointer if rows else room.vectors.pointer)
-        elif bucket.is_capturing:
-            # Nobody may wait for the device while a graph is captured.
-            self.finish()
-        self._device.upload(room.host[: laid.n_bytes], room.inputs.pointer)
-        laid_s = time.perf_counter()
-        self._run(bucket, room, need)
-        ran_s = time.perf_counter()
-        n_bytes = len(batch) * self._dim * room.host_vectors.itemsize
-        if rows is None:
-            self._device.download(room.vectors.pointer, room.vector_bytes[:n_bytes])
-        elif bucket:
-            self._device.copy(room.vectors.pointer, rows.pointer, n_bytes)
-        room.flight = Flight(
-            room,
-            self._device.mark(),
-            target if isinstance(target, np.ndarray) else None,
-            normalize=normalize and not self._layout.normalizes,
-        )
-        self.compute_s += ran_s - laid_s
-        self.copy_s += time.perf_counter() - ran_s + laid_s - start_s
-        return room.flight
+        with self._queueing, self._device.active():
+            room = bucket.room if bucket else next(self._rooms)
+            room.finish()
+            laid = bucket.laid if bucket else room.laid_out(need)
+            self._layout.fill(batch, laid.arrays, normalize=normalize)
+            if bucket is None:
+                self._bind(room, laid, rows.pointer if rows else room.vectors.pointer)
+            elif bucket.graph is None:
+                self._capture(bucket)
+            laid_s = time.perf_counter()
+            if bucket and bucket.graph:
+                bucket.graph.launch()
+            else:
+                self._run(room, laid)
+            ran_s = time.perf_counter()
+            n_bytes = len(batch) * self._dim * room.host_vectors.itemsize
+            if rows is None:
+                self._device.download(room.vectors.pointer, room.vector_bytes[:n_bytes])
+            elif bucket:
+                self._device.copy(room.vectors.pointer, rows.pointer, n_bytes)
+            room.flight = flight = Flight(
+                room,
+                self._device.mark(),
+                target if isinstance(target, np.ndarray) else None,
+                normalize=normalize and not self._layout.normalizes,
+            )
+            self.compute_s += ran_s - laid_s
+            self.copy_s += time.perf_counter() - ran_s + laid_s - start_s
+            return flight
 
     def run_largest(self) -> None:
         """Run a batch that needs all of the capacity: afterwards the library has all the memory that any needs."""
@@ -170,10 +177,11 @@ class DeviceEngine:
 
     def finish(self) -> None:
         """Return when nothing is under way."""
-        for _ in range(N_ROOMS):
-            next(self._rooms).finish()
-        for bucket in self._buckets.values():
-            bucket.room.finish()
+        with self._queueing:
+            for _ in range(N_ROOMS):
+                next(self._rooms).finish()
+            for bucket in self._buckets.values():
+                bucket.room.finish()
 
     def close(self) -> None:
         """Release session and memory."""
@@ -182,12 +190,6 @@ class DeviceEngine:
         self._rooms = cycle(())
         self._session = None
         self._device.close()
-
-    def _warm_up(self, room: _Room) -> None:
-        """Run what is bound without a graph: nothing may be loaded or allocated while one is captured."""
-        for _ in range(N_WARMUPS):
-            self._session.run_with_iobinding(room.binding, self._direct)
-            self._device.mark().wait()
 
     def _bucket_for(self, need: Shape, shape: Shape | None) -> _Bucket | None:
         if shape is not None:
@@ -203,19 +205,33 @@ class DeviceEngine:
             binding.bind_input(name, kind, index, spec.dtype, spec.shape, self._zeros.pointer)
         binding.bind_output(self._entry.output, kind, index, np.float32, (laid.shape.n_sentences, self._dim), vectors)
 
-    def _run(self, bucket: _Bucket | None, room: _Room, shape: Shape) -> None:
-        is_capturing = bucket is not None and bucket.is_capturing
-        free_bytes = self._device.free_bytes() if is_capturing else 0
+    def _run(self, room: _Room, laid: _LaidOut) -> None:
+        self._device.upload(room.host[: laid.n_bytes], room.inputs.pointer)
         try:
-            if bucket and bucket.n_runs == 0:
-                self._warm_up(room)
-            self._session.run_with_iobinding(room.binding, bucket.options if bucket else self._direct)
+            self._session.run_with_iobinding(room.binding, self._options)
         except Exception as error:
-            what = f"{self._entry.file}: onnxruntime failed on a batch of {_words(shape)}: {error}"
+            what = f"{self._entry.file}: onnxruntime failed on a batch of {_words(laid.shape)}: {error}"
             raise (DeviceMemoryError if is_out_of_memory(error) else MexmaError)(what) from error
-        if bucket and is_capturing:
-            bucket.n_runs += 1
-            self.graph_bytes += free_bytes - self._device.free_bytes()
+
+    def _capture(self, bucket: _Bucket) -> None:
+        """Capture copy and run. Once before, run it: what kernels load and take for good is not for a graph."""
+        with self._counting_memory():
+            self._run(bucket.room, bucket.laid)
+            try:
+                bucket.graph = self._device.capture(lambda: self._run(bucket.room, bucket.laid))
+            except DeviceMemoryError:
+                raise
+            except MexmaError as error:
+                raise DeviceError(
+                    f"{self._entry.file}: no graph could be captured for {_words(bucket.laid.shape)} ({error}): load "
+                    "it with graphs='never', and report this with the output of `mexma doctor`"
+                ) from error
+
+    @contextmanager
+    def _counting_memory(self) -> Iterator[None]:
+        free_bytes = self._device.free_bytes()
+        yield
+        self.graph_bytes += free_bytes - self._device.free_bytes()
 
 
 OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "smaller than requested bytes", "cuda failure 2:")
@@ -269,26 +285,21 @@ class _Room:
             self.flight = None
 
 
+@dataclass(eq=False)
 class _Bucket:
     """A shape with memory of its own, bound once."""
 
-    def __init__(self, laid: _LaidOut, room: _Room, options: Any) -> None:
-        self.laid, self.room, self.options = laid, room, options
-        self.n_runs = 0
-        """Counted until the graph has been captured."""
-
-    @property
-    def is_capturing(self) -> bool:
-        """Whether its next run may capture the graph."""
-        return self.n_runs < RUNS_UNTIL_CAPTURED
+    laid: _LaidOut
+    room: _Room
+    graph: Graph | None = None
 
 
-def _run_options(graph_id: int) -> Any:
+def _run_options() -> Any:
     import onnxruntime
 
     options = onnxruntime.RunOptions()
     options.log_severity_level = SILENT
-    options.add_run_config_entry("gpu_graph_id", str(graph_id))
+    options.add_run_config_entry("gpu_graph_id", str(NO_GRAPH))
     # The stream is ours, and so is the waiting.
     options.add_run_config_entry("disable_synchronize_execution_providers", "1")
     return options

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from mexma_runtime.backends.device_engine import RUNS_UNTIL_CAPTURED, DeviceEngine
+from mexma_runtime.backends.device_engine import DeviceEngine
 from mexma_runtime.backends.layouts import Shape
 from mexma_runtime.tuning import Sample
 from mexma_runtime.types import Ragged
@@ -28,12 +28,11 @@ def measure_buckets(
     for number, (below, shape) in enumerate(pairwise([least, *shapes])):
         full, barely = (sentences_of(n, shape) for n in (shape.n_tokens, below.n_tokens + 1))
         graph_ms, direct_ms = [], []
-        for round_number in range(-RUNS_UNTIL_CAPTURED, n_rounds):
-            pair = _run_ms(engine, full, shape, dim), _run_ms(engine, barely, engine.capacity, dim)
-            if round_number >= 0:
-                graph_ms.append(pair[0])
-                direct_ms.append(pair[1])
-        samples.append(Sample(n_tokens=shape.n_tokens, graph_ms=graph_ms, direct_ms=direct_ms))
+        for _ in range(1 + n_rounds):
+            graph_ms.append(_run_ms(engine, full, shape, dim))
+            direct_ms.append(_run_ms(engine, barely, engine.capacity, dim))
+        # The first round may capture the graph.
+        samples.append(Sample(n_tokens=shape.n_tokens, graph_ms=graph_ms[1:], direct_ms=direct_ms[1:]))
         if progress:
             progress(number + 1, len(shapes))
     return samples

@@ -19,7 +19,6 @@ from mexma_runtime.backends.assembly import add_buckets, assemble, largest_engin
 from mexma_runtime.backends.base import Backend, Graphs
 from mexma_runtime.backends.device import Device
 from mexma_runtime.backends.device_backend import DeviceBackend, Worker
-from mexma_runtime.backends.device_engine import RUNS_UNTIL_CAPTURED
 from mexma_runtime.backends.lattice import packed_lattice
 from mexma_runtime.backends.layouts import Shape
 from mexma_runtime.backends.measuring import N_ROUNDS, sentences_of
@@ -41,15 +40,21 @@ class Session:
 
     def __init__(self, session: Any, *, most_tokens: int = 1 << 30, factor: float = 1.0) -> None:
         self._session, self.most_tokens = session, most_tokens
-        self.graph_ids: list[str] = []
+        self.device: Any = None
+        """Where it is replayed."""
+        self.graphs: list[int | None] = []
+        """Of each run: the graph that it was part of."""
         self.threads: set[str] = set()
+        """Of runs that were part of none."""
 
     def io_binding(self) -> Any:
         return Binding(self._session.io_binding())
 
     def run_with_iobinding(self, binding: Any, options: Any) -> None:
-        self.threads.add(threading.current_thread().name)
-        self.graph_ids.append(options.get_run_config_entry("gpu_graph_id"))
+        self.graphs.append(self.device and self.device.replaying)
+        if self.graphs[-1] is None:
+            self.threads.add(threading.current_thread().name)
+        assert options.get_run_config_entry("gpu_graph_id") == "-1"
         if binding.n_tokens > self.most_tokens:
             raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 123")
         self._session.run_with_iobinding(binding.inner, options)
@@ -108,14 +113,16 @@ def make(bundle: Bundle, paths: dict[Dialect, Path], make_host_device: Callable[
         tuning: Tuning = TUNING,
         session: Session | None = None,
     ) -> DeviceBackend:
-        worker = Worker("cpu:0")
+        worker, device = Worker("cpu:0"), make_host_device()
+        session = session or open_session(paths[dialect])
+        session.device = device
         made.append(
             worker.run(
                 lambda: assemble(
                     bundle,
                     entry_of(bundle, dialect),
-                    session or open_session(paths[dialect]),
-                    make_host_device(),
+                    session,
+                    device,
                     worker,
                     graphs=graphs,
                     tuning=tuning,
@@ -188,15 +195,33 @@ def test_an_iterator_that_nobody_reads_on_holds_nobody_up(make: MakeBackend, bun
         vectors.close()
 
 
-def test_every_run_is_in_one_thread_of_the_devices_own(
-    paths: dict[Dialect, Path], make: MakeBackend, bundle: Bundle
+@pytest.mark.parametrize("graphs", list(Graphs))
+def test_every_run_but_a_replay_is_in_one_thread_of_the_devices_own(
+    graphs: Graphs, paths: dict[Dialect, Path], make: MakeBackend, bundle: Bundle
 ) -> None:
     session = open_session(paths[Dialect.PACKED])
-    with encoder_over(bundle, make(session=session)) as encoder:
+    with encoder_over(bundle, make(session=session, graphs=graphs)) as encoder:
         encoder.encode(TEXTS)
-        encoder.encode("one")
+        for _ in range(3):
+            encoder.encode("one")
     (name,) = session.threads
     assert name.startswith("mexma-cpu:0")
+
+
+def test_a_batch_whose_graph_is_there_is_launched_by_the_thread_that_asks(
+    make: MakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, threads = make(graphs=Graphs.FIRST_USE), []
+    launch = backend._engine.launch
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return launch(*arguments, **options)
+
+    monkeypatch.setattr(backend._engine, "launch", noted)
+    for n_tokens in (10, 10, 11, 20, 20, 500, 500):
+        backend.start(Ragged.from_sequences([[5] * n_tokens]), np.zeros((1, 64), np.float32), normalize=False)()
+    assert threads == [False, True, True, False, True, False, False]
 
 
 def test_each_bucket_has_a_graph_of_its_own_and_large_batches_none(
@@ -204,18 +229,16 @@ def test_each_bucket_has_a_graph_of_its_own_and_large_batches_none(
 ) -> None:
     session = open_session(paths[Dialect.PACKED])
     backend = make(session=session)
-    n_graphs = backend.info.n_graphs
-    # Each was run when it was loaded, until it was captured, and replayed.
-    assert [session.graph_ids.count(str(number + 1)) for number in range(n_graphs)] == [5] * n_graphs
-    # First it was run without, so that nothing has to be loaded while the graph is captured.
-    first = session.graph_ids.index("1")
-    assert session.graph_ids[first - 2 : first + 8] == ["-1", "-1", "1", "1", "1", "1", "1", "-1", "-1", "2"]
-    session.graph_ids.clear()
+    assert session.device.n_graphs == backend.info.n_graphs == 7
+    # Each was run, captured, and replayed with every sentence of the probe in front.
+    first = session.graphs.index(1) - 2
+    assert session.graphs[first:] == [run for graph in range(1, 8) for run in (None, None, graph, graph, graph)]
+    session.graphs.clear()
     with encoder_over(bundle, backend) as encoder:
         lengths = (3, 8, 9, 12, 13, 40, 64, 65, 500)
         for length in lengths:
             encoder.encode_ids(Ragged.from_sequences([[5] * length]))
-    assert session.graph_ids == ["1", "1", "2", "2", "3", "6", "7", "-1", "-1"]
+    assert session.graphs == [1, 1, 2, 2, 3, 6, 7, None, None]
 
 
 @pytest.mark.parametrize("most_tokens", [700, 90, 16])
@@ -258,9 +281,22 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
 
     with encoder_over(bundle, make(session=session)) as encoder:
         monkeypatch.setattr(session, "run_with_iobinding", fail)
-        with pytest.raises(MexmaError, match="failed on a batch of 2 sentences, 10 tokens: CUDA failure 719") as caught:
-            encoder.encode_ids(Ragged.from_sequences([[5] * 5, [6] * 5]))
-        assert not isinstance(caught.value, DeviceError)
+        with pytest.raises(MexmaError, match="failed on a batch of 2 sentences, 100 tokens: CUDA failure 719") as found:
+            encoder.encode_ids(Ragged.from_sequences([[5] * 50, [6] * 50]))
+        assert not isinstance(found.value, DeviceError)
+
+
+def test_a_graph_that_cannot_be_captured_is_said(
+    make: MakeBackend, bundle: Bundle, make_host_device: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(device: Any, work: Callable[[], None]) -> None:
+        raise DeviceError("cudaStreamEndCapture failed: cudaErrorStreamCaptureInvalidated (901)")
+
+    monkeypatch.setattr(make_host_device, "capture", fail)
+    with pytest.raises(DeviceError, match=r"no graph could be captured for 2 sentences, 8 tokens .*graphs='never'"):
+        make()
+    with encoder_over(bundle, make(graphs=Graphs.NEVER)) as encoder:
+        encoder.encode(TEXTS[:3])
 
 
 def test_vectors_stay_on_the_device_for_dlpack(make: MakeBackend, bundle: Bundle, expected: Vectors) -> None:
@@ -299,13 +335,13 @@ def test_two_devices_share_the_batches_of_a_call(
     sessions = [open_session(paths[Dialect.PACKED]) for _ in range(2)]
     several = SeveralBackends([make(session=session, graphs=Graphs.NEVER) for session in sessions])
     for session in sessions:
-        session.graph_ids.clear()
+        session.graphs.clear()
     with encoder_over(bundle, several) as encoder:
         assert (encoder.info.device, encoder.info.processor) == ("cpu:0,cpu:0", "the host")
         np.testing.assert_allclose(encoder.encode(TEXTS, batch_size=10), expected, atol=2e-5)
         with pytest.raises(UsageError, match="needs an encoder on one device"):
             encoder.encode(TEXTS, output="device")
-    assert sorted(len(session.graph_ids) for session in sessions) == [15, 15]
+    assert sorted(len(session.graphs) for session in sessions) == [15, 15]
 
 
 def test_a_device_that_computes_something_else_in_company_is_refused(
@@ -316,7 +352,7 @@ def test_a_device_that_computes_something_else_in_company_is_refused(
     run = session.run_with_iobinding
 
     def wrong(binding: Any, options: Any) -> None:
-        if binding.n_tokens > 12 and options.get_run_config_entry("gpu_graph_id") != "-1":
+        if binding.n_tokens > 12 and session.device.replaying:
             return  # leaves the vectors of the run before
         run(binding, options)
 
@@ -330,16 +366,15 @@ def test_every_bucket_is_measured_full_against_the_least_it_is_taken_for(
 ) -> None:
     session = open_session(paths[Dialect.PACKED])
     backend = make(session=session)
-    session.graph_ids.clear()
+    session.graphs.clear()
     done: list[tuple[int, int]] = []
     samples = backend.measure(dim=64, progress=lambda *counts: done.append(counts))
     assert [sample.n_tokens for sample in samples] == [8, 12, 16, 24, 32, 48, 64]
     assert all(len(sample.graph_ms) == len(sample.direct_ms) == N_ROUNDS for sample in samples)
     assert all(ms > 0 for sample in samples for ms in sample.graph_ms + sample.direct_ms)
     assert done == [(n, 7) for n in range(1, 8)]
-    n_runs = N_ROUNDS + RUNS_UNTIL_CAPTURED
-    expected = [graph for number in range(7) for _ in range(n_runs) for graph in (str(number + 1), "-1")]
-    assert session.graph_ids == expected
+    expected = [graph for number in range(1, 8) for _ in range(1 + N_ROUNDS) for graph in (number, None)]
+    assert session.graphs == expected
 
 
 @given(st.integers(1, 4096), st.sampled_from(packed_lattice(512, up_to_tokens=4096)))
