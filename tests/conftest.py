@@ -101,9 +101,15 @@ def packed_on_cpu() -> Callable[[Path], Path]:
             if node.op_type != "PackedMultiHeadAttention":
                 nodes.append(node)
                 continue
-            q, k, v, _, _, bounds = node.input
+            q, k, v, bias, _, bounds = node.input
             (n_heads,) = (a.i for a in node.attribute if a.name == "num_heads")
             out = node.output[0]
+            if not k:
+                constants |= {f"po.part{n}": np.int64(n) for n in range(3)}
+                constants["po.parts"] = np.array([3, n_heads, hidden // n_heads], np.int64)
+                parts = op("Reshape", [bias, "po.parts"], f"{out}.bias.parts")
+                joined = op("Add", [q, op("Transpose", [parts], f"{out}.bias", perm=[1, 0, 2])], f"{out}.qkv")
+                q, k, v = (op("Gather", [joined, f"po.part{n}"], f"{out}.part{n}", axis=2) for n in range(3))
             constants["po.heads"] = np.array([-1, n_heads, hidden // n_heads], np.int64)
             constants["po.rows"] = np.array([-1, hidden], np.int64)
             constants["po.scale"] = np.float32((hidden // n_heads) ** -0.5)

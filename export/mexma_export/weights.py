@@ -158,11 +158,6 @@ def _vectors(checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.float32]]
         path = f"layer.{layer}.attention"
         query, key, value = (whole(checkpoint.tensors[f"{path}.{part}.bias"]) for part in ("query", "key", "value"))
         yield f"{path}.bias", np.concatenate([query, key, value])
-        # Attention's weights sum to 1, so the values' bias comes out as it is, and goes through the next matrix. Summed
-        # by NumPy, not by BLAS: the same weights give the same bytes.
-        output = whole(checkpoint.tensors[f"{path}.output.weight"]).astype(np.float64)
-        bias = whole(checkpoint.tensors[f"{path}.output.bias"]) + (output * value).sum(axis=1)
-        yield f"{path}.output.bias.with_value", bias.astype(np.float32)
 
 
 def write_int8_tables(

@@ -27,8 +27,6 @@ LEAST_VERSION = "1.31"
 """Earlier ones wait for the device after each replay of a graph, and pad nothing but what this was written for."""
 SDPA_KERNELS = {Attention.EFFICIENT: 2, Attention.FLASH: 1 | 2}
 """onnxruntime's bits of its kernels that read packed tokens by their bounds alone; fp32 has no flash kernel."""
-SLOWER_FUSIONS = ["MatMulAddFusion"]
-"""The Gemm that it makes spreads the bias over all rows first, by a kernel that takes longer than adding it later."""
 WARNING = 2
 """Log severity: onnxruntime's own."""
 
@@ -150,16 +148,14 @@ def _new_session(path: Path, device: CudaDevice, entry: EngineEntry, options: Ba
         "enable_skip_layer_norm_strict_mode": "1",
         "use_tf32": "0",
     }
-    slower = None
     if entry.dialect is Dialect.PACKED:
-        slower = SLOWER_FUSIONS
         provider["sdpa_kernel"] = str(SDPA_KERNELS[options.attention or Attention.EFFICIENT])
     if options.memory_limit is not None:
         provider["gpu_mem_limit"] = str(options.memory_limit)
     # It warns of a plugin that nobody has asked for, before it reads the session's own severity.
     ort.set_default_logger_severity(SILENT)
     try:
-        return ort.InferenceSession(str(path), settings, providers=[(PROVIDER, provider)], disabled_optimizers=slower)
+        return ort.InferenceSession(str(path), settings, providers=[(PROVIDER, provider)])
     finally:
         ort.set_default_logger_severity(WARNING)
 

@@ -54,17 +54,28 @@ class BiasGelu(OpRun):
 
 
 class PackedMultiHeadAttention(OpRun):
-    """softmax(q k^T / sqrt(head size)) v within each sentence of `cumulative_sequence_length`; other rows are NaN."""
+    """softmax(q k^T / sqrt(head size)) v within each sentence of `cumulative_sequence_length`; other rows are NaN.
+
+    Without keys and values, the queries are all three: `(tokens, heads, 3, head size)`.
+    """
 
     op_domain = "com.microsoft"
 
-    def _run(self, q: Floats, k: Floats, v: Floats, bias: None, *offsets: Floats, **how: Any) -> Any:
+    def _run(
+        self, q: Floats, k: Floats | None, v: Floats | None, bias: Floats | None, *offsets: Floats, **how: Any
+    ) -> Any:
         token_offset, bounds = offsets
-        assert bias is None
         assert token_offset.shape[0] + 1 == len(bounds)
         assert np.diff(bounds).max() <= token_offset.shape[1]
+        if k is None or v is None:
+            assert q.shape[1:3] == (how["num_heads"], 3)
+            q, k, v = (q[:, :, part].reshape(len(q), -1) for part in range(3))
+        biases = [0, 0, 0] if bias is None else np.split(bias, 3)
         out = np.full_like(q, np.nan)
-        heads = [x.astype(np.float32).reshape(len(x), how["num_heads"], -1).swapaxes(0, 1) for x in (q, k, v)]
+        heads = [
+            (x.astype(np.float32) + b).reshape(len(x), how["num_heads"], -1).swapaxes(0, 1)
+            for x, b in zip((q, k, v), biases, strict=True)
+        ]
         for start, end in pairwise(bounds):
             query, key, value = (x[:, start:end] for x in heads)
             scores = query @ key.swapaxes(1, 2) / np.sqrt(query.shape[-1])
