@@ -70,7 +70,7 @@ class PackedMultiHeadAttention(OpRun):
         if k is None or v is None:
             assert q.shape[1:3] == (how["num_heads"], 3)
             q, k, v = (q[:, :, part].reshape(len(q), -1) for part in range(3))
-        biases = [0, 0, 0] if bias is None else np.split(bias, 3)
+        biases = np.split(np.zeros(3, np.float32) if bias is None else bias, 3)
         out = np.full_like(q, np.nan)
         heads = [
             (x.astype(np.float32) + b).reshape(len(x), how["num_heads"], -1).swapaxes(0, 1)
