@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -143,6 +144,26 @@ def test_vectors_do_not_depend_on_when_graphs_are_captured(
         # When it is captured, and after.
         for _ in range(3):
             assert_agree(one_by_one(encoder, sentences), expected, "fp16")
+
+
+def test_graphs_are_captured_while_another_thread_uses_the_gpu(
+    bundle: Path, sentences: Ragged, expected: Vectors
+) -> None:
+    is_over = threading.Event()
+
+    def compute() -> None:
+        while not is_over.is_set():
+            torch.ones(1 << 20, device="cuda").sum().item()
+            torch.cuda.empty_cache()
+
+    with ThreadPoolExecutor(1) as pool:
+        computing = pool.submit(compute)
+        try:
+            with Encoder.load(bundle, device="cuda") as encoder:
+                assert_agree(one_by_one(encoder, sentences), expected, "fp16")
+        finally:
+            is_over.set()
+        computing.result()
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])

@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from mexma_runtime.backends import cuda_checks, onnxruntime_cuda
+from mexma_runtime.backends import cuda_checks, cuda_device, onnxruntime_cuda
 from mexma_runtime.backends.cuda_checks import (
     Gpu,
     Library,
@@ -23,9 +23,9 @@ from mexma_runtime.backends.cuda_checks import (
     libraries,
     load_libraries,
 )
-from mexma_runtime.backends.cuda_device import CudaDevice, call, import_cudart
+from mexma_runtime.backends.cuda_device import CudaDevice, CudaGraph, call, import_cudart
 from mexma_runtime.backends.onnxruntime_cuda import require_placement
-from mexma_runtime.errors import DeviceError, EngineUnavailableError
+from mexma_runtime.errors import DeviceError, DeviceMemoryError, EngineUnavailableError
 
 
 def gpu(capability: tuple[int, int]) -> Gpu:
@@ -117,11 +117,17 @@ def test_nvidias_functions_take_what_we_give_them() -> None:
     cudart = import_cudart()
     with pytest.raises(DeviceError, match=r"cudaSetDevice failed: cudaErrorInsufficientDriver \(35\)"):
         CudaDevice(0)
-    device = CudaDevice.__new__(CudaDevice)
-    device._cudart, device._stream, device.index, device._spinning = cudart, cudart.cudaStream_t(0), 0, False
-    device._spare = deque()
+    device = device_that_is_not_there()
     event, some = cudart.cudaEvent_t(0), np.zeros(4, np.uint8)
+    graph, executable = cudart.cudaGraph_t(0), cudart.cudaGraphExec_t(0)
     calls: dict[str, Callable[[], Any]] = {
+        "cudaGetDevice": device.active().__enter__,
+        "cudaStreamBeginCapture": lambda: device.capture(lambda: None),
+        "cudaStreamEndCapture": lambda: call(cudart.cudaStreamEndCapture, device._stream),
+        "cudaGraphInstantiate": lambda: call(cudart.cudaGraphInstantiate, graph, 0),
+        "cudaGraphDestroy": lambda: call(cudart.cudaGraphDestroy, graph),
+        "cudaGraphExecDestroy": lambda: call(cudart.cudaGraphExecDestroy, executable),
+        "cudaGraphLaunch": CudaGraph(executable, device._stream).launch,
         "cudaMalloc": lambda: device.allocate(10),
         "cudaHostAlloc": lambda: device.host_bytes(10),
         "cudaEventCreateWithFlags": device.mark,
@@ -139,6 +145,63 @@ def test_nvidias_functions_take_what_we_give_them() -> None:
     for work in (lambda: device.upload(some, 1), lambda: device.download(1, some), lambda: device.copy(1, 2, 3)):
         with pytest.raises(DeviceError, match="cudaMemcpyAsync failed: cudaErrorInsufficientDriver"):
             work()
+
+
+def device_that_is_not_there() -> CudaDevice:
+    """cuda:0 as it would be."""
+    device = CudaDevice.__new__(CudaDevice)
+    device._cudart = import_cudart()
+    device._stream, device.index, device._spinning = device._cudart.cudaStream_t(0), 0, False
+    device._spare = deque()
+    return device
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Functions that were called, with those of their arguments that are numbers; all succeed, on cuda:1's thread."""
+    called: list[Any] = []
+
+    def answer(function: Any, *arguments: Any) -> Any:
+        called.append((function.__name__, *(number for number in arguments if type(number) is int)))
+        return 1 if function.__name__ == "cudaGetDevice" else None
+
+    monkeypatch.setattr(cuda_device, "call", answer)
+    return called
+
+
+def test_what_is_captured_is_instantiated_and_the_stream_is_left_as_it_was(calls: list[Any]) -> None:
+    graph = device_that_is_not_there().capture(lambda: calls.append("work"))
+    assert calls == [
+        ("cudaStreamBeginCapture",),
+        "work",
+        ("cudaStreamEndCapture",),
+        ("cudaGraphInstantiate", 0),
+        ("cudaGraphDestroy",),
+    ]
+    calls.clear()
+    graph.launch()
+    assert calls == [("cudaGraphLaunch",)]
+
+
+def test_a_capture_that_fails_ends(calls: list[Any]) -> None:
+    def fail() -> None:
+        raise DeviceMemoryError("none left")
+
+    with pytest.raises(DeviceMemoryError, match="none left"):
+        device_that_is_not_there().capture(fail)
+    assert calls == [("cudaStreamBeginCapture",), ("cudaStreamEndCapture",), ("cudaGraphDestroy",)]
+
+
+def test_a_thread_keeps_its_own_gpu(calls: list[Any]) -> None:
+    device = device_that_is_not_there()
+    with device.active():
+        calls.append("work")
+    assert calls == [("cudaGetDevice",), ("cudaSetDevice", 0), "work", ("cudaSetDevice", 1)]
+    calls.clear()
+    device.index = 1
+    with device.active():
+        calls.append("work")
+    assert calls == [("cudaGetDevice",), "work"]
 
 
 def session_of(*nodes: onnx.NodeProto) -> Any:
