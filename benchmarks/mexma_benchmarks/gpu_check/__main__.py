@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from mexma_benchmarks.environment import detect_environment
+from mexma_benchmarks.gpu_check.attention import compare_kernels
 from mexma_benchmarks.gpu_check.checks import exit_code
 from mexma_benchmarks.gpu_check.engines import export_engines, read_kernels
 from mexma_benchmarks.gpu_check.fidelity import check_invariance, check_parity
@@ -34,6 +35,7 @@ STEPS = (
     Step(name="batch invariance", measure=check_invariance),
     Step(name="latency of one sentence", measure=measure_latency),
     Step(name="text in", measure=measure_texts),
+    Step(name="the other attention kernel", measure=compare_kernels, needs_cuda=True),
     Step(name="memory over thousands of batches", measure=measure_soak, needs_cuda=True),
     # Last, since torch.compile takes long.
     Step(name="rate at drawn lengths", measure=measure_drawn),

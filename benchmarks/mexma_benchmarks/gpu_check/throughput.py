@@ -15,7 +15,7 @@ from mexma_benchmarks.gpu_check.pytorch import PyTorchError, PyTorchProcess
 from mexma_benchmarks.gpu_check.run import Record
 from mexma_benchmarks.gpu_check.setup import COMPILED, Setup
 from mexma_benchmarks.gpu_check.work import OURS, Work, drawn_ids, flop_a_token, random_ids, repeated, speedups
-from mexma_benchmarks.timing import take_turns
+from mexma_benchmarks.timing import rounds, take_turns
 from mexma_export.corpus import sample_corpus
 from mexma_runtime.types import Ragged
 
@@ -91,9 +91,9 @@ def measure_texts(setup: Setup, record: Record) -> None:
     corpus, n, encoder = sample_corpus().texts, setup.sizes.n_sentences, setup.encoder
     texts = [corpus[row % len(corpus)] for row in range(n)]
     ragged = repeated(encoder.tokenize(corpus).ragged, n)
-    samples_ms = _rounds(
-        {"ids": lambda: encoder.encode_ids(ragged), "texts": lambda: encoder.encode(texts)}, setup.sizes.n_rounds
-    )
+    calls = {"ids": lambda: encoder.encode_ids(ragged), "texts": lambda: encoder.encode(texts)}
+    taken = list(islice(rounds(calls), setup.sizes.n_rounds))
+    samples_ms = {name: [ms[name] for ms in taken] for name in calls}
     record.samples |= {f"{name}_ms": taken_ms for name, taken_ms in samples_ms.items()}
     shares = [ids_ms / texts_ms for ids_ms, texts_ms in zip(samples_ms["ids"], samples_ms["texts"], strict=True)]
     record.checks.append(
@@ -141,8 +141,8 @@ def _compare(setup: Setup, work: Work) -> Compared:
             left_out[name] = f"warm-up: {error}" if name == COMPILED else str(error)
     if len(calls) == 1:
         raise PyTorchError(f"no way to run PyTorch to compare with: {left_out}")
-    rounds = list(islice(take_turns(calls), setup.sizes.n_rounds))
-    samples_ms = {name: [taken_ms[name] for taken_ms in rounds] for name in calls}
+    taken = list(islice(take_turns(calls), setup.sizes.n_rounds))
+    samples_ms = {name: [ms[name] for ms in taken] for name in calls}
     return Compared(n_tokens=work.n_tokens, samples_ms=samples_ms, left_out=left_out)
 
 
@@ -157,25 +157,14 @@ def _keep(record: Record, compared: Compared, what: str, *, least: float) -> Non
     ]
 
 
-def _rounds(calls: dict[str, Callable[[], object]], n_rounds: int) -> dict[str, list[float]]:
-    for call in calls.values():
-        call()
-    rounds = list(islice(take_turns({name: functools.partial(_ms, call) for name, call in calls.items()}), n_rounds))
-    return {name: [taken_ms[name] for taken_ms in rounds] for name in calls}
-
-
 def _ours_ms(setup: Setup, ragged: Ragged) -> float:
-    return _ms(functools.partial(setup.encoder.encode_ids, ragged))
+    start_s = time.perf_counter()
+    setup.encoder.encode_ids(ragged)
+    return (time.perf_counter() - start_s) * 1e3
 
 
 def _theirs_ms(pytorch: PyTorchProcess, work: Work) -> float:
     return pytorch.times_ms(work)[0]
-
-
-def _ms(call: Callable[[], object]) -> float:
-    start_s = time.perf_counter()
-    call()
-    return (time.perf_counter() - start_s) * 1e3
 
 
 def _vocab_size(setup: Setup) -> int:

@@ -22,6 +22,7 @@ from mexma_benchmarks.environment import Environment
 from mexma_benchmarks.gpu_check import fidelity, pytorch
 from mexma_benchmarks.gpu_check.__main__ import STEPS
 from mexma_benchmarks.gpu_check.__main__ import main as gpu_check
+from mexma_benchmarks.gpu_check.attention import compare
 from mexma_benchmarks.gpu_check.checks import (
     Check,
     Verdict,
@@ -143,6 +144,19 @@ def test_the_soak_looks_at_the_memory_before_and_every_so_often(tiny_bundle: Pat
     with Encoder.load(tiny_bundle, engine="fused.fp32", backend="onnxruntime") as encoder:
         found = soak(encoder, 8192, n_batches=10, every=4, free_bytes=lambda: next(free))
     assert found == [100, 99, 98]
+
+
+def test_attention_kernels_take_turns_at_every_length(tiny_bundle: Path) -> None:
+    """On a CPU, which has one of its own for both."""
+    record = Record(step="kernels")
+    with Encoder.load(tiny_bundle, engine="fused.fp32", backend="onnxruntime") as encoder:
+        compare(encoder, encoder, QUICK, 8192, record)
+    assert len(record.checks) == 4
+    for check, samples_ms in zip(record.checks, record.samples.values(), strict=True):
+        assert check.verdict is Verdict.REPORTED
+        assert [len(ms) for ms in samples_ms.values()] == [QUICK.n_rounds] * 2
+        ours, theirs = samples_ms["efficient"], samples_ms["flash"]
+        assert check.measured == pytest.approx(np.median(np.divide(ours, theirs)))
 
 
 @pytest.fixture
