@@ -122,6 +122,9 @@ def embed_command(
     backend: Annotated[
         str | None, typer.Option(help="onnxruntime or openvino; default: the faster one that is installed.")
     ] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="Of a GPU: efficient (default), or flash, which is faster for long texts.")
+    ] = None,
     normalize: Annotated[
         bool | None,
         typer.Option("--normalize/--no-normalize", help="Vectors of length 1, or as pooled; default: the model's way."),
@@ -138,7 +141,14 @@ def embed_command(
     with ExitStack() as stack:
         lines = stack.enter_context(_open(file))
         encoder = stack.enter_context(
-            Encoder.load(bundle, precision=precision, recipe=recipe, device=device or "cpu", backend=backend)
+            Encoder.load(
+                bundle,
+                precision=precision,
+                recipe=recipe,
+                device=device or "cpu",
+                backend=backend,
+                attention=attention,
+            )
         )
         caught = stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always")

@@ -246,6 +246,16 @@ def test_embed_insists_on_a_backend_and_a_recipe(
     assert "no int8 engine of recipe precise" in stderr
 
 
+def test_embed_refuses_what_a_cpu_has_no_choice_of(run: Run, make_bundle: MakeBundle, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("the cat\n")
+    code, _, stderr = run(
+        "embed", tmp_path / "in.txt", "--bundle", make_bundle(), "-o", tmp_path / "out.npy", "--attention", "flash"
+    )
+    assert code == 2
+    assert "attention" in stderr
+    assert not (tmp_path / "out.npy").exists()
+
+
 def test_info_verifies_the_weights_when_asked(run: Run, make_bundle: MakeBundle) -> None:
     folder = make_bundle()
     weights = folder / "weights.bin"
