@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,10 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
+Work = Callable[[], Any]
+
+LAG_S = 1e-4
+"""Each piece of work on a HostDevice comes so late."""
 MARKERS = (
     "full_size: needs a model of full size: gigabytes of memory and disk, and minutes",
     "gpu: needs an NVIDIA GPU",
@@ -157,35 +164,57 @@ class HostAllocation:
 
 
 class HostMark:
-    """Copies are done at once: nothing to wait for."""
+    """Done when all before it is."""
+
+    def __init__(self, done: Future[None]) -> None:
+        self._done = done
 
     def wait(self) -> None:
-        """Return."""
+        self._done.result()
 
 
 class HostGraph:
-    """Work that is done once when it is captured, where a GPU only notes it, and again at each launch."""
+    """What was captured, in order."""
 
-    def __init__(self, device: HostDevice, work: Callable[[], None]) -> None:
-        work()
-        self._device, self._work = device, work
+    def __init__(self, device: HostDevice, works: list[Work]) -> None:
+        self._device, self._works = device, works
         self._number = device.n_graphs = device.n_graphs + 1
 
     def launch(self) -> None:
-        self._device.replaying = self._number
-        self._work()
-        self._device.replaying = None
+        self._device.runs.append(self._number)
+        for work in self._works:
+            self._device.queue(work)
 
 
 class HostDevice:
-    """The host as a Device: what runs on a GPU runs on onnxruntime's CPU provider through the same class."""
+    """The host as a Device: what runs on a GPU runs on onnxruntime's CPU provider through the same class.
+
+    Like a GPU's, its queue is worked off later and in order, so what reads too soon, or writes before its turn, shows.
+    """
 
     kind, index = "cpu", 0
 
     def __init__(self) -> None:
-        self.n_copies = self.n_graphs = 0
-        self.replaying: int | None = None
-        """The graph, numbered from 1, whose work is being done."""
+        self._stream = ThreadPoolExecutor(1)
+        self._captured: list[Work] | None = None
+        self._last: Future[None] = self._stream.submit(_nothing)
+        self.n_graphs = 0
+        self.runs: list[int | None] = []
+        """Runs of a session, as it notes them here, and launches of graphs: the number, from 1."""
+
+    def queue(self, work: Work) -> None:
+        """Do it after all that was queued before; or note it, while something is captured."""
+        if self._captured is not None:
+            self._captured.append(work)
+            return
+        before = self._last
+
+        def work_late() -> None:
+            before.result()  # nothing works after an error, as on a GPU
+            time.sleep(LAG_S)
+            work()
+
+        self._last = self._stream.submit(work_late)
 
     def active(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -205,21 +234,30 @@ class HostDevice:
     def copy(self, source: int, target: int, n_bytes: int) -> None:
         self._move(source, target, n_bytes)
 
-    def capture(self, work: Callable[[], None]) -> HostGraph:
-        return HostGraph(self, work)
+    def capture(self, work: Work) -> HostGraph:
+        captured: list[Work] = []
+        self._captured = captured
+        try:
+            work()
+        finally:
+            self._captured = None
+        return HostGraph(self, captured)
 
     def mark(self) -> HostMark:
-        return HostMark()
+        return HostMark(self._last)
 
     def free_bytes(self) -> int:
         return 1 << 40
 
     def close(self) -> None:
-        """Nothing to release."""
+        self._stream.shutdown()
 
     def _move(self, source: int, target: int, n_bytes: int) -> None:
-        self.n_copies += 1
-        ctypes.memmove(target, source, n_bytes)
+        self.queue(partial(ctypes.memmove, target, source, n_bytes))
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 @pytest.fixture(scope="session")

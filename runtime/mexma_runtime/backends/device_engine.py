@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -210,6 +210,8 @@ class DeviceEngine:
         try:
             self._session.run_with_iobinding(room.binding, self._options)
         except Exception as error:
+            with suppress(MexmaError):
+                self._device.mark().wait()  # for the copy, whose memory may be filled or freed next
             what = f"{self._entry.file}: onnxruntime failed on a batch of {_words(laid.shape)}: {error}"
             raise (DeviceMemoryError if is_out_of_memory(error) else MexmaError)(what) from error
 
@@ -217,6 +219,7 @@ class DeviceEngine:
         """Capture copy and run. Once before, run it: what kernels load and take for good is not for a graph."""
         with self._counting_memory():
             self._run(bucket.room, bucket.laid)
+            self._device.mark().wait()
             try:
                 bucket.graph = self._device.capture(lambda: self._run(bucket.room, bucket.laid))
             except DeviceMemoryError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,23 +42,19 @@ class Session:
     def __init__(self, session: Any, *, most_tokens: int = 1 << 30, factor: float = 1.0) -> None:
         self._session, self.most_tokens = session, most_tokens
         self.device: Any = None
-        """Where it is replayed."""
-        self.graphs: list[int | None] = []
-        """Of each run: the graph that it was part of."""
+        """That works off its runs."""
         self.threads: set[str] = set()
-        """Of runs that were part of none."""
 
     def io_binding(self) -> Any:
         return Binding(self._session.io_binding())
 
     def run_with_iobinding(self, binding: Any, options: Any) -> None:
-        self.graphs.append(self.device and self.device.replaying)
-        if self.graphs[-1] is None:
-            self.threads.add(threading.current_thread().name)
+        self.device.runs.append(None)
+        self.threads.add(threading.current_thread().name)
         assert options.get_run_config_entry("gpu_graph_id") == "-1"
         if binding.n_tokens > self.most_tokens:
             raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 123")
-        self._session.run_with_iobinding(binding.inner, options)
+        self.device.queue(partial(self._session.run_with_iobinding, binding.inner, options))
 
     def get_providers(self) -> list[str]:
         return list(self._session.get_providers())
@@ -170,11 +167,12 @@ def test_a_call_gives_the_vectors_of_the_cpu(
 
 
 def test_many_threads_share_a_device(make: MakeBackend, bundle: Bundle, expected: Vectors) -> None:
-    found: dict[int, Vectors] = {}
+    found: dict[int, list[Vectors]] = {}
     with encoder_over(bundle, make()) as encoder:
 
         def work(number: int) -> None:
-            found[number] = encoder.encode(TEXTS[number::5])
+            alone = [encoder.encode(text) for text in TEXTS[number::5][:20]]
+            found[number] = [*alone, *encoder.encode(TEXTS[number::5][20:])]
 
         threads = [threading.Thread(target=work, args=(number,)) for number in range(5)]
         for thread in threads:
@@ -224,6 +222,41 @@ def test_a_batch_whose_graph_is_there_is_launched_by_the_thread_that_asks(
     assert threads == [False, True, True, False, True, False, False]
 
 
+def test_nothing_is_queued_while_a_graph_is_captured(
+    paths: dict[Dialect, Path], make: MakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_session(paths[Dialect.PACKED])
+    backend = make(graphs=Graphs.FIRST_USE, session=session)
+    short, longer = (Ragged.from_sequences([[5] * n_tokens]) for n_tokens in (10, 20))
+    expected, found = (np.zeros((1, 64), np.float32) for _ in range(2))
+
+    def embed(out: Vectors) -> None:
+        backend.start(short, out, normalize=False)()
+
+    embed(expected)
+    is_capturing, may_go_on = threading.Event(), threading.Event()
+    run = session.run_with_iobinding
+
+    def slow(binding: Any, options: Any) -> None:
+        if session.device._captured is not None:
+            is_capturing.set()
+            may_go_on.wait()
+        run(binding, options)
+
+    monkeypatch.setattr(session, "run_with_iobinding", slow)
+    finish = backend.start(longer, np.zeros((1, 64), np.float32), normalize=False)
+    is_capturing.wait()
+    other = threading.Thread(target=embed, args=(found,))
+    other.start()
+    other.join(timeout=0.1)
+    is_waiting = other.is_alive()
+    may_go_on.set()
+    other.join()
+    finish()
+    assert is_waiting
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_each_bucket_has_a_graph_of_its_own_and_large_batches_none(
     paths: dict[Dialect, Path], make: MakeBackend, bundle: Bundle
 ) -> None:
@@ -231,14 +264,14 @@ def test_each_bucket_has_a_graph_of_its_own_and_large_batches_none(
     backend = make(session=session)
     assert session.device.n_graphs == backend.info.n_graphs == 7
     # Each was run, captured, and replayed with every sentence of the probe in front.
-    first = session.graphs.index(1) - 2
-    assert session.graphs[first:] == [run for graph in range(1, 8) for run in (None, None, graph, graph, graph)]
-    session.graphs.clear()
+    first = session.device.runs.index(1) - 2
+    assert session.device.runs[first:] == [run for graph in range(1, 8) for run in (None, None, graph, graph, graph)]
+    session.device.runs.clear()
     with encoder_over(bundle, backend) as encoder:
         lengths = (3, 8, 9, 12, 13, 40, 64, 65, 500)
         for length in lengths:
             encoder.encode_ids(Ragged.from_sequences([[5] * length]))
-    assert session.graphs == [1, 1, 2, 2, 3, 6, 7, None, None]
+    assert session.device.runs == [1, 1, 2, 2, 3, 6, 7, None, None]
 
 
 @pytest.mark.parametrize("most_tokens", [700, 90, 16])
@@ -335,30 +368,30 @@ def test_two_devices_share_the_batches_of_a_call(
     sessions = [open_session(paths[Dialect.PACKED]) for _ in range(2)]
     several = SeveralBackends([make(session=session, graphs=Graphs.NEVER) for session in sessions])
     for session in sessions:
-        session.graphs.clear()
+        session.device.runs.clear()
     with encoder_over(bundle, several) as encoder:
         assert (encoder.info.device, encoder.info.processor) == ("cpu:0,cpu:0", "the host")
         np.testing.assert_allclose(encoder.encode(TEXTS, batch_size=10), expected, atol=2e-5)
         with pytest.raises(UsageError, match="needs an encoder on one device"):
             encoder.encode(TEXTS, output="device")
-    assert sorted(len(session.graphs) for session in sessions) == [15, 15]
+    assert sorted(len(session.device.runs) for session in sessions) == [15, 15]
 
 
 def test_a_device_that_computes_something_else_in_company_is_refused(
-    bundle: Bundle, paths: dict[Dialect, Path], make: MakeBackend, monkeypatch: pytest.MonkeyPatch
+    make: MakeBackend, make_host_device: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a kernel would that looked into `token_offset`, or a graph that replays another batch."""
-    session = open_session(paths[Dialect.PACKED])
-    run = session.run_with_iobinding
+    capture = make_host_device.capture
 
-    def wrong(binding: Any, options: Any) -> None:
-        if binding.n_tokens > 12 and session.device.replaying:
-            return  # leaves the vectors of the run before
-        run(binding, options)
+    def wrong(device: Any, work: Callable[[], None]) -> Any:
+        graph = capture(device, work)
+        if device.n_graphs == 3:
+            graph._works.pop()  # leaves the vectors of the run before
+        return graph
 
-    monkeypatch.setattr(session, "run_with_iobinding", wrong)
+    monkeypatch.setattr(make_host_device, "capture", wrong)
     with pytest.raises(EngineUnavailableError, match=r"computes wrong vectors: .* in room for 16 tokens"):
-        make(session=session)
+        make()
 
 
 def test_every_bucket_is_measured_full_against_the_least_it_is_taken_for(
@@ -366,7 +399,7 @@ def test_every_bucket_is_measured_full_against_the_least_it_is_taken_for(
 ) -> None:
     session = open_session(paths[Dialect.PACKED])
     backend = make(session=session)
-    session.graphs.clear()
+    session.device.runs.clear()
     done: list[tuple[int, int]] = []
     samples = backend.measure(dim=64, progress=lambda *counts: done.append(counts))
     assert [sample.n_tokens for sample in samples] == [8, 12, 16, 24, 32, 48, 64]
@@ -374,7 +407,7 @@ def test_every_bucket_is_measured_full_against_the_least_it_is_taken_for(
     assert all(ms > 0 for sample in samples for ms in sample.graph_ms + sample.direct_ms)
     assert done == [(n, 7) for n in range(1, 8)]
     expected = [graph for number in range(1, 8) for _ in range(1 + N_ROUNDS) for graph in (number, None)]
-    assert session.graphs == expected
+    assert session.device.runs == expected
 
 
 @given(st.integers(1, 4096), st.sampled_from(packed_lattice(512, up_to_tokens=4096)))
@@ -392,7 +425,9 @@ def test_buckets_stop_where_their_memory_does(
     free = iter(range(1000, 0, -10))
     monkeypatch.setattr(device, "free_bytes", lambda: next(free))
     entry = entry_of(bundle, Dialect.PACKED)
-    engine = largest_engine(open_session(paths[Dialect.PACKED]), device, bundle, entry, max_tokens=1024)
+    session = open_session(paths[Dialect.PACKED])
+    session.device = device
+    engine = largest_engine(session, device, bundle, entry, max_tokens=1024)
     captured: list[int] = []
 
     def capture(shape: Shape) -> None:

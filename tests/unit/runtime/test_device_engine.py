@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,19 @@ from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
 
 CAPACITY = Shape(n_sentences=64, longest=512, n_tokens=1200)
 Open = Callable[..., DeviceEngine]
+
+
+class Session:
+    """A session whose runs a device works off."""
+
+    def __init__(self, session: Any, device: Any) -> None:
+        self._session, self._device = session, device
+
+    def io_binding(self) -> Any:
+        return self._session.io_binding()
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        self._device.queue(partial(self._session.run_with_iobinding, binding, options))
 
 
 def session_of(path: Path) -> Any:
@@ -52,7 +66,9 @@ def open_engine(bundle: Bundle, sessions: dict[Dialect, Any], make_host_device: 
         is_packed = dialect is Dialect.PACKED
         layout: Layout = PackedLayout(text) if is_packed else PaddedLayout(text)
         entry = next(e for e in manifest.engines if e.dialect is dialect and e.precision is Precision.FP32)
-        engine = DeviceEngine(sessions[dialect], make_host_device(), layout, entry, dim=manifest.dim, capacity=capacity)
+        device = make_host_device()
+        session = Session(sessions[dialect], device)
+        engine = DeviceEngine(session, device, layout, entry, dim=manifest.dim, capacity=capacity)
         if buckets:
             lattice = packed_lattice if is_packed else padded_lattice
             for shape in lattice(text.max_tokens, up_to_tokens=256):
