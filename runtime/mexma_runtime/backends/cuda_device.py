@@ -95,14 +95,12 @@ class CudaDevice:
         """While it is open, this is the calling thread's GPU."""
         cudart = self._cudart
         before = call(cudart.cudaGetDevice)
-        if before == self.index:
-            yield
-            return
         call(cudart.cudaSetDevice, self.index)
         try:
             yield
         finally:
-            call(cudart.cudaSetDevice, before)
+            if before != self.index:
+                call(cudart.cudaSetDevice, before)
 
     def allocate(self, n_bytes: int) -> CudaAllocation:
         """So many zeros; DeviceMemoryError where they do not fit."""

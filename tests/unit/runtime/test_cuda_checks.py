@@ -201,7 +201,7 @@ def test_a_thread_keeps_its_own_gpu(calls: list[Any]) -> None:
     device.index = 1
     with device.active():
         calls.append("work")
-    assert calls == [("cudaGetDevice",), "work"]
+    assert calls == [("cudaGetDevice",), ("cudaSetDevice", 1), "work"]
 
 
 def session_of(*nodes: onnx.NodeProto) -> Any:
