@@ -216,7 +216,7 @@ class DeviceEngine:
             raise (DeviceMemoryError if is_out_of_memory(error) else MexmaError)(what) from error
 
     def _capture(self, bucket: _Bucket) -> None:
-        """Capture copy and run. Once before, run it: what kernels load and take for good is not for a graph."""
+        """Capture copy and run; run them once before, for what kernels load or take the first time."""
         with self._counting_memory():
             self._run(bucket.room, bucket.laid)
             self._device.mark().wait()

@@ -24,7 +24,7 @@ from mexma_runtime.types import Dialect, Precision
 
 PROVIDER = "CUDAExecutionProvider"
 LEAST_VERSION = "1.31"
-"""Earlier ones wait for the device after each replay of a graph, and pad nothing but what this was written for."""
+"""What this was written for, and measured with."""
 SDPA_KERNELS = {Attention.EFFICIENT: 2, Attention.FLASH: 1 | 2}
 """onnxruntime's bits of its kernels that read packed tokens by their bounds alone; fp32 has no flash kernel."""
 WARNING = 2
@@ -142,6 +142,7 @@ def _new_session(path: Path, device: CudaDevice, entry: EngineEntry, options: Ba
     provider = {
         "device_id": str(device.index),
         "user_compute_stream": str(device.stream),
+        # The graphs are ours; but with it no run leaves a call in the stream that frees memory of the host.
         "enable_cuda_graph": "1" if graphs else "0",
         "arena_extend_strategy": "kSameAsRequested",
         # Sums of LayerNorm in fp32.
