@@ -197,7 +197,7 @@ class HostDevice:
     def __init__(self) -> None:
         self._stream = ThreadPoolExecutor(1)
         self._captured: list[Work] | None = None
-        self._last: Future[None] = self._stream.submit(_nothing)
+        self._last: Future[None] = self._stream.submit(lambda: None)
         self.n_graphs = 0
         self.runs: list[int | None] = []
         """Runs of a session, as it notes them here, and launches of graphs: the number, from 1."""
@@ -254,10 +254,6 @@ class HostDevice:
 
     def _move(self, source: int, target: int, n_bytes: int) -> None:
         self.queue(partial(ctypes.memmove, target, source, n_bytes))
-
-
-def _nothing() -> None:
-    """Do nothing."""
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from typing import TypeVar
@@ -21,6 +21,12 @@ def take_turns(calls: Mapping[str, Callable[[], Sample]]) -> Iterator[dict[str, 
         taken = {name: calls[name]() for name in order}
         yield {name: taken[name] for name in calls}
         order.reverse()
+
+
+def by_name(turns: Iterable[Mapping[str, Sample]], n_rounds: int) -> dict[str, list[Sample]]:
+    """What each call gave in the first `n_rounds`, of which there is at least one."""
+    taken = list(islice(turns, n_rounds))
+    return {name: [of_round[name] for of_round in taken] for name in taken[0]}
 
 
 def rounds(

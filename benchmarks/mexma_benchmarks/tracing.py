@@ -22,7 +22,7 @@ import typer
 
 from mexma_benchmarks.environment import detect_environment
 from mexma_benchmarks.estimates import estimate_median, ratios
-from mexma_benchmarks.timing import rounds
+from mexma_benchmarks.timing import by_name, rounds
 from mexma_export.sources import resolve_source
 from mexma_runtime import Encoder
 from mexma_runtime.bundle import Bundle
@@ -88,8 +88,7 @@ def _measure(graph: Path, encoder: Encoder, n_threads: int) -> dict[str, Any]:
         ragged = Ragged.from_sequences(list(ids))
         theirs, ours = session.run(None, feeds)[0], encoder.encode_ids(ragged, normalize_embeddings=False)
         calls = {"theirs": lambda f=feeds: session.run(None, f), "ours": lambda r=ragged: encoder.encode_ids(r)}
-        samples = [taken for _, taken in zip(range(N_ROUNDS), rounds(calls), strict=False)]
-        columns = {name: [taken[name] for taken in samples] for name in calls}
+        columns = by_name(rounds(calls), N_ROUNDS)
         measured[f"{n} x {length}"] = {
             "samples_ms": columns,
             "median_ms": {name: estimate_median(column).median for name, column in columns.items()},

@@ -156,8 +156,8 @@ def _vectors(checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.float32]]
             yield name, whole(info)
     for layer in range(checkpoint.config.n_layers):
         path = f"layer.{layer}.attention"
-        query, key, value = (whole(checkpoint.tensors[f"{path}.{part}.bias"]) for part in ("query", "key", "value"))
-        yield f"{path}.bias", np.concatenate([query, key, value])
+        biases = [whole(checkpoint.tensors[f"{path}.{part}.bias"]) for part in ("query", "key", "value")]
+        yield f"{path}.bias", np.concatenate(biases)
 
 
 def write_int8_tables(
@@ -182,10 +182,4 @@ def write_int8_tables(
         writer.add_pieces("embeddings.word", info.shape, quantized())
         writer.add("embeddings.word.scale", np.concatenate(scales))
         writer.add("embeddings.position", position_table(checkpoint))
-        return writer.finish(
-            {
-                name: whole(info)
-                for name, info in checkpoint.tensors.items()
-                if name.startswith("embeddings.") and len(info.shape) == 1
-            }
-        )
+        return writer.finish({name: vector for name, vector in _vectors(checkpoint) if name.startswith("embeddings.")})

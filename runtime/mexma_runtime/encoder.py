@@ -132,7 +132,6 @@ class Encoder:
         """The same with a bundle that is open already."""
         # What another process needs to load this encoder again.
         arguments = {name: value for name, value in locals().items() if name not in ("cls", "bundle")}
-        devices = (device,) if isinstance(device, str) else tuple(device)
         spec, entry = choose(
             bundle,
             device=device,
@@ -143,14 +142,13 @@ class Encoder:
             recipe=recipe,
         )
         options = BackendOptions(
-            device=devices[0],
             n_threads=n_threads,
             spinning=spinning,
             graphs=resolve(Graphs, "graphs", graphs),
             attention=resolve(Attention, "attention", attention),
             memory_limit=memory_limit,
         )
-        opened = open_backends(bundle, entry, options, devices, backend=spec.name)
+        opened = open_backends(bundle, entry, options, device, backend=spec.name)
         return cls(bundle, entry, opened, max_waiting=max_waiting, arguments=arguments)
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice
 from statistics import median
 
 from mexma_benchmarks.estimates import ratios
@@ -13,7 +12,7 @@ from mexma_benchmarks.gpu_check.run import Record
 from mexma_benchmarks.gpu_check.setup import Setup
 from mexma_benchmarks.gpu_check.sizes import Sizes
 from mexma_benchmarks.gpu_check.work import drawn_ids, random_ids
-from mexma_benchmarks.timing import rounds
+from mexma_benchmarks.timing import by_name, rounds
 from mexma_runtime import Encoder
 from mexma_runtime.backends import Attention
 from mexma_runtime.types import Ragged
@@ -34,8 +33,10 @@ def compare(efficient: Encoder, flash: Encoder, sizes: Sizes, vocab_size: int, r
     encoders = {"efficient": efficient, "flash": flash}
     for what, ragged, n_calls in _work(sizes, vocab_size):
         calls = {name: partial(_embed, encoder, ragged, n_calls) for name, encoder in encoders.items()}
-        taken = list(islice(rounds(calls), sizes.n_rounds))
-        samples_ms = {name: [ms[name] / n_calls for ms in taken] for name in encoders}
+        samples_ms = {
+            name: [ms / n_calls for ms in of_rounds]
+            for name, of_rounds in by_name(rounds(calls), sizes.n_rounds).items()
+        }
         record.samples[f"{what}, ms"] = samples_ms
         record.checks.append(
             Check(

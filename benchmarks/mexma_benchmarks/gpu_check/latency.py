@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from itertools import islice
 from statistics import median
 
 from mexma_benchmarks.estimates import quantile
@@ -11,7 +10,7 @@ from mexma_benchmarks.gpu_check.checks import Check, at_least, at_most, not_meas
 from mexma_benchmarks.gpu_check.run import Record
 from mexma_benchmarks.gpu_check.setup import SDPA, Setup
 from mexma_benchmarks.gpu_check.work import OURS, Work, random_ids, speedups
-from mexma_benchmarks.timing import take_turns
+from mexma_benchmarks.timing import by_name, take_turns
 from mexma_runtime import Encoder
 from mexma_runtime.types import Ragged
 
@@ -31,8 +30,7 @@ def measure_latency(setup: Setup, record: Record) -> None:
         return pytorch.times_ms(work, N_WARMUPS + sizes.n_pytorch_calls)[N_WARMUPS:]
 
     turns = take_turns({OURS: lambda: times_ms(encoder, sentence, sizes.n_calls), SDPA: theirs})
-    rounds = list(islice(turns, sizes.n_latency_rounds))
-    calls_ms = {name: [taken[name] for taken in rounds] for name in (OURS, SDPA)}
+    calls_ms = by_name(turns, sizes.n_latency_rounds)
     record.samples |= {f"{name}, {LENGTH} tokens, ms": of_rounds for name, of_rounds in calls_ms.items()}
     medians_ms = {name: [median(of_round) for of_round in of_rounds] for name, of_rounds in calls_ms.items()}
     ours_ms = [ms for of_round in calls_ms[OURS] for ms in of_round]
@@ -50,7 +48,7 @@ def measure_latency(setup: Setup, record: Record) -> None:
             what=f"{one}: times as fast as PyTorch {setup.precision}",
             bar=at_least(8),
             measured=speedups(medians_ms)[SDPA],
-            note=f"PyTorch {median(medians_ms[SDPA]):.3g} ms, {len(rounds)} rounds in turns",
+            note=f"PyTorch {median(medians_ms[SDPA]):.3g} ms, {sizes.n_latency_rounds} rounds in turns",
         ),
     ]
     for length in OTHER_LENGTHS:

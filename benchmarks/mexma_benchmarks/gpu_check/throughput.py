@@ -6,7 +6,6 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from statistics import median
 from typing import Any
 
@@ -15,7 +14,7 @@ from mexma_benchmarks.gpu_check.pytorch import PyTorchError, PyTorchProcess
 from mexma_benchmarks.gpu_check.run import Record
 from mexma_benchmarks.gpu_check.setup import COMPILED, Setup
 from mexma_benchmarks.gpu_check.work import OURS, Work, drawn_ids, flop_a_token, random_ids, repeated, speedups
-from mexma_benchmarks.timing import rounds, take_turns
+from mexma_benchmarks.timing import by_name, rounds, take_turns
 from mexma_export.corpus import sample_corpus
 from mexma_runtime.types import Ragged
 
@@ -92,8 +91,7 @@ def measure_texts(setup: Setup, record: Record) -> None:
     texts = [corpus[row % len(corpus)] for row in range(n)]
     ragged = repeated(encoder.tokenize(corpus).ragged, n)
     calls = {"ids": lambda: encoder.encode_ids(ragged), "texts": lambda: encoder.encode(texts)}
-    taken = list(islice(rounds(calls), setup.sizes.n_rounds))
-    samples_ms = {name: [ms[name] for ms in taken] for name in calls}
+    samples_ms = by_name(rounds(calls), setup.sizes.n_rounds)
     record.samples |= {f"{name}_ms": taken_ms for name, taken_ms in samples_ms.items()}
     shares = [ids_ms / texts_ms for ids_ms, texts_ms in zip(samples_ms["ids"], samples_ms["texts"], strict=True)]
     record.checks.append(
@@ -141,8 +139,7 @@ def _compare(setup: Setup, work: Work) -> Compared:
             left_out[name] = f"warm-up: {error}" if name == COMPILED else str(error)
     if len(calls) == 1:
         raise PyTorchError(f"no way to run PyTorch to compare with: {left_out}")
-    taken = list(islice(take_turns(calls), setup.sizes.n_rounds))
-    samples_ms = {name: [ms[name] for ms in taken] for name in calls}
+    samples_ms = by_name(take_turns(calls), setup.sizes.n_rounds)
     return Compared(n_tokens=work.n_tokens, samples_ms=samples_ms, left_out=left_out)
 
 

@@ -2,7 +2,7 @@
 
 Shapes: x `(batch, length, hidden)`, packed `(tokens, hidden)`; a query may be shorter than its keys (the CLS row alone
 in the last layer). Every step ends in a value of the same name in each dialect, so that two graphs can be compared
-value by value; only packed attention leaves out what the bias of the values adds, until the product after it.
+value by value.
 """
 
 from __future__ import annotations
@@ -155,7 +155,9 @@ class Fused(FusedAttention):
         self, g: GraphBuilder, x: ir.Value, residual: ir.Value, linear: str, norm: str, name: str
     ) -> ir.Value:
         """MatMul, SkipLayerNormalization with the product's bias."""
-        return self._skip_norm(g, self._products.product(g, x, linear), residual, norm, name, self._bias(g, linear))
+        return self._skip_norm(
+            g, self._products.product(g, x, linear), residual, norm, name, g.weight(f"{linear}.bias")
+        )
 
     def linear_gelu(self, g: GraphBuilder, x: ir.Value, path: str, name: str) -> ir.Value:
         """MatMul, BiasGelu (exact)."""
@@ -165,9 +167,6 @@ class Fused(FusedAttention):
     def add_norm(self, g: GraphBuilder, x: ir.Value, residual: ir.Value, norm: str, name: str) -> ir.Value:
         """SkipLayerNormalization."""
         return self._skip_norm(g, x, residual, norm, name, None)
-
-    def _bias(self, g: GraphBuilder, linear: str) -> ir.Value:
-        return g.weight(f"{linear}.bias")
 
     def _skip_norm(
         self, g: GraphBuilder, x: ir.Value, residual: ir.Value, norm: str, name: str, bias: ir.Value | None

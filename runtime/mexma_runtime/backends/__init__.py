@@ -69,7 +69,7 @@ def open_backends(
     *,
     backend: str | None = None,
 ) -> Backend:
-    """The same on one device, or on several that share the batches of each call."""
+    """The same on one `device`, in place of the options', or on several that share the batches of each call."""
     opened: list[Backend] = []
     try:
         for one in devices_of(device):

@@ -115,6 +115,7 @@ def largest_engine(
 
 
 def _tried(engine: DeviceEngine) -> DeviceEngine:
+    """A function, so that nothing holds the memory of one that fails while the next is made."""
     engine.run_largest()
     return engine
 

@@ -148,7 +148,7 @@ class PaddedLayout:
     def specs(self, shape: Shape) -> dict[str, ArraySpec]:
         """int32 `(sentences, longest)` each."""
         spec = ArraySpec(dtype=np.int32, shape=(shape.n_sentences, shape.longest))
-        return dict.fromkeys(("input_ids", "attention_mask", "position_ids"), spec)
+        return dict.fromkeys(INPUT_NAMES, spec)
 
     def constant_specs(self, shape: Shape) -> dict[str, ArraySpec]:
         """None."""

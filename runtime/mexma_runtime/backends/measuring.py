@@ -22,7 +22,7 @@ def measure_buckets(
     engine: DeviceEngine, *, dim: int, n_rounds: int = N_ROUNDS, progress: Callable[[int, int], None] | None = None
 ) -> list[Sample]:
     """Each bucket of `engine` full, in turns with the least batch that it would be taken for, run without a graph."""
-    shapes = sorted(engine.buckets, key=lambda shape: shape.n_tokens)
+    shapes = engine.buckets
     least = Shape(n_sentences=0, longest=0, n_tokens=0)
     samples = []
     for number, (below, shape) in enumerate(pairwise([least, *shapes])):
