@@ -14,8 +14,8 @@ from mexma_benchmarks.subjects import Subject
 from mexma_benchmarks.workload import SHORT_TEXT
 from mexma_export.checkpoint import Checkpoint, load_checkpoint, weights_sha256
 from mexma_export.pipeline import ExportPlan, export
-from mexma_export.quantize.options import Int8Options
-from mexma_export.quantize.recipe import SHIPPED, load_recipe
+from mexma_export.quantize.options import QuantizationOptions
+from mexma_export.quantize.recipe import FOR_CPUS, load_recipe
 from mexma_export.sources import STANDIN_PREFIX, Source
 from mexma_runtime.bundle import Bundle, read_manifest
 from mexma_runtime.errors import UsageError
@@ -131,7 +131,7 @@ def lacking_recipes(manifest: Manifest | None) -> tuple[str, ...]:
     """The package's recipes of which a bundle (None: an empty one) lacks the int8 engine of a dialect."""
     engines = manifest.engines if manifest else []
     there = {(engine.recipe, engine.dialect) for engine in engines if engine.precision is Precision.INT8}
-    return tuple(recipe for recipe in SHIPPED if any((recipe, dialect) not in there for dialect in PADDED_DIALECTS))
+    return tuple(recipe for recipe in FOR_CPUS if any((recipe, dialect) not in there for dialect in PADDED_DIALECTS))
 
 
 def _plan(
@@ -148,6 +148,6 @@ def _plan(
         precisions=(*floats, Precision.INT8) if recipes else floats,
         dialects=PADDED_DIALECTS if device == "cpu" else tuple(Dialect),
         pooling=pooling,
-        int8=Int8Options(recipes=tuple(map(load_recipe, recipes))) if recipes else None,
+        quantization=QuantizationOptions(recipes=tuple(map(load_recipe, recipes))) if recipes else None,
         check_parity=False,
     )

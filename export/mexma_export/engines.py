@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -16,10 +17,10 @@ from mexma_export.quantize.calibration import Calibration, load_calibration
 from mexma_export.quantize.copies import n_copies
 from mexma_export.quantize.groups import all_groups, linears_of, n_multiplications
 from mexma_export.quantize.model import FLOAT_SUFFIX, DialectPlan, QuantizationJob, quantize_model
-from mexma_export.quantize.options import Int8Options
+from mexma_export.quantize.options import QuantizationOptions
 from mexma_export.quantize.recipe import Recipe
 from mexma_export.staging import Staging
-from mexma_export.weights import WeightsFile, WeightsWriter, write_int8_tables, write_weights
+from mexma_export.weights import WeightsFile, WeightsWriter, write_fp16_tables, write_int8_tables, write_weights
 from mexma_runtime.bundle import sha256_of
 from mexma_runtime.errors import UsageError
 from mexma_runtime.hardware import detect_hardware
@@ -40,6 +41,8 @@ LEAST_ONNXRUNTIME = "1.20.1"
 """The oldest release that runs both dialects in both precisions; 1.20.0 fails in fp16 SkipLayerNormalization."""
 LEAST_ONNXRUNTIME_PACKED = "1.31"
 """The release whose kernels packed graphs were written for."""
+LEAST_TENSORRT = "10.16"
+"""The oldest release that the builder's calls and the graphs' operators were checked against."""
 LEAST_OPENVINO = "2026.4"
 """The only release that int8 was measured with."""
 
@@ -64,7 +67,7 @@ class EngineWriter:
     ) -> None:
         self._checkpoint, self._manifest, self._staging, self._report = checkpoint, manifest, staging, report
         self._groups = all_groups(checkpoint.config)
-        self._tables: WeightsFile | None = None
+        self._tables: dict[Precision, WeightsFile] = {}
         self._calibration: Calibration | None = None
         self.files: list[FileEntry] = []
         """Written so far."""
@@ -84,86 +87,99 @@ class EngineWriter:
             graph = self._keep_graph(f"model.{name}", dialect, precision, dict(weights.tensors))
             packed = dialect is Dialect.PACKED
             requires = {"onnxruntime": LEAST_ONNXRUNTIME_PACKED if packed else LEAST_ONNXRUNTIME}
-            if dialect is Dialect.PORTABLE and precision is Precision.FP32:
-                requires["openvino"] = LEAST_OPENVINO
+            if dialect is Dialect.PORTABLE:
+                requires |= (
+                    {"openvino": LEAST_OPENVINO} if precision is Precision.FP32 else {"tensorrt": LEAST_TENSORRT}
+                )
             engines.append(self._entry(name, dialect, precision, graph, [weights], requires))
         return engines
 
-    def int8(
+    def quantized(
         self,
-        recipes: tuple[Recipe, ...],
-        options: Int8Options,
+        wanted: Sequence[tuple[Precision, Recipe]],
+        options: QuantizationOptions,
         dialects: tuple[Dialect, ...],
         *,
         floats: frozenset[str] = frozenset(),
     ) -> list[list[EngineEntry]]:
-        """The engines of each recipe: the tables, once; int8 weights that all dialects share; a graph for each dialect.
+        """The engines of each precision and recipe: the tables, once; weights that all dialects share; a graph for
+        each dialect that the recipe is for.
 
         `floats`: groups of products to leave in float, whatever the recipes say.
         """
-        for recipe in recipes:
+        for _, recipe in wanted:
             recipe.check(self._groups)
-            if Dialect.PORTABLE in dialects:
+            if Dialect.PORTABLE in dialects and Dialect.PORTABLE in recipe.modes:
                 _check_group_size(recipe, self._checkpoint.config)
-        if self._tables is None:
-            self._tables = write_int8_tables(
-                self._checkpoint,
-                self._staging.temporary("weights.tables"),
-                progress=functools.partial(self._report, "quantizing the embeddings"),
-            )
-            self._keep_weights(self._tables)
+            if recipe.floats not in self._tables:
+                self._write_tables(recipe.floats)
         if self._calibration is None:
             self._calibration = load_calibration(self._checkpoint, options.calibration)
         with ExitStack() as stack:
             writers = [
-                stack.enter_context(WeightsWriter(self._staging.temporary(f"weights.{recipe.name}")))
-                for recipe in recipes
+                stack.enter_context(WeightsWriter(self._staging.temporary(f"weights.{precision}.{recipe.name}")))
+                for precision, recipe in wanted
             ]
             jobs = [
                 QuantizationJob(
                     recipe=recipe,
+                    activation=options.activation_of(precision, recipe),
                     store=writer.add,
-                    plans={dialect: DialectPlan() for dialect in dialects},
+                    plans={dialect: DialectPlan() for dialect in dialects if dialect in recipe.modes},
                     floats=floats,
                 )
-                for recipe, writer in zip(recipes, writers, strict=True)
+                for (precision, recipe), writer in zip(wanted, writers, strict=True)
             ]
             quantize_model(
                 self._checkpoint,
                 jobs,
                 self._calibration,
-                activation=options.activation,
                 seed=options.seed,
                 n_threads=detect_hardware().n_usable_cores,
-                progress=functools.partial(self._report, f"quantizing ({', '.join(r.name for r in recipes)})"),
+                progress=functools.partial(self._report, f"quantizing ({', '.join(r.name for _, r in wanted)})"),
             )
             weights = [writer.finish() for writer in writers]
         for written in weights:
             self._keep_weights(written)
         return [
-            [self._int8_entry(job.recipe, options, self._calibration, *item, linears) for item in job.plans.items()]
-            for job, linears in zip(jobs, weights, strict=True)
+            [
+                self._quantized_entry(precision, job, options, self._calibration, *item, linears)
+                for item in job.plans.items()
+            ]
+            for (precision, _), job, linears in zip(wanted, jobs, weights, strict=True)
         ]
 
+    def _write_tables(self, floats: Precision) -> None:
+        write, what = (write_fp16_tables, "writing") if floats is Precision.FP16 else (write_int8_tables, "quantizing")
+        path = self._staging.temporary(f"weights.tables.{floats}")
+        tables = write(self._checkpoint, path, progress=functools.partial(self._report, f"{what} the embeddings"))
+        self._tables[floats] = tables
+        self._keep_weights(tables)
+
     def more_floats(
-        self, engines: list[EngineEntry], floats: frozenset[str], *, least_cosine: float, options: Int8Options
+        self,
+        engines: list[EngineEntry],
+        floats: frozenset[str],
+        *,
+        least_cosine: float,
+        min_cosine: float,
+        max_float_share: float,
     ) -> frozenset[str]:
         """`floats` and the groups of the largest measured errors, as many as bring `least_cosine` to the bound.
 
         As if errors added up to the cosine's distance from 1; never over the allowed share, at least one if it allows.
         """
-        assert options.min_cosine is not None
         errors = dict.fromkeys(self._groups, 0.0)
         for product in (
             product for engine in engines if engine.quantization for product in engine.quantization.products
         ):
             errors[product.name] = max(errors[product.name], product.error)
-        bound = sum(errors.values()) * (1 - options.min_cosine) / (1 - least_cosine)
+        bound = sum(errors.values()) * (1 - min_cosine) / (1 - least_cosine)
         chosen = set(floats)
         for group in sorted(set(self._groups) - floats, key=lambda group: -errors[group]):
             if chosen != floats and sum(errors[g] for g in self._groups if g not in chosen) <= bound:
                 break
-            if self.float_share(frozenset({*chosen, group})) <= options.max_float_share:
+            if self.float_share(frozenset({*chosen, group})) <= max_float_share:
                 chosen.add(group)
         return frozenset(chosen)
 
@@ -173,25 +189,28 @@ class EngineWriter:
         total = sum(n_multiplications(config, group) for group in self._groups)
         return sum(n_multiplications(config, group) for group in floats) / total
 
-    def _int8_entry(
+    def _quantized_entry(
         self,
-        recipe: Recipe,
-        options: Int8Options,
+        precision: Precision,
+        job: QuantizationJob,
+        options: QuantizationOptions,
         calibration: Calibration,
         dialect: Dialect,
         plan: DialectPlan,
         linears: WeightsFile,
     ) -> EngineEntry:
-        assert self._tables is not None
-        tensors = {**self._tables.tensors, **linears.tensors}
+        recipe, tables = job.recipe, self._tables[job.recipe.floats]
+        tensors = {**tables.tensors, **linears.tensors}
         for group, how in plan.inputs.items():
             if how.mode is ProductMode.FLOAT:
                 for linear in linears_of(group):
                     tensors[f"{linear}.weight"] = linears.tensors[f"{linear}.weight{FLOAT_SUFFIX}"]
-        tensors |= {name: ir.tensor(vector, name=name) for name, vector in plan.vectors.items()}
-        name = f"{dialect}.{Precision.INT8}.{recipe.name}.{options.activation}"
+        tensors |= {
+            name: ir.tensor(vector.astype(recipe.float_dtype), name=name) for name, vector in plan.vectors.items()
+        }
+        name = f"{dialect}.{precision}.{recipe.name}.{job.activation}"
         products = int8_products(dialect, plan.inputs)
-        graph = self._keep_graph(f"model.{name}", dialect, Precision.INT8, tensors, products)
+        graph = self._keep_graph(f"model.{name}", dialect, precision, tensors, products, recipe.floats)
         has_groups = any(how.mode is ProductMode.GROUP for how in plan.inputs.values())
         quantization = Quantization(
             recipe_sha256=recipe.sha256,
@@ -204,14 +223,15 @@ class EngineWriter:
             group_size=group_size(recipe, self._checkpoint.config) if has_groups else None,
             products=[_product(group, plan) for group in self._groups],
         )
-        if dialect is Dialect.FUSED:
+        if recipe.is_for_tensorrt:
+            requires = {"tensorrt": LEAST_TENSORRT, "onnxruntime": LEAST_ONNXRUNTIME}
+        elif dialect is Dialect.FUSED:
             requires = {"onnxruntime": LEAST_ONNXRUNTIME}
         else:
             requires = {"openvino": LEAST_OPENVINO}
             if not has_groups:  # which onnxruntime would compute in float
                 requires["onnxruntime"] = LEAST_ONNXRUNTIME
-        weights = [self._tables, linears]
-        return self._entry(name, dialect, Precision.INT8, graph, weights, requires, recipe, options, quantization)
+        return self._entry(name, dialect, precision, graph, [tables, linears], requires, job, quantization)
 
     def _entry(
         self,
@@ -221,8 +241,7 @@ class EngineWriter:
         graph: _Graph,
         weights: list[WeightsFile],
         requires: dict[str, str],
-        recipe: Recipe | None = None,
-        options: Int8Options | None = None,
+        job: QuantizationJob | None = None,
         quantization: Quantization | None = None,
     ) -> EngineEntry:
         manifest = self._manifest
@@ -230,8 +249,8 @@ class EngineWriter:
             name=name,
             dialect=dialect,
             precision=precision,
-            recipe=recipe.name if recipe else None,
-            activation=options.activation if options else None,
+            recipe=job.recipe.name if job else None,
+            activation=job.activation if job else None,
             file=graph.file.name,
             weights=[weight.name for weight in weights],
             inputs=graph.inputs,
@@ -260,6 +279,7 @@ class EngineWriter:
         precision: Precision,
         tensors: dict[str, ir.TensorProtocol],
         products: Products = FLOAT_PRODUCTS,
+        floats: Precision | None = None,
     ) -> _Graph:
         model = write_encoder(
             self._checkpoint.config,
@@ -268,6 +288,7 @@ class EngineWriter:
             precision=precision,
             pooling=self._checkpoint.settings.pooling_mode,
             products=products,
+            floats=floats,
         )
         path = self._staging.temporary(stem)
         ir.save(model, path, format="protobuf")

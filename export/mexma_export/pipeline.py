@@ -14,7 +14,7 @@ from mexma_export.checkpoint import Checkpoint, WeightStatistics, check_fp16, lo
 from mexma_export.corpus import gate_corpus
 from mexma_export.engines import EngineWriter
 from mexma_export.gate import ReferenceVectors, Verdict, judge, judging_device, reference_for
-from mexma_export.quantize.options import Int8Options
+from mexma_export.quantize.options import QuantizationOptions
 from mexma_export.quantize.recipe import Recipe
 from mexma_export.sources import Source
 from mexma_export.staging import Staging
@@ -24,7 +24,7 @@ from mexma_runtime.bundle import Bundle, sha256_of
 from mexma_runtime.errors import BundleError, EngineUnavailableError, ParityError, UsageError
 from mexma_runtime.manifest import SCHEMA, EngineEntry, FileEntry, Manifest, ModelEntry, TextEntry
 from mexma_runtime.terminal import Progress
-from mexma_runtime.types import PADDED_DIALECTS, Dialect, Pooling, Precision
+from mexma_runtime.types import PADDED_DIALECTS, QUANTIZED, Dialect, Pooling, Precision
 
 MOST_PACKED_HEAD_SIZE = 256
 """FlashAttention's limit."""
@@ -41,8 +41,8 @@ class ExportPlan:
     dialects: tuple[Dialect, ...] = (Dialect.PORTABLE, Dialect.FUSED)
     pooling: Pooling | None = None
     """None: as the checkpoint says."""
-    int8: Int8Options | None = None
-    """What int8 needs to know."""
+    quantization: QuantizationOptions | None = None
+    """What int8 and fp8 need to know."""
     check_parity: bool = True
     """False publishes engines that nothing has judged; the manifest shows it by their having no certificate."""
     device: str = "cpu"
@@ -53,9 +53,9 @@ class ExportPlan:
             raise UsageError("nothing to export: name a precision and a dialect or more")
         if unknown := set(self.precisions) - THRESHOLDS.keys():
             raise UsageError(f"precision {', '.join(unknown)}: this version writes {' and '.join(THRESHOLDS)}")
-        if (Precision.INT8 in self.precisions) != (self.int8 is not None):
-            raise UsageError("int8 goes with a recipe and calibration text, other precisions do without")
-        if self.int8 and self.int8.min_cosine and not self.check_parity:
+        if QUANTIZED.isdisjoint(self.precisions) != (self.quantization is None):
+            raise UsageError("int8 and fp8 go with a recipe and calibration text, other precisions do without")
+        if self.quantization and self.quantization.min_cosine and not self.check_parity:
             raise UsageError("min_cosine is measured by the parity check: leave out --skip-parity, or --min-cosine")
 
 
@@ -97,9 +97,9 @@ def export(source: Source, plan: ExportPlan, *, progress: Progress | None = None
     with Staging(plan.out) as staging:
         staging.require_space(GRAPH_BYTES + _weights_bytes(checkpoint, plan))
         statistics = scan_weights(checkpoint, progress=functools.partial(report, "checking the weights"))
-        if Precision.FP16 in plan.precisions:
+        if Precision.FP16 in plan.precisions or any(recipe.is_for_tensorrt for _, recipe in _jobs(plan)):
             check_fp16(checkpoint, statistics)
-        dialects, warnings = _int8_dialects(plan)
+        dialects, warnings = _quantized_dialects(plan)
         manifest = _without_engines(checkpoint, statistics, _keep_tokenizer(checkpoint, staging))
         if staging.previous:
             _require_same_checkpoint(plan.out, staging.previous, manifest)
@@ -109,12 +109,12 @@ def export(source: Source, plan: ExportPlan, *, progress: Progress | None = None
         writer = EngineWriter(checkpoint, manifest, staging, report)
         gate = _Gate(checkpoint, plan, manifest, writer, report)
         for precision in plan.precisions:
-            if precision is not Precision.INT8:
+            if precision not in QUANTIZED:
                 gate.admit(writer.floats(precision, _float_dialects(plan, checkpoint)))
-        if plan.int8:
-            recipes = plan.int8.recipes
-            for recipe, engines in zip(recipes, writer.int8(recipes, plan.int8, dialects), strict=True):
-                _admit_int8(gate, writer, recipe, engines, plan.int8, dialects)
+        if plan.quantization:
+            wanted = _jobs(plan)
+            for job, engines in zip(wanted, writer.quantized(wanted, plan.quantization, dialects), strict=True):
+                _admit_quantized(gate, writer, job, engines, plan.quantization, dialects)
         if gate.admitted:
             staging.publish(gate.manifest)
     exported = Exported(
@@ -131,8 +131,15 @@ def export(source: Source, plan: ExportPlan, *, progress: Progress | None = None
 
 
 def _weights_bytes(checkpoint: Checkpoint, plan: ExportPlan) -> int:
-    floats = sum(weights_bytes(checkpoint, p) for p in plan.precisions if p is not Precision.INT8)
-    return floats + len(plan.int8.recipes if plan.int8 else ()) * weights_bytes(checkpoint, Precision.FP32) // 4
+    floats = sum(weights_bytes(checkpoint, p) for p in plan.precisions if p not in QUANTIZED)
+    # Around fp16 the tables stay fp16, and so do some products.
+    around_fp16 = sum(recipe.is_for_tensorrt for _, recipe in _jobs(plan))
+    eight_bits = (len(_jobs(plan)) - around_fp16) * weights_bytes(checkpoint, Precision.FP32) // 4
+    return floats + eight_bits + around_fp16 * weights_bytes(checkpoint, Precision.FP16)
+
+
+def _jobs(plan: ExportPlan) -> list[tuple[Precision, Recipe]]:
+    return plan.quantization.jobs(plan.precisions) if plan.quantization else []
 
 
 class _Gate:
@@ -147,6 +154,11 @@ class _Gate:
         self.verdicts: list[Verdict] = []
         self.refused: list[str] = []
         self.unjudged: list[str] = []
+
+    @property
+    def checks_parity(self) -> bool:
+        """Whether engines are judged at all."""
+        return self._plan.check_parity
 
     @property
     def manifest(self) -> Manifest:
@@ -193,48 +205,61 @@ class _Gate:
         return _with_engines(dataclasses.replace(self._base, files=files), engines)
 
 
-def _admit_int8(
+def _admit_quantized(
     gate: _Gate,
     writer: EngineWriter,
-    recipe: Recipe,
+    job: tuple[Precision, Recipe],
     engines: list[EngineEntry],
-    options: Int8Options,
+    options: QuantizationOptions,
     dialects: tuple[Dialect, ...],
 ) -> None:
     """Judge one recipe's engines; for `min_cosine`, write them again with the worst products in float until met."""
-    if options.min_cosine is None:
+    precision, recipe = job
+    min_cosine = options.min_cosine_of(precision) if gate.checks_parity else None
+    if min_cosine is None:
         gate.admit(engines)
         return
+    max_float_share = options.max_float_share_of(precision)
     floats: frozenset[str] = frozenset()
     while True:
         verdicts = gate.judge(engines)
         least = min((verdict.figures.cosine_mean for verdict in verdicts), default=-1.0)
-        if least >= options.min_cosine:
+        if least >= min_cosine:
             gate.decide(verdicts)
             return
-        more = writer.more_floats(engines, floats, least_cosine=least, options=options)
+        more = writer.more_floats(
+            engines, floats, least_cosine=least, min_cosine=min_cosine, max_float_share=max_float_share
+        )
         if more == floats:
             gate.refused.append(
-                f"recipe {recipe.name}: mean cosine: expected >= {options.min_cosine:g}, got {least:.6f} with "
-                f"{writer.float_share(floats):.1%} of the multiplications in float, and {options.max_float_share:.1%} "
+                f"recipe {recipe.name}: mean cosine: expected >= {min_cosine:g}, got {least:.6f} with "
+                f"{writer.float_share(floats):.1%} of the multiplications in float, and {max_float_share:.1%} "
                 "are allowed: allow more by --max-float-share, or choose the recipe precise, or fp32"
             )
             return
         floats = more
-        engines = writer.int8((recipe,), options, dialects, floats=floats)[0]
+        engines = writer.quantized((job,), options, dialects, floats=floats)[0]
 
 
-def _int8_dialects(plan: ExportPlan) -> tuple[tuple[Dialect, ...], list[str]]:
+def _quantized_dialects(plan: ExportPlan) -> tuple[tuple[Dialect, ...], list[str]]:
     """The dialects that can be judged here, and what to tell the user of the others."""
     asked = tuple(dialect for dialect in plan.dialects if dialect in PADDED_DIALECTS)
-    if plan.int8 and not asked:
+    recipes = plan.quantization.recipes if plan.quantization else ()
+    if recipes and not asked:
         raise UsageError(f"there is no int8 in the dialect packed: ask for {' or '.join(PADDED_DIALECTS)}")
-    is_judged = plan.int8 is not None and plan.check_parity
+    for recipe in recipes:
+        if recipe.modes.keys().isdisjoint(asked):
+            raise UsageError(
+                f"recipe {recipe.name} is for the dialect {' and '.join(recipe.modes)}, and {' and '.join(asked)} was "
+                "asked for"
+            )
+    for_cpus = [recipe for recipe in recipes if Dialect.PORTABLE in recipe.modes and not recipe.is_for_tensorrt]
+    is_judged = bool(for_cpus) and plan.check_parity
     if not is_judged or Dialect.PORTABLE not in asked or find_spec("openvino"):
         return asked, []
     what = "portable int8 engines are for OpenVINO, which is not installed to judge them"
     advice = "pip install 'mexma-runtime[openvino]', or export with --skip-parity"
-    if asked == (Dialect.PORTABLE,):
+    if asked == (Dialect.PORTABLE,) or len(for_cpus) < len(recipes):
         raise UsageError(f"{what}: {advice}")
     return tuple(d for d in asked if d is not Dialect.PORTABLE), [f"{what}: none was written: {advice}"]
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from mexma_export.parity import InvarianceFigures, ParityFigures
 from mexma_runtime.errors import UsageError
-from mexma_runtime.types import Precision
+from mexma_runtime.types import QUANTIZED, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +36,13 @@ THRESHOLDS = MappingProxyType(
             Threshold(metric="relative_error_mean", relation="<=", bound=0.02),
             Threshold(metric="top10_agreement", relation=">=", bound=0.98),
         ),
-        Precision.INT8: (
-            Threshold(metric="cosine_min", relation=">=", bound=0.97),
-            Threshold(metric="relative_error_mean", relation="<=", bound=0.1),
-            Threshold(metric="top10_agreement", relation=">=", bound=0.85),
+        **dict.fromkeys(
+            QUANTIZED,
+            (
+                Threshold(metric="cosine_min", relation=">=", bound=0.97),
+                Threshold(metric="relative_error_mean", relation="<=", bound=0.1),
+                Threshold(metric="top10_agreement", relation=">=", bound=0.85),
+            ),
         ),
     }
 )

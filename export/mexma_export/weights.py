@@ -65,7 +65,7 @@ class WeightsWriter:
         for piece in pieces:
             data = np.ascontiguousarray(piece)
             element = ir.DataType.from_numpy(data.dtype)
-            self._append(data.data.cast("B"))
+            self._append(data.view(np.uint8).data.cast("B"))
         assert element is not None
         self._places[name] = (start, self.size - start, shape, element)
 
@@ -158,6 +158,28 @@ def _vectors(checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.float32]]
         path = f"layer.{layer}.attention"
         biases = [whole(checkpoint.tensors[f"{path}.{part}.bias"]) for part in ("query", "key", "value")]
         yield f"{path}.bias", np.concatenate(biases)
+
+
+def write_fp16_tables(
+    checkpoint: Checkpoint, path: Path, *, progress: Callable[[int, int], None] | None = None
+) -> WeightsFile:
+    """Write the embedding tables to `path` in fp16: TensorRT takes no rows of int8."""
+    info = checkpoint.tensors["embeddings.word"]
+
+    def halved() -> Iterator[NDArray[np.float16]]:
+        n_done = 0
+        for rows in chunks(info):
+            yield rows.astype(np.float16)
+            n_done += len(rows)
+            if progress:
+                progress(n_done, info.shape[0])
+
+    with WeightsWriter(path) as writer:
+        writer.add_pieces("embeddings.word", info.shape, halved())
+        writer.add("embeddings.position", position_table(checkpoint).astype(np.float16))
+        return writer.finish(
+            {n: vector.astype(np.float16) for n, vector in _vectors(checkpoint) if n.startswith("embeddings.")}
+        )
 
 
 def write_int8_tables(

@@ -20,6 +20,11 @@ class Precision(StrEnum):
     FP32 = "fp32"
     FP16 = "fp16"
     INT8 = "int8"
+    FP8 = "fp8"
+    """E4M3, for TensorRT on GPUs that have it."""
+
+
+QUANTIZED = frozenset((Precision.INT8, Precision.FP8))
 
 
 class Dialect(StrEnum):

@@ -21,8 +21,8 @@ from mexma_export.parity import compare
 from mexma_export.pipeline import EnginesRefusedError, Exported, ExportPlan, export
 from mexma_export.quantize.calibration import shipped_corpus
 from mexma_export.quantize.inputs import Activation
-from mexma_export.quantize.options import Int8Options
-from mexma_export.quantize.recipe import SHIPPED, Recipe, Rounding, load_recipe
+from mexma_export.quantize.options import QuantizationOptions
+from mexma_export.quantize.recipe import FOR_CPUS, Recipe, Rounding, load_recipe
 from mexma_export.sample import load_sample
 from mexma_export.sources import resolve_source
 from mexma_export.standin import write_standin
@@ -53,8 +53,8 @@ def few(shipped: str = "fast", /, **changes: Any) -> Recipe:
 def plan(out: Path, *recipes: Recipe, floats: bool = False, check: bool = False, **choices: Any) -> ExportPlan:
     precisions = (Precision.FP32, Precision.INT8) if floats else (Precision.INT8,)
     dialects = choices.pop("dialects", PADDED_DIALECTS)
-    int8 = Int8Options(recipes=recipes or (few(),), **choices)
-    return ExportPlan(out=out, precisions=precisions, dialects=dialects, int8=int8, check_parity=check)
+    int8 = QuantizationOptions(recipes=recipes or (few(),), **choices)
+    return ExportPlan(out=out, precisions=precisions, dialects=dialects, quantization=int8, check_parity=check)
 
 
 def run(folder: Path, planned: ExportPlan) -> Exported:
@@ -398,11 +398,11 @@ def outlier_bundle(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         correct_bias=False,
         shifted=(),
     )
-    run(checkpoint, plan(folder / "out", plain, *map(load_recipe, SHIPPED), floats=True, calibration=texts))
+    run(checkpoint, plan(folder / "out", plain, *map(load_recipe, FOR_CPUS), floats=True, calibration=texts))
     return folder / "out"
 
 
-@pytest.mark.parametrize("recipe", SHIPPED)
+@pytest.mark.parametrize("recipe", FOR_CPUS)
 @pytest.mark.parametrize("dialect", PADDED_DIALECTS)
 def test_outlier_channels_cost_a_quarter_of_what_plain_quantization_loses(
     outlier_bundle: Path, int8_bundle: Path, tiny_bundle: Path, dialect: Dialect, recipe: str
@@ -457,7 +457,7 @@ def test_without_vnni_weights_of_seven_bits_keep_their_vectors(seven_bits: Path)
 
 
 @pytest.mark.skipif(not EMULATOR, reason="needs qemu-x86_64, which emulates processors without VNNI")
-@pytest.mark.parametrize("recipe", SHIPPED)
+@pytest.mark.parametrize("recipe", FOR_CPUS)
 def test_without_vnni_onnxruntime_is_told_to_sum_exactly(int8_bundle: Path, recipe: str) -> None:
     """/proc/cpuinfo says what the machine has and not what the emulator has, so what is read there is replaced."""
     code = f"""

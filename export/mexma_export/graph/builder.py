@@ -22,12 +22,13 @@ Dimension = int | str
 class GraphBuilder:
     """Collects nodes in order. A value's name is its path in the model: `layer.3.attention.out`."""
 
-    def __init__(self, weights: Mapping[str, ir.TensorProtocol], *, precision: Precision) -> None:
+    def __init__(self, weights: Mapping[str, ir.TensorProtocol], *, floats: Precision) -> None:
+        """`floats`: fp32 or fp16, what the graph computes in where nothing is quantized."""
         self._weights = weights
         self._nodes: list[ir.Node] = []
         self._inputs: list[ir.Value] = []
         self._initializers: dict[str, ir.Value] = {}
-        self.float_type = ir.DataType.FLOAT16 if precision is Precision.FP16 else ir.DataType.FLOAT
+        self.float_type = ir.DataType.FLOAT16 if floats is Precision.FP16 else ir.DataType.FLOAT
 
     def input(self, name: str, shape: Sequence[Dimension], dtype: ir.DataType = ir.DataType.INT32) -> ir.Value:
         """An input of the graph."""

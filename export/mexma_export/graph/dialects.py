@@ -18,8 +18,8 @@ from mexma_export.graph.layouts import Tokens
 from mexma_export.graph.products import Products
 from mexma_runtime.types import Dialect, Precision
 
-MASKED = -3.0e38
-"""Added to the score of a padded key: exp() of it is exactly 0 in fp32, and no sum with it overflows."""
+MASKED = {ir.DataType.FLOAT: -3.0e38, ir.DataType.FLOAT16: -3.0e4}
+"""Added to the score of a padded key: exp() of it is exactly 0, and no sum with it overflows."""
 
 Bounds: TypeAlias = tuple[ir.Value, ...]
 """What tells where sentences end; the form is the dialect's own."""
@@ -53,26 +53,24 @@ class Portable:
         self._config, self._products = config, products
 
     def bounds(self, g: GraphBuilder, tokens: Tokens) -> Bounds:
-        """fp32 `(batch, 1, 1, length)`: 0 for tokens, MASKED for padding."""
+        """`(batch, 1, 1, length)`: 0 for tokens, MASKED for padding."""
         is_token = g.op("Cast", [tokens.inputs["attention_mask"]], "attention_mask.is_token", to=ir.DataType.BOOL)
-        zero = g.constant("attention_mask.zero", np.array(0, dtype=np.float32))
-        masked = g.constant("attention_mask.masked", np.array(MASKED, dtype=np.float32))
-        bias = g.op("Where", [is_token, zero, masked], "attention_mask.bias")
+        bias = g.op("Where", [is_token, g.number(0), g.number(MASKED[g.float_type])], "attention_mask.bias")
         axes = g.constant("attention_mask.axes", np.array([1, 2], dtype=np.int64))
         return (g.op("Unsqueeze", [bias, axes], "attention_mask.bias4d"),)
 
     def attention(self, g: GraphBuilder, query: ir.Value, keys: ir.Value, bounds: Bounds, path: str) -> ir.Value:
-        """softmax(q k^T / sqrt(head size) + mask) v, the softmax in fp32 whatever the precision."""
+        """softmax(q k^T / sqrt(head size) + mask) v: what TensorRT computes in one kernel.
+
+        Its documentation ("Fused Attention") wants queries that are scaled before the product, a mask of their type
+        that is added, and one type throughout: no cast, not even around the softmax.
+        """
         scaled, k, v = self._scaled_heads(g, query, keys, path)
         # Written as two steps, the keys' transposition becomes part of OpenVINO's product; as one it costs a copy.
         columns = g.op("Transpose", [k], f"{path}.key.columns", perm=[0, 1, 3, 2])
         scores = g.op("MatMul", [scaled, columns], f"{path}.scores")
-        if g.float_type is not ir.DataType.FLOAT:
-            scores = g.op("Cast", [scores], f"{path}.scores.fp32", to=ir.DataType.FLOAT)
         masked = g.op("Add", [scores, *bounds], f"{path}.scores.masked")
         weights = g.op("Softmax", [masked], f"{path}.weights", axis=-1)
-        if g.float_type is not ir.DataType.FLOAT:
-            weights = g.op("Cast", [weights], f"{path}.weights.cast", to=g.float_type)
         context = g.op("MatMul", [weights, v], f"{path}.context")
         rows = g.op("Transpose", [context], f"{path}.context.rows", perm=[0, 2, 1, 3])
         shape = g.constant("attention.merged_shape", np.array([0, 0, self._config.hidden_size], dtype=np.int64))

@@ -30,9 +30,13 @@ def write_encoder(
     precision: Precision,
     pooling: Pooling,
     products: Products = FLOAT_PRODUCTS,
+    floats: Precision | None = None,
 ) -> ir.Model:
-    """The graph of one engine over `weights` (names and layout: weights.write_weights), layers by `products`."""
-    g = GraphBuilder(weights, precision=precision)
+    """The graph of one engine over `weights` (names and layout: weights.write_weights), layers by `products`.
+
+    `floats`: the number format of what is not quantized; None: `precision`, or fp32.
+    """
+    g = GraphBuilder(weights, floats=floats or precision)
     layout, steps = layout_of(dialect, config), steps_of(dialect, precision, config, products)
     tokens = layout.declare(g)
     bounds = steps.bounds(g, tokens)
@@ -61,7 +65,7 @@ def write_layer(
 
     `hidden` is float32 `(batch, length, hidden)`, all sentences of one length. The outputs: `layer_taps(layer)`.
     """
-    g = GraphBuilder(weights, precision=Precision.FP32)
+    g = GraphBuilder(weights, floats=Precision.FP32)
     layout, steps = layout_of(dialect, config), steps_of(dialect, Precision.FP32, config, products)
     x = g.input(LAYER_INPUTS[0], ["batch", "length", config.hidden_size], ir.DataType.FLOAT)
     tokens = Tokens(inputs={LAYER_INPUTS[1]: g.input(LAYER_INPUTS[1], ["batch", "length"])})

@@ -1,4 +1,4 @@
-"""How a linear layer is written: in the graph's float format, or over int8 weights and int8 inputs."""
+"""How a linear layer is written: in the graph's float format, or over weights and inputs of 8 bits."""
 
 from __future__ import annotations
 
@@ -133,11 +133,12 @@ def int8_products(dialect: Dialect, inputs: Mapping[str, QuantizedInput]) -> Pro
 
 
 def _migrated(g: GraphBuilder, x: ir.Value, quantized: QuantizedInput) -> ir.Value:
+    dtype = g.float_type.numpy()
     if quantized.multiplier is not None:
-        multiplier = g.constant(f"{x.name}.multiplier", quantized.multiplier)
+        multiplier = g.constant(f"{x.name}.multiplier", quantized.multiplier.astype(dtype))
         x = g.op("Mul", [x, multiplier], f"{x.name}.multiplied")
     if quantized.shift is not None:
-        x = g.op("Add", [x, g.constant(f"{x.name}.shift", quantized.shift)], f"{x.name}.shifted")
+        x = g.op("Add", [x, g.constant(f"{x.name}.shift", quantized.shift.astype(dtype))], f"{x.name}.shifted")
     return x
 
 
@@ -149,7 +150,7 @@ def _integers(g: GraphBuilder, x: ir.Value, quantized: QuantizedInput) -> _Integ
         reach, scale = _reach(g, x, z, quantized), quantized.unit_scale
         z = g.op("Div", [z, reach], f"{x.name}.unit")
     parameters = (
-        g.constant(f"{x.name}.scale", np.asarray(scale, dtype=np.float32)),
+        g.constant(f"{x.name}.scale", np.asarray(scale, dtype=g.float_type.numpy())),
         g.constant(f"{x.name}.zero_point", np.asarray(quantized.zero_point, dtype=quantized.activation.dtype)),
     )
     value = g.op("QuantizeLinear", [z, *parameters], f"{x.name}.quantized")
@@ -163,5 +164,7 @@ def _reach(g: GraphBuilder, x: ir.Value, z: ir.Value, quantized: QuantizedInput)
     largest = g.op(
         "ReduceMax", [z, g.constant("token.axis", np.array([-1], np.int64))], f"{x.name}.largest", keepdims=1
     )
-    least = g.constant(f"{x.name}.least_reach", np.asarray(quantized.least_reach, dtype=np.float32))
+    dtype = g.float_type.numpy()
+    smallest = max(quantized.least_reach, float(np.finfo(dtype).smallest_subnormal))
+    least = g.constant(f"{x.name}.least_reach", np.asarray(smallest, dtype=dtype))
     return g.op("Max", [largest, least], f"{x.name}.reach")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mexma_export.quantize.grids import to_e4m3
 from mexma_export.quantize.inputs import GROUP_HIGHEST, SMALLEST, Activation, QuantizedInput
 from mexma_runtime.manifest import ProductMode
 
@@ -14,7 +15,7 @@ Floats = NDArray[np.float32]
 def static_parameters(z: Floats, activation: Activation, clipping: float) -> tuple[float, int]:
     """Scale and zero point that hold `clipping` of the range of `z`; zero itself is always exact."""
     lowest, highest = (min(0.0, float(z.min())) * clipping, max(0.0, float(z.max())) * clipping)
-    if activation is Activation.INT8:
+    if activation is not Activation.UINT8:
         return max(-lowest, highest, SMALLEST) / activation.highest, 0
     scale = max(highest - lowest, SMALLEST) / (activation.highest - activation.lowest)
     return scale, round(-lowest / scale)
@@ -38,5 +39,7 @@ def quantized(z: Floats, how: QuantizedInput, group_size: int) -> Floats:
 
 def _rounded(z: Floats, scale: Floats | np.float32, how: QuantizedInput) -> Floats:
     lowest, highest = how.activation.lowest - how.zero_point, how.activation.highest - how.zero_point
-    result: Floats = np.clip(np.rint(z / scale), np.float32(lowest), np.float32(highest)) * scale
+    units = z / scale
+    rounded = to_e4m3(units) if how.activation is Activation.E4M3 else np.clip(np.rint(units), lowest, highest)
+    result: Floats = rounded.astype(np.float32) * scale
     return result

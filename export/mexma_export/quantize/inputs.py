@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,37 +14,40 @@ from mexma_runtime.manifest import ProductMode
 
 GROUP_HIGHEST = 127
 """The integer that the largest number of a group becomes."""
+E4M3_HIGHEST = 448
 SMALLEST = 1e-12
 """Least scale, and least reach of a token: one of all zeros would be 0 / 0."""
 
 
 class Activation(StrEnum):
-    """The integers that static activations become."""
+    """The numbers that activations become."""
 
     UINT8 = "uint8"
     """With any zero point: exact and fast on x86 with VNNI."""
     INT8 = "int8"
     """Symmetric, zero point 0: what TensorRT takes."""
+    E4M3 = "e4m3"
+    """Floats of 8 bits: 4 of exponent, 3 of mantissa, no infinity (Micikevicius et al., 2022, arXiv:2209.05433)."""
 
     @property
     def lowest(self) -> int:
-        """The smallest integer: what QuantizeLinear clips to."""
-        return 0 if self is Activation.UINT8 else -128
+        """The smallest number: what QuantizeLinear clips to."""
+        return {Activation.UINT8: 0, Activation.INT8: -128, Activation.E4M3: -E4M3_HIGHEST}[self]
 
     @property
     def highest(self) -> int:
         """The largest."""
-        return 255 if self is Activation.UINT8 else 127
+        return {Activation.UINT8: 255, Activation.INT8: 127, Activation.E4M3: E4M3_HIGHEST}[self]
 
     @property
     def middle(self) -> int:
-        """The zero point that leaves as many integers above as below."""
+        """The zero point that leaves as many numbers above as below."""
         return 128 if self is Activation.UINT8 else 0
 
     @property
-    def dtype(self) -> np.dtype[np.uint8] | np.dtype[np.int8]:
+    def dtype(self) -> np.dtype[Any]:
         """NumPy's type."""
-        return np.dtype(np.uint8) if self is Activation.UINT8 else np.dtype(np.int8)
+        return np.dtype(ml_dtypes.float8_e4m3fn if self is Activation.E4M3 else self.value)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

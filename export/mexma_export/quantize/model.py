@@ -28,7 +28,7 @@ Floats = NDArray[np.float32]
 Store = Callable[[str, NDArray[Any]], None]
 """Takes a matrix under the name that graphs will know it by."""
 FLOAT_SUFFIX = ".float"
-"""Of the stored name of a weight that is left in fp32."""
+"""Of the stored name of a weight that is left in float."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,9 @@ class QuantizationJob:
     """One recipe, and where what comes of it goes."""
 
     recipe: Recipe
+    activation: Activation
     store: Store
-    """Takes int8 weights, and fp32 ones of products left in float: (in, out)."""
+    """Takes quantized weights, and those of products left in float: (in, out)."""
     plans: Mapping[Dialect, DialectPlan]
     """Filled, a layer at a time."""
     floats: frozenset[str] = frozenset()
@@ -70,7 +71,6 @@ def quantize_model(
     jobs: Sequence[QuantizationJob],
     calibration: Calibration,
     *,
-    activation: Activation,
     seed: int,
     n_threads: int,
     progress: Callable[[int, int], None] | None = None,
@@ -87,7 +87,7 @@ def quantize_model(
         statistics = _observe(run, batches, layer, seed=seed)
         del run
         for job in jobs:
-            _Layer(f"layer.{layer}", tensors, statistics, job, activation, checkpoint.config.n_heads).quantize()
+            _Layer(f"layer.{layer}", tensors, statistics, job, checkpoint.config.n_heads).quantize()
         if progress:
             progress(layer + 1, n_layers)
 
@@ -123,13 +123,12 @@ class _Layer:
         tensors: Mapping[str, Floats],
         statistics: Mapping[str, InputStatistics],
         job: QuantizationJob,
-        activation: Activation,
         n_heads: int,
     ) -> None:
         self._path, self._n_heads = path, n_heads
         self._original_tensors, self._original_statistics = tensors, statistics
         self._tensors, self._statistics = dict(tensors), dict(statistics)
-        self._recipe, self._activation, self._plans = job.recipe, activation, job.plans
+        self._recipe, self._activation, self._plans = job.recipe, job.activation, job.plans
         self._floats, self._store = job.floats, job.store
 
     def quantize(self) -> None:
@@ -149,7 +148,10 @@ class _Layer:
     def _transform_heads(self) -> None:
         """Give the channels of each head one size, by weights before and after the attention."""
         output = f"{self._path}.attention.output"
-        if not self._recipe.head_transforms or output in self._floats:
+        is_float = output in self._floats or all(
+            self._recipe.mode(dialect, output) is ProductMode.FLOAT for dialect in self._plans
+        )
+        if not self._recipe.head_transforms or is_float:
             return
         weight, statistics = self._tensors[f"{output}.weight"], self._statistics["attention.output"]
         transform = head_transform(statistics, weight, self._n_heads)
@@ -237,7 +239,7 @@ class _Layer:
         for linear, columns in self._columns(linears):
             plan.vectors[f"{linear}.bias"] = bias[columns]
             if not is_stored:
-                self._store(f"{linear}.weight{FLOAT_SUFFIX}", weight[:, columns])
+                self._store(f"{linear}.weight{FLOAT_SUFFIX}", weight[:, columns].astype(self._recipe.float_dtype))
 
     def _plan(self, dialect: Dialect, group: str, result: GroupResult, *, is_folded: bool) -> None:
         plan, migration, how = self._plans[dialect], result.migration, result.inputs[dialect]

@@ -13,12 +13,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mexma_runtime.errors import UsageError
 from mexma_runtime.manifest import GROUP_STEP, ProductMode
-from mexma_runtime.types import PADDED_DIALECTS, Dialect
+from mexma_runtime.types import PADDED_DIALECTS, Dialect, Precision
 
 SCHEMA = 1
-SHIPPED = ("fast", "precise")
+FOR_CPUS, FOR_TENSORRT = ("fast", "precise"), "tensorrt"
+SHIPPED = (*FOR_CPUS, FOR_TENSORRT)
+FLOATS = (Precision.FP32, Precision.FP16)
 MOST_CHOICES = 64
 """Longest list of migrations or clippings: each costs a pass over a sample of every product's input."""
 MOST_STEPS = 1000
@@ -44,7 +48,8 @@ class Recipe:
     group_size: int
     """Input channels that share a scale in products of mode `group`."""
     modes: Mapping[Dialect, Mapping[str, ProductMode]]
-    """Dialect -> pattern (`layer.*.ffn.down`) -> mode; the last pattern that fits a product decides.
+    """Dialect -> pattern (`layer.*.ffn.down`) -> mode; the last pattern that fits a product decides. Engines are
+    written in these dialects alone.
 
     `group` is for the portable dialect alone: OpenVINO finds such scales, onnxruntime does not.
     """
@@ -63,6 +68,18 @@ class Recipe:
     rounding: Rounding
     correct_bias: bool
     """Whether the mean error of each product's output is taken out by its bias."""
+    floats: Precision
+    """What is not quantized: fp32 for CPUs; fp16 for TensorRT, which takes symmetric integers, or floats of 8 bits."""
+
+    @property
+    def is_for_tensorrt(self) -> bool:
+        """Whether what it makes is for TensorRT: symmetric, around fp16."""
+        return self.floats is Precision.FP16
+
+    @property
+    def float_dtype(self) -> np.dtype[Any]:
+        """NumPy's type of `floats`."""
+        return np.dtype(np.float16 if self.floats is Precision.FP16 else np.float32)
 
     @property
     def sha256(self) -> str:
@@ -126,6 +143,8 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         for name, (expected, holds) in _EXPECTED.items()
         if not holds(data[name])
     ]
+    if not problems and data["floats"] == Precision.FP16 and data["modes"].keys() != {Dialect.PORTABLE}:
+        problems.append("floats: fp16 is for TensorRT, which takes the portable dialect: leave others out of modes")
     if problems:
         raise _refused(where, problems)
     modes = {Dialect(d): {pattern: ProductMode(m) for pattern, m in of.items()} for d, of in data["modes"].items()}
@@ -142,6 +161,7 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         shifted=tuple(map(Dialect, data["shifted"])),
         rounding=Rounding(data["rounding"]),
         correct_bias=data["correct_bias"],
+        floats=Precision(data["floats"]),
     )
 
 
@@ -162,7 +182,8 @@ def _is_shares(values: Any, lowest: float) -> bool:
 def _is_modes(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and value.keys() == set(PADDED_DIALECTS)
+        and bool(value)
+        and value.keys() <= set(PADDED_DIALECTS)
         and all(
             isinstance(of, dict) and of and all(mode in _MODES[Dialect(dialect)] for mode in of.values())
             for dialect, of in value.items()
@@ -179,7 +200,8 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "weight_bits": ("8 or 7", lambda v: type(v) is int and v in (7, 8)),
     "group_size": (f"a multiple of {GROUP_STEP}", lambda v: type(v) is int and v > 0 and v % GROUP_STEP == 0),
     "modes": (
-        f"for each of {', '.join(PADDED_DIALECTS)} an object of pattern -> {', '.join(ProductMode)}; no group in fused",
+        f"for one or both of {', '.join(PADDED_DIALECTS)} an object of pattern -> {', '.join(ProductMode)}; no "
+        "group in fused",
         _is_modes,
     ),
     "migrations": (f"at most {MOST_CHOICES} numbers from 0 to 1", lambda v: _is_shares(v, 0)),
@@ -196,6 +218,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     ),
     "rounding": (f"one of {', '.join(Rounding)}", lambda v: v in list(Rounding)),
     "correct_bias": ("true or false", lambda v: type(v) is bool),
+    "floats": (" or ".join(FLOATS), lambda v: v in list(FLOATS)),
 }
 """Field -> what it must be, in words and as a check."""
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mexma_export.quantize.grids import Grid
 from mexma_export.quantize.inputs import GROUP_HIGHEST, QuantizedInput
-from mexma_export.quantize.rounding import weight_scales
 from mexma_export.quantize.statistics import InputStatistics
 from mexma_runtime.manifest import ProductMode
 from mexma_runtime.types import Dialect
@@ -47,20 +47,20 @@ class NoiseModel:
         scale: Floats,
         inputs: Mapping[Dialect, QuantizedInput],
         *,
-        weight_bits: int,
+        grid: Grid,
         group_size: int,
     ) -> None:
         """`inputs`: how each dialect quantizes the input after division by `scale`; `weight`, float32 `(in, out)`."""
         self._steps = [_steps_of(statistics, scale, how, group_size) for how in inputs.values()]
         self._energy = np.diag(statistics.covariance).astype(np.float32)
         self._gain, self._magnitude = np.square(weight).sum(axis=1), np.abs(weight)
-        self._weight_bits = weight_bits
+        self._grid = grid
 
     def at(self, t: Floats) -> tuple[float, Floats]:
         """Mean square of all dialects' noise with scales `t`, times 12, and its gradient by the logarithms of `t`."""
         scaled = self._magnitude * t[:, np.newaxis]
         largest = scaled.argmax(axis=0)
-        squares = np.square(weight_scales(scaled, self._weight_bits)) * np.float32(WEIGHT_SHARE * len(self._steps))
+        squares = np.square(self._grid.scales(scaled)) * np.float32(WEIGHT_SHARE * len(self._steps))
         energy = self._energy / np.square(t)
         total = float(squares.sum() * energy.sum())
         gradient: Floats = -2 * squares.sum() * energy

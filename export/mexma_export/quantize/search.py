@@ -8,11 +8,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mexma_export.quantize.activations import quantized, static_parameters
+from mexma_export.quantize.grids import grid_of, stored_scale
 from mexma_export.quantize.inputs import SMALLEST, Activation, QuantizedInput
 from mexma_export.quantize.recipe import Recipe, Rounding
 from mexma_export.quantize.refinement import NoiseModel, refine
@@ -56,8 +58,8 @@ class GroupResult:
     migration: Migration
     inputs: Mapping[Dialect, QuantizedInput]
     """With shift, but without multiplier: where the migration is computed is the caller's business."""
-    weight: NDArray[np.int8]
-    """int8 `(in, out)`."""
+    weight: NDArray[Any]
+    """`(in, out)`: int8, or float8_e4m3fn."""
     weight_scale: Floats
     """float32 `(out,)`."""
     bias: Mapping[Dialect, Floats]
@@ -88,9 +90,12 @@ def quantize_group(
     if original:
         before = _Search(*original, None, modes, recipe, activation, shiftable)
         plain = before.try_migration(before.migration(None), is_plain=True)
-    candidates = [unmigrated, *(search.try_migration(search.migration(alpha)) for alpha in recipe.migrations)]
+    # A float's rounding is a share of the number itself: no migration makes it smaller.
+    is_float = activation is Activation.E4M3
+    migrations = (None,) if is_float else recipe.migrations
+    candidates = [unmigrated, *(search.try_migration(search.migration(alpha)) for alpha in migrations)]
     best = min(candidates, key=_Candidate.total)
-    if recipe.refinement_steps:
+    if recipe.refinement_steps and not is_float:
         best = min(best, search.try_migration(search.refined(best)), key=_Candidate.total)
     chosen = best.migration
     migrated = weight * chosen.scale[:, np.newaxis]
@@ -98,10 +103,12 @@ def quantize_group(
     if recipe.rounding is Rounding.COMPENSATED:
         covariance = statistics.covariance / np.outer(chosen.scale, chosen.scale)
         covariance[np.diag_indices_from(covariance)] += search.noise(best)
-    integers, scales = round_weights(migrated, bits=recipe.weight_bits, rounding=recipe.rounding, covariance=covariance)
+    grid = grid_of(recipe, activation)
+    rounded, scales = round_weights(migrated, grid=grid, rounding=recipe.rounding, covariance=covariance)
+    weights = rounded.astype(np.float32) * scales
     errors, biases = {}, {}
     for dialect, how in best.inputs.items():
-        difference = search.difference(chosen, how, integers * scales)
+        difference = search.difference(chosen, how, weights)
         correction = search.mean(difference) if recipe.correct_bias else np.float32(0)
         biases[dialect] = (bias - search.shifted(chosen, how) - correction).astype(np.float32)
         errors[dialect] = Errors(
@@ -112,7 +119,7 @@ def quantize_group(
     return GroupResult(
         migration=chosen,
         inputs=best.inputs,
-        weight=integers,
+        weight=rounded,
         weight_scale=scales,
         bias=biases,
         errors=errors,
@@ -146,7 +153,7 @@ class _Search:
         self._statistics, self._weight = statistics, weight
         self._copies = np.ones(len(weight), np.float32) if copies is None else copies
         self._modes, self._recipe, self._activation, self._shiftable = modes, recipe, activation, shiftable
-        self._group_size = recipe.group_size_for(len(weight))
+        self._group_size, self._grid = recipe.group_size_for(len(weight)), grid_of(recipe, activation)
         self._share = statistics.sample_share
         self._output = statistics.sample @ weight
         centred = self._output - self.mean(self._output)
@@ -182,7 +189,7 @@ class _Search:
             self._weight,
             scale,
             candidate.inputs,
-            weight_bits=self._recipe.weight_bits,
+            grid=self._grid,
             group_size=self._group_size,
         )
         refined = refine(model, scale, self._recipe.refinement_steps)
@@ -190,10 +197,10 @@ class _Search:
 
     def try_migration(self, migration: Migration, *, is_plain: bool = False) -> _Candidate:
         """The best ranges under `migration`, and the error with weights rounded to the nearest."""
-        integers, scales = round_weights(
-            self._weight * migration.scale[:, np.newaxis], bits=self._recipe.weight_bits, rounding=Rounding.NEAREST
+        rounded, scales = round_weights(
+            self._weight * migration.scale[:, np.newaxis], grid=self._grid, rounding=Rounding.NEAREST
         )
-        weight = integers * scales
+        weight = rounded.astype(np.float32) * scales
         inputs, errors = {}, {}
         found: dict[tuple[ProductMode, bool], tuple[float, QuantizedInput]] = {}
         for dialect, mode in self._modes.items():
@@ -242,7 +249,10 @@ class _Search:
         base = QuantizedInput(mode=mode, activation=self._activation, zero_point=self._activation.middle)
         bases = [base]
         if is_shiftable:
-            bases.append(dataclasses.replace(base, shift=-ends.mean(axis=0)))
+            # Integers want the range in the middle; floats, finer near zero, want the mean there.
+            is_float = self._activation is Activation.E4M3
+            centre = self.mean(self._statistics.sample) / migration.scale if is_float else ends.mean(axis=0)
+            bases.append(dataclasses.replace(base, shift=-centre))
         if mode is ProductMode.STATIC:
             return [how for base in bases for how in self._static_inputs(base, ends, is_plain=is_plain)]
         if mode is ProductMode.TOKEN:
@@ -255,7 +265,8 @@ class _Search:
         tried = []
         for clipping in (1.0,) if is_plain else self._recipe.clippings:
             scale, zero_point = static_parameters(whole, self._activation, clipping)
-            tried.append(dataclasses.replace(base, scale=scale, zero_point=zero_point))
+            stored = float(stored_scale(np.array(scale, np.float32), self._grid.scale_dtype))
+            tried.append(dataclasses.replace(base, scale=stored, zero_point=zero_point))
         return tried
 
     def _one_sided_inputs(self, base: QuantizedInput, ends: Floats) -> list[QuantizedInput]:

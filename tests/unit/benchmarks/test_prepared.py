@@ -11,7 +11,7 @@ import pytest
 from mexma_benchmarks.fidelity import calibration_of
 from mexma_benchmarks.prepared import Prepared, lacking_recipes, prepare_model
 from mexma_benchmarks.subjects import Subject, engine_subjects
-from mexma_export.quantize.recipe import SHIPPED
+from mexma_export.quantize.recipe import FOR_CPUS
 from mexma_export.sources import resolve_source
 from mexma_runtime.backends import choice
 from mexma_runtime.bundle import Bundle
@@ -39,7 +39,7 @@ def prepared(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path_factory: pytest.
 def test_missing_int8_engines_are_added_to_a_bundle(prepared: Prepared, tiny_bundle: Path) -> None:
     before, after = Bundle.open(tiny_bundle).manifest.engines, prepared.bundle.manifest.engines
 
-    names = [f"{dialect}.int8.{recipe}.uint8" for recipe in SHIPPED for dialect in PADDED_DIALECTS]
+    names = [f"{dialect}.int8.{recipe}.uint8" for recipe in FOR_CPUS for dialect in PADDED_DIALECTS]
     assert sorted(engine.name for engine in after) == sorted([*names, *(engine.name for engine in before)])
     assert lacking_recipes(prepared.bundle.manifest) == ()
 
@@ -58,7 +58,7 @@ def test_without_asking_no_int8_is_made(tiny_checkpoint: Path, tmp_path: Path) -
     manifest = prepare(tiny_checkpoint, tmp_path / "bundle", int8=False).bundle.manifest
 
     assert {engine.precision for engine in manifest.engines} == {Precision.FP32}
-    assert lacking_recipes(manifest) == lacking_recipes(None) == SHIPPED
+    assert lacking_recipes(manifest) == lacking_recipes(None) == FOR_CPUS
 
 
 def test_a_recipe_without_the_engine_of_a_dialect_is_lacking(prepared: Prepared) -> None:

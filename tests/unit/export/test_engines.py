@@ -12,20 +12,23 @@ from mexma_export.config import ModelConfig
 from mexma_export.engines import EngineWriter, group_size
 from mexma_export.quantize.copies import n_copies
 from mexma_export.quantize.groups import all_groups
-from mexma_export.quantize.options import Int8Options
+from mexma_export.quantize.options import QuantizationOptions
 from mexma_export.quantize.recipe import Recipe, load_recipe
 from mexma_export.sources import resolve_source
 from mexma_export.staging import Staging
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.errors import UsageError
 from mexma_runtime.manifest import EngineEntry, Manifest, ProductMode, Quantization, QuantizedProduct
-from mexma_runtime.types import PADDED_DIALECTS, Dialect
+from mexma_runtime.types import PADDED_DIALECTS, Dialect, Precision
 
 FAST = load_recipe("fast")
 
 
-def options(*, min_cosine: float = 0.999, max_float_share: float = 0.5) -> Int8Options:
-    return Int8Options(recipes=(FAST,), min_cosine=min_cosine, max_float_share=max_float_share)
+BOUNDS = {"min_cosine": 0.999, "max_float_share": 0.5}
+
+
+def options() -> QuantizationOptions:
+    return QuantizationOptions(recipes=(FAST,))
 
 
 @pytest.fixture
@@ -94,7 +97,7 @@ def test_the_worst_products_of_any_dialect_go_first(
         engine(manifest, errors_of(checkpoint.config, **{"layer_1_ffn.down": 0.05})),
         engine(manifest, errors_of(checkpoint.config, **{"layer_2_attention.output": 0.05})),
     ]
-    chosen = writer.more_floats(engines, frozenset(), least_cosine=0.99, options=options())
+    chosen = writer.more_floats(engines, frozenset(), least_cosine=0.99, **BOUNDS)
     assert chosen == {"layer.1.ffn.down", "layer.2.attention.output"}
 
 
@@ -105,7 +108,7 @@ def test_at_least_one_more_each_time_and_none_is_taken_back(
     for _ in range(3):
         errors = errors_of(checkpoint.config, **{"layer_1_ffn.down": 0.05, "layer_0_ffn.down": 0.01})
         now = engine(manifest, {name: 0 if name in floats else error for name, error in errors.items()})
-        more = writer.more_floats([now], floats, least_cosine=0.99899, options=options())
+        more = writer.more_floats([now], floats, least_cosine=0.99899, **BOUNDS)
         assert more > floats
         floats = more
     assert {"layer.1.ffn.down", "layer.0.ffn.down"} < floats
@@ -114,13 +117,11 @@ def test_at_least_one_more_each_time_and_none_is_taken_back(
 def test_never_over_the_share_allowed(writer: EngineWriter, checkpoint: Checkpoint, manifest: Manifest) -> None:
     one = engine(manifest, errors_of(checkpoint.config, **{"layer_1_ffn.down": 0.05}))
     for share in (0, 0.03, 0.1, 0.2, 1):
-        chosen = writer.more_floats(
-            [one], frozenset(), least_cosine=0.1, options=options(min_cosine=0.9999, max_float_share=share)
-        )
+        chosen = writer.more_floats([one], frozenset(), least_cosine=0.1, min_cosine=0.9999, max_float_share=share)
         assert writer.float_share(chosen) <= share
         assert bool(chosen) == (share > 0.04)
     everything = frozenset(all_groups(checkpoint.config))
-    assert writer.more_floats([one], everything, least_cosine=0.1, options=options(max_float_share=1)) == everything
+    assert writer.more_floats([one], everything, least_cosine=0.1, min_cosine=0.999, max_float_share=1) == everything
 
 
 @pytest.mark.parametrize(
@@ -151,15 +152,15 @@ def test_groups_that_openvino_would_compute_in_float_are_refused_before_the_work
         with pytest.raises(
             UsageError, match=r"recipe precise: .* multiple of 16 .* do not divide this model's 312 and 1200"
         ):
-            writer.int8((precise,), options(), (Dialect.PORTABLE,))
+            writer.quantized(((Precision.INT8, precise),), options(), (Dialect.PORTABLE,))
         assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"recipes": ()}, "int8: no recipe"),
-        ({"recipes": (FAST, load_recipe("precise"), FAST)}, "int8: several recipes are called fast: engines are named"),
+        ({"recipes": ()}, "no recipe"),
+        ({"recipes": (FAST, load_recipe("precise"), FAST)}, "several recipes are called fast: engines are named"),
         ({"min_cosine": 1}, "min_cosine: expected a number between 0 and 1, got 1"),
         ({"min_cosine": 0}, "min_cosine: expected"),
         ({"min_cosine": float("nan")}, "min_cosine: expected"),
@@ -170,12 +171,12 @@ def test_groups_that_openvino_would_compute_in_float_are_refused_before_the_work
 def test_wishes_that_mean_nothing_are_refused(changes: dict[str, object], said: str) -> None:
     wishes: dict[str, object] = {"recipes": (FAST,)} | changes
     with pytest.raises(UsageError, match=said):
-        Int8Options(**wishes)  # type: ignore[arg-type]
+        QuantizationOptions(**wishes)  # type: ignore[arg-type]
 
 
 def test_a_recipe_for_another_model_is_refused_before_anything_is_written(writer: EngineWriter, tmp_path: Path) -> None:
     modes = {dialect: {"*": ProductMode.STATIC, "layer.99.*": ProductMode.FLOAT} for dialect in PADDED_DIALECTS}
     recipe: Recipe = dataclasses.replace(FAST, modes=modes)
     with pytest.raises(UsageError, match=r"'layer\.99\.\*' fits no product of this model"):
-        writer.int8((recipe,), options(), (Dialect.FUSED,))
+        writer.quantized(((Precision.INT8, recipe),), options(), (Dialect.FUSED,))
     assert writer.files == []

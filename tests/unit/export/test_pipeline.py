@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from mexma_export import pipeline
 from mexma_export.pipeline import EnginesRefusedError, ExportPlan, export
-from mexma_export.quantize.options import Int8Options
+from mexma_export.quantize.options import QuantizationOptions
 from mexma_export.quantize.recipe import load_recipe
 from mexma_export.sample import load_sample
 from mexma_export.sources import resolve_source
@@ -81,13 +81,13 @@ def test_a_plan_that_exports_nothing_or_what_is_not_written_is_refused(tmp_path:
         ExportPlan(out=tmp_path, precisions=())
     with pytest.raises(UsageError, match="nothing to export"):
         ExportPlan(out=tmp_path, precisions=FP32, dialects=())
-    int8 = Int8Options(recipes=(load_recipe("fast"),), min_cosine=0.99)
-    with pytest.raises(UsageError, match="int8 goes with a recipe and calibration text"):
+    int8 = QuantizationOptions(recipes=(load_recipe("fast"),), min_cosine=0.99)
+    with pytest.raises(UsageError, match="int8 and fp8 go with a recipe and calibration text"):
         ExportPlan(out=tmp_path, precisions=(Precision.INT8,))
     with pytest.raises(UsageError, match="other precisions do without"):
-        ExportPlan(out=tmp_path, precisions=FP32, int8=int8)
+        ExportPlan(out=tmp_path, precisions=FP32, quantization=int8)
     with pytest.raises(UsageError, match="min_cosine is measured by the parity check"):
-        ExportPlan(out=tmp_path, precisions=(Precision.INT8,), int8=int8, check_parity=False)
+        ExportPlan(out=tmp_path, precisions=(Precision.INT8,), quantization=int8, check_parity=False)
 
 
 def test_engines_are_added_to_a_bundle_and_the_old_ones_stay_as_they_are(
@@ -253,8 +253,8 @@ def test_without_openvino_its_int8_engines_are_not_written_and_that_is_said(
     recipe = replace(load_recipe("fast"), migrations=(0.5,), clippings=(1.0,))
     texts = tmp_path / "few.txt"
     texts.write_text("\n".join(line.text for line in load_sample()[:100]), encoding="utf-8")
-    int8 = Int8Options(recipes=(recipe,), calibration=texts)
-    plan = ExportPlan(out=tmp_path / "out", precisions=(Precision.INT8,), int8=int8)
+    int8 = QuantizationOptions(recipes=(recipe,), calibration=texts)
+    plan = ExportPlan(out=tmp_path / "out", precisions=(Precision.INT8,), quantization=int8)
     exported = export(resolve_source(str(tiny_checkpoint)), plan)
     assert [engine.name for engine in exported.manifest.engines] == ["fused.int8.fast.uint8"]
     (warning,) = exported.warnings

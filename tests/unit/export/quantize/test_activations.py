@@ -17,7 +17,7 @@ GROUP = 16
 TOKEN = QuantizedInput(mode=ProductMode.TOKEN, zero_point=128)
 OF_GROUPS = QuantizedInput(mode=ProductMode.GROUP)
 seeds = st.integers(0, 10_000)
-activations = st.sampled_from(list(Activation))
+activations = st.sampled_from([Activation.UINT8, Activation.INT8])
 centres = st.floats(-3, 3)
 
 
@@ -118,3 +118,17 @@ def test_zeros_and_constants_give_no_nan(value: float) -> None:
 def test_float_is_left_alone() -> None:
     z = values(0)
     assert quantized(z, QuantizedInput(mode=ProductMode.FLOAT), GROUP) is z
+
+
+@given(seeds, centres, st.sampled_from([ProductMode.STATIC, ProductMode.TOKEN]))
+def test_e4m3_is_off_by_a_sixteenth_of_the_number_itself(seed: int, centre: float, mode: ProductMode) -> None:
+    z = values(seed, centre=centre)
+    how = static(z, Activation.E4M3)
+    if mode is ProductMode.TOKEN:
+        how = QuantizedInput(mode=mode, activation=Activation.E4M3)
+    found = quantized(z, how, GROUP)
+    largest = np.abs(z).max(axis=None if mode is ProductMode.STATIC else 1, keepdims=True)
+    # Below its smallest normal number, 2^-6 of up to 448, it has equal steps of 2^-9.
+    allowed = np.maximum(np.abs(z) * 2.0**-4, largest / 448 * 2.0**-10) * 1.001
+    assert np.all(np.abs(found - z) <= allowed)
+    assert how.zero_point == 0

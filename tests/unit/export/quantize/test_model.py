@@ -16,7 +16,7 @@ from mexma_export.quantize.groups import all_groups, linears_of
 from mexma_export.quantize.inputs import Activation
 from mexma_export.quantize.layers import embed_tokens, layer_tensors, open_layer
 from mexma_export.quantize.model import FLOAT_SUFFIX, DialectPlan, QuantizationJob, quantize_model
-from mexma_export.quantize.recipe import SHIPPED, Recipe
+from mexma_export.quantize.recipe import FOR_CPUS, Recipe
 from mexma_runtime.manifest import ProductMode
 from mexma_runtime.types import PADDED_DIALECTS, Dialect
 
@@ -50,10 +50,16 @@ def quantize(
 ) -> list[Done]:
     done = [Done(plans={dialect: DialectPlan() for dialect in dialects}, stored={}) for _ in recipes]
     jobs = [
-        QuantizationJob(recipe=recipe, store=of.stored.__setitem__, plans=of.plans, floats=floats)
+        QuantizationJob(
+            recipe=recipe,
+            activation=Activation.UINT8,
+            store=of.stored.__setitem__,
+            plans=of.plans,
+            floats=floats,
+        )
         for recipe, of in zip(recipes, done, strict=True)
     ]
-    quantize_model(checkpoint, jobs, calibration, activation=Activation.UINT8, seed=seed, n_threads=1)
+    quantize_model(checkpoint, jobs, calibration, seed=seed, n_threads=1)
     return done
 
 
@@ -86,7 +92,7 @@ def test_every_group_is_planned_and_stored_in_both_dialects(
 ) -> None:
     groups = all_groups(checkpoint.config)
     linears = [linear for group in groups for linear in linears_of(group)]
-    for of, name in zip(done, SHIPPED, strict=True):
+    for of, name in zip(done, FOR_CPUS, strict=True):
         assert sorted(of.stored) == sorted(f"{linear}.weight" for linear in linears)
         assert {array.dtype for array in of.stored.values()} == {np.dtype(np.int8)}
         for plan in of.plans.values():
@@ -103,7 +109,7 @@ def test_every_group_is_planned_and_stored_in_both_dialects(
 
 
 def test_modes_are_the_recipes(done: tuple[Done, Done], make_recipe: MakeRecipe) -> None:
-    for of, recipe in zip(done, map(make_recipe, SHIPPED), strict=True):
+    for of, recipe in zip(done, map(make_recipe, FOR_CPUS), strict=True):
         for dialect, plan in of.plans.items():
             assert all(how.mode is recipe.mode(dialect, group) for group, how in plan.inputs.items())
 
@@ -189,6 +195,7 @@ def test_progress_counts_layers(checkpoint: Checkpoint, calibration: Calibration
     calls: list[tuple[int, int]] = []
     job = QuantizationJob(
         recipe=make_recipe(modes={dialect: {"*": ProductMode.FLOAT} for dialect in PADDED_DIALECTS}),
+        activation=Activation.UINT8,
         store=lambda name, array: None,
         plans={Dialect.FUSED: DialectPlan()},
     )
@@ -196,7 +203,6 @@ def test_progress_counts_layers(checkpoint: Checkpoint, calibration: Calibration
         checkpoint,
         [job],
         calibration,
-        activation=Activation.UINT8,
         seed=0,
         n_threads=1,
         progress=lambda done, total: calls.append((done, total)),

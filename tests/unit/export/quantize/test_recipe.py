@@ -12,7 +12,7 @@ from mexma_export.quantize.groups import all_groups
 from mexma_export.quantize.recipe import MOST_CHOICES, MOST_STEPS, SHIPPED, Recipe, Rounding, load_recipe, parse_recipe
 from mexma_runtime.errors import UsageError
 from mexma_runtime.manifest import ProductMode
-from mexma_runtime.types import PADDED_DIALECTS, Dialect
+from mexma_runtime.types import PADDED_DIALECTS, Dialect, Precision
 
 FAST = load_recipe("fast")
 
@@ -50,6 +50,7 @@ def test_the_hash_is_of_every_field() -> None:
         "shifted": (),
         "rounding": Rounding.NEAREST,
         "correct_bias": False,
+        "floats": Precision.FP16,
     }
     assert other.keys() == Recipe.__dataclass_fields__.keys()
     hashes = {dataclasses.replace(FAST, **{name: value}).sha256 for name, value in other.items()}
@@ -99,7 +100,8 @@ def test_patterns_that_fit_nothing_and_products_without_a_mode_are_named(checkpo
         ("group_size", 24),
         ("group_size", -16),
         ("group_size", "128"),
-        ("modes", {"portable": {"*": "static"}}),
+        ("modes", {}),
+        ("floats", "int8"),
         ("modes", {"portable": {"*": "static"}, "fused": {}}),
         ("modes", {"portable": {"*": "int4"}, "fused": {"*": "static"}}),
         ("modes", {"portable": {"*": "group"}, "fused": {"*": "group"}}),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mexma_export.quantize.activations import quantized
+from mexma_export.quantize.grids import integer_grid
 from mexma_export.quantize.inputs import Activation, QuantizedInput
 from mexma_export.quantize.refinement import WEIGHT_SHARE, NoiseModel, refine
 from mexma_export.quantize.statistics import InputStatistics, Observer
@@ -42,7 +43,7 @@ def statistics_of(x: Floats) -> InputStatistics:
 def noise_model(
     statistics: InputStatistics, weight: Floats, scale: Floats, inputs: dict[Dialect, QuantizedInput], *, bits: int = 8
 ) -> NoiseModel:
-    return NoiseModel(statistics, weight, scale, inputs, weight_bits=bits, group_size=GROUP)
+    return NoiseModel(statistics, weight, scale, inputs, grid=integer_grid(bits), group_size=GROUP)
 
 
 @given(st.integers(0, 1000), st.sampled_from(sorted(INPUTS)), st.integers(0, N_IN - 1))
