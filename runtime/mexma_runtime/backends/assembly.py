@@ -13,6 +13,7 @@ from mexma_runtime.backends.device_backend import DeviceBackend, Worker
 from mexma_runtime.backends.device_engine import N_ROOMS, DeviceEngine
 from mexma_runtime.backends.lattice import packed_lattice, padded_lattice
 from mexma_runtime.backends.layouts import Layout, PackedLayout, PaddedLayout, Shape
+from mexma_runtime.backends.session import Session
 from mexma_runtime.batching import BatchPolicy, Grouping
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError
@@ -25,7 +26,7 @@ MOST_ROWS = 8192
 LEAST_BATCH_TOKENS = 1024
 MOST_GRAPH_BYTES = 1 << 30
 """Of the device's memory, for buckets and their graphs."""
-LARGEST_DIFFERENCE = {Precision.FP32: 1e-3, Precision.FP16: 3e-2}
+LARGEST_DIFFERENCE = {Precision.FP32: 1e-3, Precision.FP16: 3e-2, Precision.INT8: 0.1, Precision.FP8: 0.1}
 """Most that a vector may differ, as a share of its length, between ways to run it that are compared at loading.
 
 What is looked for are wrong kernels and broken graphs, whose vectors have nothing in common; rounding in another
@@ -42,7 +43,7 @@ def layout_for(manifest: Manifest, entry: EngineEntry) -> Layout:
 def assemble(
     bundle: Bundle,
     entry: EngineEntry,
-    session: Any,
+    session: Session,
     device: Device,
     worker: Worker,
     *,
@@ -52,6 +53,7 @@ def assemble(
     processor: str,
     spinning: bool,
     make_value: Callable[[tuple[int, ...]], Any],
+    most_rows: int = MOST_ROWS,
 ) -> DeviceBackend:
     """Called in the worker's thread, which made `session` and `device`.
 
@@ -60,7 +62,7 @@ def assemble(
     """
     manifest, text, precision = bundle.manifest, bundle.manifest.text, entry.precision
     is_packed = entry.dialect is Dialect.PACKED
-    engine = largest_engine(session, device, bundle, entry, max_tokens=tuning.max_batch_tokens)
+    engine = largest_engine(session, device, bundle, entry, max_tokens=tuning.max_batch_tokens, most_rows=most_rows)
     sentences = probe(manifest.model.vocab_size, text.max_tokens)
     expected = check_company(engine, sentences, dim=manifest.dim, precision=precision)
     if graphs is not Graphs.NEVER:
@@ -73,10 +75,10 @@ def assemble(
 
         add_buckets(engine, shapes, capture)
     info = BackendInfo(
-        backend="onnxruntime",
+        backend=session.library,
         version=version,
         device=f"{device.kind}:{device.index}",
-        providers=tuple(session.get_providers()),
+        providers=session.providers,
         n_threads=1,
         spinning=spinning,
         processor=processor,
@@ -93,7 +95,7 @@ def assemble(
 
 
 def largest_engine(
-    session: Any, device: Device, bundle: Bundle, entry: EngineEntry, *, max_tokens: int
+    session: Session, device: Device, bundle: Bundle, entry: EngineEntry, *, max_tokens: int, most_rows: int = MOST_ROWS
 ) -> DeviceEngine:
     """An engine with room for batches of `max_tokens`, or of half as many, a quarter, ... until they fit.
 
@@ -102,7 +104,7 @@ def largest_engine(
     manifest = bundle.manifest
     layout, longest = layout_for(manifest, entry), manifest.text.max_tokens
     while True:
-        capacity = Shape(n_sentences=min(MOST_ROWS, max_tokens), longest=longest, n_tokens=max_tokens)
+        capacity = Shape(n_sentences=min(most_rows, max_tokens), longest=longest, n_tokens=max_tokens)
         try:
             return _tried(DeviceEngine(session, device, layout, entry, dim=manifest.dim, capacity=capacity))
         except DeviceMemoryError as error:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mexma_runtime.backends.device import Device, Graph, Mark
 from mexma_runtime.backends.lattice import size
 from mexma_runtime.backends.layouts import ArraySpec, Layout, Shape
-from mexma_runtime.backends.onnxruntime_library import SILENT
+from mexma_runtime.backends.session import Session
 from mexma_runtime.device_vectors import DeviceRows
 from mexma_runtime.errors import DeviceError, DeviceMemoryError, MexmaError, UsageError
 from mexma_runtime.manifest import EngineEntry
@@ -31,8 +31,6 @@ N_ROOMS = 2
 """Batches that are under way at once: one is computed while the next is laid out."""
 ALIGNMENT = 256
 """Bytes; as cudaMalloc aligns."""
-NO_GRAPH = -1
-"""gpu_graph_id of runs that onnxruntime neither captures nor replays: the graphs are ours."""
 
 
 class Flight:
@@ -63,13 +61,13 @@ class Flight:
 class DeviceEngine:
     """An open session on a device.
 
-    Its methods are called by one thread: onnxruntime makes handles and workspaces for each thread that runs a session.
+    Its methods are called by one thread: a library makes handles and workspaces for each thread that runs a session.
     But batches that have a graph may be launched, and all flights finished, by any.
     """
 
     def __init__(
         self,
-        session: Any,
+        session: Session,
         device: Device,
         layout: Layout,
         entry: EngineEntry,
@@ -82,7 +80,6 @@ class DeviceEngine:
         self.capacity = capacity
         self._zeros = device.allocate(max(map(_bytes_of, layout.constant_specs(capacity).values()), default=0))
         self._rooms = cycle([_Room(session, device, layout, capacity, dim) for _ in range(N_ROOMS)])
-        self._options = _run_options()
         self._buckets: dict[Shape, _Bucket] = {}
         self._queueing = threading.Lock()
         self.graph_bytes = 0
@@ -188,7 +185,7 @@ class DeviceEngine:
         self.finish()
         self._buckets.clear()
         self._rooms = cycle(())
-        self._session = None
+        del self._session
         self._device.close()
 
     def _bucket_for(self, need: Shape, shape: Shape | None) -> _Bucket | None:
@@ -197,22 +194,21 @@ class DeviceEngine:
         return next((bucket for there, bucket in self._buckets.items() if there.holds(need)), None)
 
     def _bind(self, room: _Room, laid: _LaidOut, vectors: int) -> None:
-        kind, index, binding = self._device.kind, self._device.index, room.binding
+        binding = room.binding
         for name, array in laid.arrays.items():
-            pointer = room.inputs.pointer + laid.offsets[name]
-            binding.bind_input(name, kind, index, array.dtype.type, array.shape, pointer)
+            binding.bind_input(name, array.dtype.type, array.shape, room.inputs.pointer + laid.offsets[name])
         for name, spec in self._layout.constant_specs(laid.shape).items():
-            binding.bind_input(name, kind, index, spec.dtype, spec.shape, self._zeros.pointer)
-        binding.bind_output(self._entry.output, kind, index, np.float32, (laid.shape.n_sentences, self._dim), vectors)
+            binding.bind_input(name, spec.dtype, spec.shape, self._zeros.pointer)
+        binding.bind_output(self._entry.output, np.float32, (laid.shape.n_sentences, self._dim), vectors)
 
     def _run(self, room: _Room, laid: _LaidOut) -> None:
         self._device.upload(room.host[: laid.n_bytes], room.inputs.pointer)
         try:
-            self._session.run_with_iobinding(room.binding, self._options)
+            self._session.run(room.binding)
         except Exception as error:
             with suppress(MexmaError):
                 self._device.mark().wait()  # for the copy, whose memory may be filled or freed next
-            what = f"{self._entry.file}: onnxruntime failed on a batch of {_words(laid.shape)}: {error}"
+            what = f"{self._entry.file}: {self._session.library} failed on a batch of {_words(laid.shape)}: {error}"
             raise (DeviceMemoryError if is_out_of_memory(error) else MexmaError)(what) from error
 
     def _capture(self, bucket: _Bucket) -> None:
@@ -242,9 +238,9 @@ OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "smaller than req
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether onnxruntime says that memory of the device ran out."""
+    """Whether a library says that memory of the device ran out."""
     text = str(error).lower()
-    return any(words in text for words in OUT_OF_MEMORY)
+    return isinstance(error, DeviceMemoryError) or any(words in text for words in OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -262,8 +258,8 @@ class _LaidOut:
 class _Room:
     """Memory for one batch under way, on both sides: inputs one after another, so that one copy takes them over."""
 
-    def __init__(self, session: Any, device: Device, layout: Layout, capacity: Shape, dim: int) -> None:
-        self._layout, self.binding = layout, session.io_binding()
+    def __init__(self, session: Session, device: Device, layout: Layout, capacity: Shape, dim: int) -> None:
+        self._layout, self.binding = layout, session.binding()
         n_bytes = sum(map(_aligned_bytes_of, layout.specs(layout.room_for(capacity)).values()))
         self.host, self.inputs = device.host_bytes(n_bytes), device.allocate(n_bytes)
         self.vector_bytes = device.host_bytes(capacity.n_sentences * dim * 4)
@@ -295,17 +291,6 @@ class _Bucket:
     laid: _LaidOut
     room: _Room
     graph: Graph | None = None
-
-
-def _run_options() -> Any:
-    import onnxruntime
-
-    options = onnxruntime.RunOptions()
-    options.log_severity_level = SILENT
-    options.add_run_config_entry("gpu_graph_id", str(NO_GRAPH))
-    # The stream is ours, and so is the waiting.
-    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-    return options
 
 
 def _bytes_of(spec: ArraySpec) -> int:

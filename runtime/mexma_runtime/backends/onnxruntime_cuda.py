@@ -14,7 +14,7 @@ from mexma_runtime.backends.cuda_checks import Gpu, find_gpu, libraries, load_li
 from mexma_runtime.backends.cuda_device import CudaDevice
 from mexma_runtime.backends.device_backend import DeviceBackend, Worker
 from mexma_runtime.backends.device_engine import is_out_of_memory
-from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, import_onnxruntime
+from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, OrtSession, import_onnxruntime
 from mexma_runtime.backends.requirements import require_names, require_version, version_key
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError, UsageError
@@ -96,7 +96,7 @@ def _open(bundle: Bundle, entry: EngineEntry, options: BackendOptions, gpu: Gpu,
     return assemble(
         bundle,
         entry,
-        session,
+        OrtSession(session, device.kind, device.index),
         device,
         worker,
         graphs=options.graphs or Graphs.AT_LOAD,

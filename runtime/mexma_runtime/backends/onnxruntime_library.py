@@ -1,14 +1,63 @@
-"""What the backends over onnxruntime share: its import, and its silence."""
+"""What the backends over onnxruntime share: its import, its silence, and a session on a device."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import numpy as np
 
 from mexma_runtime.errors import EngineUnavailableError, MissingDependencyError
 
 NAME = "onnxruntime"
 SILENT = 4
 """Log severity `fatal`: what goes wrong is raised, nothing is printed."""
+NO_GRAPH = -1
+"""gpu_graph_id of runs that onnxruntime neither captures nor replays: the graphs are ours."""
+
+
+class OrtBinding:
+    """An IO binding whose memory is all on one device."""
+
+    def __init__(self, inner: Any, kind: str, index: int) -> None:
+        self.inner, self._device = inner, (kind, index)
+
+    def bind_input(self, name: str, dtype: type[np.generic], shape: tuple[int, ...], pointer: int) -> None:
+        """Read the input `name` from `pointer`."""
+        self.inner.bind_input(name, *self._device, dtype, shape, pointer)
+
+    def bind_output(self, name: str, dtype: type[np.generic], shape: tuple[int, ...], pointer: int) -> None:
+        """Write the output `name` to `pointer`."""
+        self.inner.bind_output(name, *self._device, dtype, shape, pointer)
+
+
+class OrtSession:
+    """onnxruntime's session as a device's Session."""
+
+    library = NAME
+
+    def __init__(self, inner: Any, kind: str, index: int) -> None:
+        """`kind` and `index`: of the device, as onnxruntime names it."""
+        self._inner, self._device, self._options = inner, (kind, index), _run_options()
+        self.providers = tuple(inner.get_providers())
+
+    def binding(self) -> OrtBinding:
+        """A new one."""
+        return OrtBinding(self._inner.io_binding(), *self._device)
+
+    def run(self, binding: OrtBinding) -> None:
+        """Queue a run."""
+        self._inner.run_with_iobinding(binding.inner, self._options)
+
+
+def _run_options() -> Any:
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = SILENT
+    options.add_run_config_entry("gpu_graph_id", str(NO_GRAPH))
+    # The stream is ours, and so is the waiting.
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options
 
 
 def import_onnxruntime(*, package: str, needed_for: str, extra: str) -> Any:

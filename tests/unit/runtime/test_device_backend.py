@@ -23,6 +23,7 @@ from mexma_runtime.backends.device_backend import DeviceBackend, Worker
 from mexma_runtime.backends.lattice import packed_lattice
 from mexma_runtime.backends.layouts import Shape
 from mexma_runtime.backends.measuring import N_ROUNDS, sentences_of
+from mexma_runtime.backends.onnxruntime_library import OrtSession
 from mexma_runtime.backends.several import SeveralBackends
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.device_vectors import DeviceVectors
@@ -40,24 +41,21 @@ class Session:
     """A session of the CPU provider that may run out of memory, as a GPU does, beyond so many tokens; and counts."""
 
     def __init__(self, session: Any, *, most_tokens: int = 1 << 30, factor: float = 1.0) -> None:
-        self._session, self.most_tokens = session, most_tokens
+        self._session, self.most_tokens = OrtSession(session, "cpu", 0), most_tokens
+        self.library, self.providers = self._session.library, self._session.providers
         self.device: Any = None
         """That works off its runs."""
         self.threads: set[str] = set()
 
-    def io_binding(self) -> Any:
-        return Binding(self._session.io_binding())
+    def binding(self) -> Any:
+        return Binding(self._session.binding())
 
-    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+    def run(self, binding: Any) -> None:
         self.device.runs.append(None)
         self.threads.add(threading.current_thread().name)
-        assert options.get_run_config_entry("gpu_graph_id") == "-1"
         if binding.n_tokens > self.most_tokens:
             raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 123")
-        self.device.queue(partial(self._session.run_with_iobinding, binding.inner, options))
-
-    def get_providers(self) -> list[str]:
-        return list(self._session.get_providers())
+        self.device.queue(partial(self._session.run, binding.inner))
 
 
 class Binding:
@@ -66,10 +64,10 @@ class Binding:
     def __init__(self, inner: Any) -> None:
         self.inner, self.n_tokens = inner, 0
 
-    def bind_input(self, name: str, kind: str, index: int, dtype: Any, shape: Any, pointer: int) -> None:
+    def bind_input(self, name: str, dtype: Any, shape: Any, pointer: int) -> None:
         if name == "input_ids":
             self.n_tokens = int(np.prod(shape))
-        self.inner.bind_input(name, kind, index, dtype, shape, pointer)
+        self.inner.bind_input(name, dtype, shape, pointer)
 
     def bind_output(self, *arguments: Any) -> None:
         self.inner.bind_output(*arguments)
@@ -235,15 +233,15 @@ def test_nothing_is_queued_while_a_graph_is_captured(
 
     embed(expected)
     is_capturing, may_go_on = threading.Event(), threading.Event()
-    run = session.run_with_iobinding
+    run = session.run
 
-    def slow(binding: Any, options: Any) -> None:
+    def slow(binding: Any) -> None:
         if session.device._captured is not None:
             is_capturing.set()
             may_go_on.wait()
-        run(binding, options)
+        run(binding)
 
-    monkeypatch.setattr(session, "run_with_iobinding", slow)
+    monkeypatch.setattr(session, "run", slow)
     finish = backend.start(longer, np.zeros((1, 64), np.float32), normalize=False)
     is_capturing.wait()
     other = threading.Thread(target=embed, args=(found,))
@@ -309,11 +307,11 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
 ) -> None:
     session = open_session(paths[Dialect.PACKED])
 
-    def fail(binding: Any, options: Any) -> None:
+    def fail(binding: Any) -> None:
         raise RuntimeError("CUDA failure 719: unspecified launch failure")
 
     with encoder_over(bundle, make(session=session)) as encoder:
-        monkeypatch.setattr(session, "run_with_iobinding", fail)
+        monkeypatch.setattr(session, "run", fail)
         with pytest.raises(MexmaError, match="failed on a batch of 2 sentences, 100 tokens: CUDA failure 719") as found:
             encoder.encode_ids(Ragged.from_sequences([[5] * 50, [6] * 50]))
         assert not isinstance(found.value, DeviceError)

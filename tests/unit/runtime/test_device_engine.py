@@ -18,6 +18,7 @@ from mexma_runtime.backends.device import Device
 from mexma_runtime.backends.device_engine import DeviceEngine
 from mexma_runtime.backends.lattice import packed_lattice, padded_lattice
 from mexma_runtime.backends.layouts import Layout, PackedLayout, PaddedLayout, Shape
+from mexma_runtime.backends.onnxruntime_library import OrtSession
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
 
@@ -29,13 +30,14 @@ class Session:
     """A session whose runs a device works off."""
 
     def __init__(self, session: Any, device: Any) -> None:
-        self._session, self._device = session, device
+        self._session, self._device = OrtSession(session, "cpu", 0), device
+        self.library, self.providers = self._session.library, self._session.providers
 
-    def io_binding(self) -> Any:
-        return self._session.io_binding()
+    def binding(self) -> Any:
+        return self._session.binding()
 
-    def run_with_iobinding(self, binding: Any, options: Any) -> None:
-        self._device.queue(partial(self._session.run_with_iobinding, binding, options))
+    def run(self, binding: Any) -> None:
+        self._device.queue(partial(self._session.run, binding))
 
 
 def session_of(path: Path) -> Any:
