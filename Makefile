@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TENSORRT := $(VENV)/.tensorrt
 
 MODEL ?= facebook/MEXMA
 OUT ?= engines/mexma
@@ -10,7 +11,7 @@ RECIPES ?= fast
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup lint format test test-full-size gpu-check demo export parity bench bench-int8 bench-full peers clean distclean
+.PHONY: help setup lint format test test-full-size gpu-check demo export engines parity bench bench-int8 bench-full peers clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +30,7 @@ lint: $(READY) ## check style, types and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/python tools/check_tensorrt.py
 	$(BIN)/lint-imports --no-logo
 
 format: $(READY) ## lay out the code and sort its imports
@@ -52,6 +54,13 @@ demo: $(READY) ## export a small real model, check it against PyTorch, embed sen
 export: $(READY) ## export MODEL into OUT in PRECISIONS (facebook/MEXMA, engines/mexma, "fp32 fp16"; RECIPES of int8: "fast")
 	@$(BIN)/mexma export '$(MODEL)' --out '$(OUT)' $(PRECISIONS:%=--precision %) \
 	  $(if $(filter int8,$(PRECISIONS)),$(RECIPES:%=--recipe %))
+
+$(TENSORRT): $(READY)
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[tensorrt]'
+	@touch $@
+
+engines: $(TENSORRT) ## on a machine with a GPU: build TensorRT plans for it, of what `make export` has put into OUT
+	@$(BIN)/mexma export '$(OUT)' --target tensorrt
 
 parity: $(READY) ## compare the bundle in OUT with MODEL in PyTorch
 	@$(BIN)/mexma parity --bundle '$(OUT)' --reference '$(MODEL)'
