@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from mexma_benchmarks.gpu_check.setup import Setup
 from mexma_benchmarks.gpu_check.sizes import FULL, QUICK
 from mexma_benchmarks.gpu_check.soak import measure_soak
 from mexma_benchmarks.gpu_check.table import checks_table
+from mexma_benchmarks.gpu_check.tensorrt import check_tensorrt_parity, measure_tensorrt
 from mexma_benchmarks.gpu_check.throughput import measure_alike, measure_drawn, measure_texts
 from mexma_runtime.backends import backend_statuses
 from mexma_runtime.terminal import note
@@ -40,7 +42,11 @@ STEPS = (
     # Last, since torch.compile takes long.
     Step(name="rate at drawn lengths", measure=measure_drawn),
     Step(name="rate at one length", measure=measure_alike),
+    Step(name="TensorRT: parity", measure=check_tensorrt_parity, needs_cuda=True),
+    Step(name="TensorRT: latency and rate", measure=measure_tensorrt, needs_cuda=True),
 )
+BUDGET_S, BUDGET_WITH_TENSORRT_S = 460, 2700
+"""Building plans takes most of the latter."""
 
 
 def main(
@@ -48,7 +54,9 @@ def main(
     model: Annotated[str, typer.Option(help="Checkpoint: `standin:NAME` or a folder.")] = "standin:mexma",
     out: Annotated[Path, typer.Option(help="Folder for the result, and for bundles of some GB.")] = OUT,
     quick: Annotated[bool, typer.Option("--quick", help="Only show that everything runs.")] = False,
-    budget_s: Annotated[float, typer.Option(help="Seconds after which no step is begun.")] = 460,
+    budget_s: Annotated[float, typer.Option(help="Seconds after which no step is begun.")] = BUDGET_WITH_TENSORRT_S
+    if find_spec("tensorrt")
+    else BUDGET_S,
 ) -> None:
     """Tests, parity, memory and speed on a GPU, each held against a bar; exit code 1 where something falls short."""
     if device.startswith("cuda") and (problem := cuda_problem()):
