@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +12,12 @@ import typer
 
 from mexma_export.breakdown import Side
 from mexma_export.quantize.inputs import Activation
+from mexma_export.quantize.recipe import FOR_CPUS, FOR_TENSORRT
+from mexma_export.targets import ExportTarget
 from mexma_runtime.errors import MissingDependencyError, ParityError, UsageError
+from mexma_runtime.plans import HardwareCompatibility
 from mexma_runtime.terminal import note, progress_bars
-from mexma_runtime.types import Dialect, Pooling, Precision
+from mexma_runtime.types import QUANTIZED, Dialect, Pooling, Precision
 
 SOURCE_HELP = "An id on the hub, a local folder in the hub's layout, or standin:NAME (mexma, base, small, tiny, ...)."
 
@@ -30,9 +34,23 @@ def register_export(app: typer.Typer) -> None:
     @app.command("export")
     def export_command(
         source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
-        out: Annotated[Path, typer.Option(help="Folder of the bundle: a new one, or one of the same checkpoint.")],
+        out: Annotated[
+            Path | None,
+            typer.Option(
+                help="Folder of the bundle: a new one, or one of the same checkpoint. Of the targets plan and triton: "
+                "where they go."
+            ),
+        ] = None,
+        target: Annotated[
+            ExportTarget,
+            typer.Option(
+                help="onnx: graphs for CPUs and GPUs. tensorrt: plans for this machine's GPU, in the bundle. plan: a "
+                "bare plan with its description. triton: a model repository. All but onnx take a bundle as SOURCE."
+            ),
+        ] = ExportTarget.ONNX,
         precision: Annotated[
-            list[Precision] | None, typer.Option(help="May be given several times; default: fp32 and fp16.")
+            list[Precision] | None,
+            typer.Option(help="May be given several times; default: fp32 and fp16; for TensorRT fp16."),
         ] = None,
         dialect: Annotated[
             list[Dialect] | None,
@@ -42,14 +60,21 @@ def register_export(app: typer.Typer) -> None:
         revision: RevisionOption = None,
         tokenizer: TokenizerOption = None,
         device: Annotated[
-            str, typer.Option(help="What float engines are judged on: cpu, or a GPU: cuda, cuda:1.")
-        ] = "cpu",
+            str | None,
+            typer.Option(
+                help="What float engines are judged on: cpu (default), or a GPU: cuda, cuda:1. What plans are built "
+                "on: cuda (default), cuda:1."
+            ),
+        ] = None,
         skip_parity: Annotated[
             bool, typer.Option("--skip-parity", help="Publish engines that were never judged.")
         ] = False,
         recipe: Annotated[
             list[str] | None,
-            typer.Option(help="Of int8: fast, precise, or a JSON file; may be given several times; default: fast."),
+            typer.Option(
+                help="Of int8: fast, precise, tensorrt, or a JSON file; may be given several times; default: fast, and "
+                "tensorrt for fp8 and TensorRT."
+            ),
         ] = None,
         calibration: Annotated[
             Path | None,
@@ -57,29 +82,74 @@ def register_export(app: typer.Typer) -> None:
         ] = None,
         activation: Annotated[
             Activation | None,
-            typer.Option(help="Of int8: uint8 for x86, int8 (symmetric) for NVIDIA; default: uint8."),
+            typer.Option(help="Of int8: uint8 for x86, int8 (symmetric); default: as the recipe needs."),
         ] = None,
         min_cosine: Annotated[
-            float | None, typer.Option(help="Of int8: leave the worst products in float until the mean cosine is this.")
+            float | None,
+            typer.Option(
+                help="Of int8 and fp8: leave the worst products in float until the mean cosine is this; default: of "
+                "fp8 0.999."
+            ),
         ] = None,
         max_float_share: Annotated[
             float | None,
-            typer.Option(help="Most multiplications that --min-cosine may leave in float, as a share; default: 0.1."),
+            typer.Option(
+                help="Most multiplications that --min-cosine may leave in float, as a share; default: 0.1, of fp8 0.7."
+            ),
         ] = None,
         seed: Annotated[
             int | None, typer.Option(help="Of int8: which tokens of the calibration text are sampled; default: 0.")
         ] = None,
+        engine: Annotated[
+            str | None, typer.Option(help="Of a bundle as SOURCE: the engine to take, by its name.")
+        ] = None,
+        profile: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="Of TensorRT plans: shapes to choose kernels for: latency:N, throughput:TOKENS or NxLENGTH; may "
+                "be given several times; default: latency:8 and throughput:65536."
+            ),
+        ] = None,
+        hardware_compatible: Annotated[
+            HardwareCompatibility,
+            typer.Option(help="Of TensorRT plans: the other GPUs that may run them; the more, the slower."),
+        ] = HardwareCompatibility.NONE,
+        name: Annotated[str, typer.Option(help="Of Triton's model.")] = "mexma",
+        over_tensorrt: Annotated[
+            bool, typer.Option("--over-tensorrt", help="Of Triton: serve a TensorRT plan of this GPU, not a graph.")
+        ] = False,
         as_json: JsonOption = False,
     ) -> None:
-        """Turn a checkpoint into a bundle, or add engines to one."""
+        """Turn a checkpoint into a bundle, add engines to one, or make of a bundle what other servers run."""
         _require("onnx_ir", "safetensors", "ml_dtypes")
         from mexma_export.pipeline import EnginesRefusedError, ExportPlan, export
-        from mexma_export.quantize.options import MAX_FLOAT_SHARE, Int8Options
+        from mexma_export.quantize.options import QuantizationOptions
         from mexma_export.quantize.recipe import load_recipe
         from mexma_export.sources import resolve_source
+        from mexma_export.targets import TargetOptions, is_bundle, make_target
 
-        precisions = tuple(dict.fromkeys(precision or [Precision.FP32, Precision.FP16]))
-        is_int8 = Precision.INT8 in precisions
+        wanted = TargetOptions(
+            target=target,
+            device=device if device and device != "cpu" else "cuda",
+            precisions=tuple(dict.fromkeys(precision or ())),
+            engine=engine,
+            profiles=tuple(profile or ()),
+            compatibility=hardware_compatible,
+            out=out,
+            name=name,
+            over_tensorrt=over_tensorrt,
+        )
+        wanted.check(is_from_bundle=is_bundle(source))
+        if is_bundle(source):
+            with progress_bars() as report:
+                made = make_target(Path(source), wanted, progress=report)
+            for line in made:
+                note(line)
+            return
+        assert out is not None
+        default = [Precision.FP32, Precision.FP16] if target is ExportTarget.ONNX else [Precision.FP16]
+        precisions = tuple(dict.fromkeys(precision or default))
+        is_int8 = not QUANTIZED.isdisjoint(precisions)
         of_int8 = {
             "--recipe": recipe or None,
             "--calibration": calibration,
@@ -89,25 +159,25 @@ def register_export(app: typer.Typer) -> None:
             "--seed": seed,
         }
         if not is_int8 and (given := [option for option, value in of_int8.items() if value is not None]):
-            raise UsageError(f"{', '.join(given)}: for int8 only: add --precision int8")
-        if max_float_share is not None and min_cosine is None:
+            raise UsageError(f"{', '.join(given)}: for int8 and fp8 only: add --precision int8")
+        if max_float_share is not None and min_cosine is None and Precision.FP8 not in precisions:
             raise UsageError("--max-float-share bounds what --min-cosine leaves in float: give --min-cosine too")
-        int8 = Int8Options(
-            recipes=tuple(load_recipe(name) for name in dict.fromkeys(recipe or ["fast"])),
+        int8 = QuantizationOptions(
+            recipes=tuple(map(load_recipe, dict.fromkeys(recipe or _default_recipes(precisions, target)))),
             calibration=calibration,
-            activation=activation or Activation.UINT8,
+            activation=activation,
             seed=seed or 0,
             min_cosine=min_cosine,
-            max_float_share=MAX_FLOAT_SHARE if max_float_share is None else max_float_share,
+            max_float_share=max_float_share,
         )
         plan = ExportPlan(
             out=out,
             precisions=precisions,
-            int8=int8 if is_int8 else None,
-            dialects=tuple(dict.fromkeys(dialect or Dialect)),
+            quantization=int8 if is_int8 else None,
+            dialects=tuple(dict.fromkeys(dialect or (Dialect if target is ExportTarget.ONNX else [Dialect.PORTABLE]))),
             pooling=pooling,
             check_parity=not skip_parity,
-            device=device,
+            device=device or "cpu",
         )
         with progress_bars() as report:
             found = resolve_source(
@@ -128,6 +198,11 @@ def register_export(app: typer.Typer) -> None:
         show_export(out, exported, as_json=as_json)
         if refused:
             raise refused
+        if target is ExportTarget.TENSORRT:
+            with progress_bars() as report:
+                made = make_target(out, wanted, progress=report)
+            for line in made:
+                note(line)
 
 
 def register_standin(app: typer.Typer) -> None:
@@ -159,6 +234,9 @@ def register_parity(app: typer.Typer) -> None:
         reference: Annotated[str, typer.Option(help=f"The checkpoint that the bundle was made from. {SOURCE_HELP}")],
         precision: Annotated[list[Precision] | None, typer.Option(help="Only engines of these precisions.")] = None,
         device: Annotated[str, typer.Option(help="What to run engines on: cpu, or a GPU: cuda, cuda:1.")] = "cpu",
+        backend: Annotated[
+            str | None, typer.Option(help="Judge by this alone: onnxruntime, openvino, tensorrt.")
+        ] = None,
         certify: Annotated[
             bool, typer.Option("--certify", help="Keep the verdicts in the bundle, as its engines' certificates.")
         ] = False,
@@ -225,6 +303,7 @@ def register_parity(app: typer.Typer) -> None:
                 sts=pairs,
                 precisions=precision,
                 device=device,
+                backend=backend,
                 progress=bars,
             )
         if report:
@@ -234,6 +313,13 @@ def register_parity(app: typer.Typer) -> None:
             note(f"certificates kept: {', '.join(write_certificates(bundle, verdicts)) or 'none'}")
         if short := [f"{v.engine.name}: {s}" for v in verdicts for s in v.shortfalls]:
             raise ParityError("\n".join(short))
+
+
+def _default_recipes(precisions: Collection[Precision], target: ExportTarget) -> list[str]:
+    """For CPUs where int8 is for them, for TensorRT where int8 or fp8 is."""
+    for_cpus = [FOR_CPUS[0]] if target is ExportTarget.ONNX and Precision.INT8 in precisions else []
+    is_for_tensorrt = target is not ExportTarget.ONNX or Precision.FP8 in precisions
+    return for_cpus + ([FOR_TENSORRT] if is_for_tensorrt else []) or [FOR_CPUS[0]]
 
 
 def _require(*packages: str) -> None:

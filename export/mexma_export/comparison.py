@@ -29,11 +29,13 @@ def compare_bundle(
     sts: StsPairs | None = None,
     precisions: list[Precision] | None,
     device: str = "cpu",
+    backend: str | None = None,
     progress: Progress,
 ) -> tuple[list[Verdict], ReferenceVectors]:
     """Judge the published engines of a bundle by PyTorch, over `corpus` (None: the package's own) and the tasks given.
 
-    On a `device` that is a GPU, the float engines; on a CPU all but packed ones. UsageError where `source` is not the
+    On a `device` that is a GPU, the float engines, or by the `backend` tensorrt those that it takes; on a CPU all but
+    packed ones. UsageError where `source` is not the
     checkpoint that they were made from; ParityError where vectors cannot be compared.
     """
     bundle = Bundle.open(folder)
@@ -41,12 +43,14 @@ def compare_bundle(
     engines = [
         e
         for e in manifest.engines
-        if (not precisions or e.precision in precisions) and judging_device(e, device) == device
+        if (not precisions or e.precision in precisions)
+        and (backend in e.requires if backend else judging_device(e, device) == device)
     ]
     if not engines:
         there = ", ".join(engine.name for engine in manifest.engines)
         wanted = f" of {', '.join(precisions)}" if precisions else ""
-        raise EngineUnavailableError(f"{folder}: no engine{wanted} that runs on {device}; it has {there}")
+        where = f"{backend} on {device}" if backend else device
+        raise EngineUnavailableError(f"{folder}: no engine{wanted} that runs on {where}; it has {there}")
     checkpoint = load_checkpoint(source, pooling=manifest.pooling_mode)
     _require_same_checkpoint(bundle, checkpoint)
     reference = pytorch_reference(
@@ -59,7 +63,8 @@ def compare_bundle(
     verdicts = []
     for engine in engines:
         what = f"judging {engine.name}"
-        verdicts.append(judge(bundle, engine, reference, device=device, progress=functools.partial(progress, what)))
+        of_engine = functools.partial(progress, what)
+        verdicts.append(judge(bundle, engine, reference, device=device, backend=backend, progress=of_engine))
     return verdicts, reference
 
 

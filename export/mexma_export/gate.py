@@ -30,7 +30,7 @@ from mexma_runtime.errors import (
     UsageError,
 )
 from mexma_runtime.manifest import Certificate, EngineEntry
-from mexma_runtime.types import Dialect, Precision, Vectors
+from mexma_runtime.types import QUANTIZED, Dialect, Precision, Vectors
 
 UNCERTIFIED_FP16 = (
     "measured on a CPU, where onnxruntime computes chains of fp16 operators in fp32 and hides overflows: "
@@ -149,14 +149,20 @@ def graph_reference(bundle: Bundle, corpus: Corpus, *, progress: Count) -> Refer
 
 
 def judging_device(engine: EngineEntry, device: str) -> str | None:
-    """Where `engine` is judged when `device` is there for it: int8 on the CPU; packed engines run on a GPU alone."""
+    """Where `engine` is judged when `device` is there for it: int8 and fp8 on the CPU; packed ones on a GPU alone."""
     if device == "cpu":
         return None if engine.dialect is Dialect.PACKED else device
-    return "cpu" if engine.precision is Precision.INT8 else device
+    return "cpu" if engine.precision in QUANTIZED else device
 
 
 def judge(
-    bundle: Bundle, engine: EngineEntry, reference: ReferenceVectors, *, device: str = "cpu", progress: Count
+    bundle: Bundle,
+    engine: EngineEntry,
+    reference: ReferenceVectors,
+    *,
+    device: str = "cpu",
+    backend: str | None = None,
+    progress: Count,
 ) -> Verdict:
     """Run one engine of `bundle` over the reference's corpus and tasks, and hold what it gives against the reference's.
 
@@ -165,7 +171,7 @@ def judge(
     corpus, mining, sts = reference.corpus, reference.mining, reference.sts
     mining_figures = sts_figures = None
     n_corpus = len(corpus.texts) + n_texts_again(len(corpus.texts))
-    with Encoder.from_bundle(bundle, engine=engine.name, device=device) as encoder:
+    with Encoder.from_bundle(bundle, engine=engine.name, device=device, backend=backend) as encoder:
         info = encoder.info
         embed = _counted(functools.partial(_encode, encoder), n_corpus + _n_task_texts(mining, sts), progress)
         lengths = encoder.tokenize(corpus.texts).ragged.lengths
@@ -183,7 +189,8 @@ def judge(
         except ParityError as error:
             raise ParityError(f"{engine.name}: {error}") from None
     note = None if reference.is_pytorch else UNCERTIFIED_OWN
-    if engine.precision is Precision.FP16 and info.device == "cpu":
+    is_around_fp16 = engine.precision is Precision.FP16 or (engine.quantization and "tensorrt" in engine.requires)
+    if is_around_fp16 and info.device == "cpu":
         note = UNCERTIFIED_FP16
     certificate = Certificate(
         reference=reference.description,

@@ -18,6 +18,7 @@ from mexma_runtime.backends.several import SeveralBackends
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.errors import DeviceError, EngineUnavailableError, MissingDependencyError, UsageError
 from mexma_runtime.manifest import EngineEntry
+from mexma_runtime.plans import Target
 from mexma_runtime.tuning import Tuning, choose_limit, write_tuning
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "gpu_lines",
     "open_backend",
     "open_backends",
+    "plan_target",
     "resolve",
     "runnable_engines",
     "runners",
@@ -105,6 +107,17 @@ def tune(
     return entry, found, write_tuning(bundle.folder, info.processor, entry, found)
 
 
+def plan_target(device: str) -> Target:
+    """What TensorRT plans have to be built for, to run on `device`, which becomes the calling thread's GPU.
+
+    An error says what is missing where it, or TensorRT, is not there.
+    """
+    from mexma_runtime.backends.tensorrt_cuda import target_here
+
+    serving(device, "tensorrt")
+    return target_here(int(device.partition(":")[2] or 0))
+
+
 def backend_statuses() -> list[BackendStatus]:
     """For each backend, whether its library is here and why it does not work where it does not."""
     return [_status(spec) for spec in BACKENDS]
@@ -120,10 +133,9 @@ def gpu_lines() -> list[str]:
 
 def _status(spec: BackendSpec) -> BackendStatus:
     version: str | None = None
-    problem: str | None = "not in this version of mexma-runtime"
-    if spec.module:
-        try:
-            version, problem = module_of(spec).library_version(), None
-        except (EngineUnavailableError, MissingDependencyError) as error:
-            problem = str(error)
+    problem: str | None = None
+    try:
+        version = module_of(spec).library_version()
+    except (EngineUnavailableError, MissingDependencyError) as error:
+        problem = str(error)
     return BackendStatus(name=spec.name, device=spec.device, version=version, problem=problem)

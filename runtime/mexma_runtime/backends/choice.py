@@ -12,7 +12,7 @@ from mexma_runtime.bundle import Bundle
 from mexma_runtime.errors import EngineUnavailableError, UsageError
 from mexma_runtime.hardware import VNNI, detect_hardware, onednn_instruction_sets
 from mexma_runtime.manifest import EngineEntry
-from mexma_runtime.types import Dialect, Precision
+from mexma_runtime.types import QUANTIZED, Dialect, Precision
 
 Word = TypeVar("Word", bound=StrEnum)
 
@@ -87,9 +87,8 @@ def runnable_engines(bundle: Bundle, device: str) -> list[tuple[str, EngineEntry
     keeps a GPU from being used.
     """
     specs = serving(device, None)
-    for spec in specs:
-        if spec.device != "cpu":
-            module_of(spec).library_version()
+    if specs[0].device != "cpu":
+        module_of(specs[0]).library_version()
     pairs = [
         (spec, engine)
         for spec in specs
@@ -105,17 +104,15 @@ def runnable_engines(bundle: Bundle, device: str) -> list[tuple[str, EngineEntry
 def runners(engine: EngineEntry) -> list[str]:
     """The backends of this version that `engine` is for, with their devices."""
     return [
-        f"{spec.name} on {spec.device}"
-        for spec in BACKENDS
-        if spec.module and spec.name in engine.requires and _serves(spec, engine)
+        f"{spec.name} on {spec.device}" for spec in BACKENDS if spec.name in engine.requires and _serves(spec, engine)
     ]
 
 
 def _serves(spec: BackendSpec, engine: EngineEntry) -> bool:
-    """Packed engines are for GPUs alone, int8 ones for CPUs."""
+    """Packed engines are for GPUs alone; int8 and fp8 run on a GPU by TensorRT alone."""
     if spec.device == "cpu":
         return engine.dialect is not Dialect.PACKED
-    return engine.precision is not Precision.INT8
+    return spec.name == "tensorrt" or engine.precision not in QUANTIZED
 
 
 def devices_of(device: str | Sequence[str]) -> tuple[str, ...]:
@@ -160,7 +157,7 @@ def _preference() -> Callable[[tuple[BackendSpec, EngineEntry]], tuple[object, .
             _place(list(Precision), engine.precision),
             _place(backends, spec.name),
             _place(spec.dialects, engine.dialect),
-            _place(DEFAULT_RECIPES[spec.name], engine.recipe),
+            _place(DEFAULT_RECIPES.get(spec.name, ()), engine.recipe),
             engine.recipe or "",
             engine.activation != "uint8",
             engine.name,

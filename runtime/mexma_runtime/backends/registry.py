@@ -34,8 +34,8 @@ class BackendSpec:
     """As EngineEntry.requires spells it, and the module of its library."""
     device: str
     """The kind of device it runs on: `cpu` or `cuda`."""
-    module: str | None
-    """A BackendModule; None: planned."""
+    module: str
+    """A BackendModule."""
     dialects: tuple[Dialect, ...] = ()
     """What it runs, the best first."""
 
@@ -56,7 +56,9 @@ BACKENDS = (
         module="mexma_runtime.backends.onnxruntime_cuda",
         dialects=(Dialect.PACKED, Dialect.FUSED),
     ),
-    BackendSpec(name="tensorrt", device="cuda", module=None),
+    BackendSpec(
+        name="tensorrt", device="cuda", module="mexma_runtime.backends.tensorrt_cuda", dialects=(Dialect.PORTABLE,)
+    ),
 )
 
 
@@ -65,11 +67,10 @@ def serving(device: str, name: str | None) -> list[BackendSpec]:
     kind, _, index = device.partition(":")
     if kind not in {spec.device for spec in BACKENDS} or (index and (kind == "cpu" or not index.isdecimal())):
         raise UsageError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {device!r}")
-    there = [spec for spec in BACKENDS if spec.module]
-    fitting = [spec for spec in there if spec.device == kind and name in (None, spec.name)]
+    fitting = [spec for spec in BACKENDS if spec.device == kind and name in (None, spec.name)]
     if fitting:
         return fitting
-    listed = ", ".join(f"{spec.name} on {spec.device}" for spec in there)
+    listed = ", ".join(f"{spec.name} on {spec.device}" for spec in BACKENDS)
     if name is not None and name not in {spec.name for spec in BACKENDS}:
         raise EngineUnavailableError(f"there is no backend {name!r}; this version has {listed}")
     wanted = f"{name} on {device}" if name else f"a backend for device {device!r}"
@@ -78,5 +79,4 @@ def serving(device: str, name: str | None) -> list[BackendSpec]:
 
 def module_of(spec: BackendSpec) -> BackendModule:
     """The module of a backend that this version has."""
-    assert spec.module is not None
     return cast("BackendModule", importlib.import_module(spec.module))

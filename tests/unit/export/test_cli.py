@@ -86,9 +86,9 @@ def test_what_cannot_be_meant_is_refused(app: typer.Typer, tiny_checkpoint: Path
         error = failure(app, "export", tiny_checkpoint, "--out", tmp_path / "out", *words)
         assert isinstance(error, UsageError)
         assert f"{words[0]}" in str(error)
-        assert str(error).endswith("for int8 only: add --precision int8")
+        assert str(error).endswith("for int8 and fp8 only: add --precision int8")
     assert isinstance(failure(app, "export", tmp_path / "none", "--out", tmp_path / "out"), SourceError)
-    result = CliRunner().invoke(app, ["export", str(tiny_checkpoint), "--out", "x", "--precision", "fp8"])
+    result = CliRunner().invoke(app, ["export", str(tiny_checkpoint), "--out", "x", "--precision", "int4"])
     assert result.exit_code == 2
     assert not (tmp_path / "out").exists()
 

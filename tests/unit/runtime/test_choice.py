@@ -66,7 +66,7 @@ def on_processor_with(monkeypatch: pytest.MonkeyPatch, *instruction_sets: str) -
 @pytest.mark.parametrize(
     ("device", "name", "said"),
     [
-        ("cuda:1", "tensorrt", r"tensorrt on cuda:1 is not in this version.*it has onnxruntime on cpu"),
+        ("cuda:1", "tensorrt", r"no fp32 engine for backend tensorrt on cuda; the bundle has portable\.fp32"),
         ("cuda", "openvino", r"openvino on cuda is not in this version"),
         ("cpu", "tensorrt", r"tensorrt on cpu is not in this version"),
         ("cpu", "caffe", r"there is no backend 'caffe'; this version has onnxruntime on cpu, openvino on cpu"),
@@ -272,7 +272,7 @@ def test_an_engine_that_is_not_there_is_answered_with_those_that_are(bundle: Bun
 
 
 def test_wishes_that_make_no_sense_are_refused(bundle: Bundle) -> None:
-    with pytest.raises(UsageError, match="precision: expected one of fp32, fp16, int8, got 'fp64'"):
+    with pytest.raises(UsageError, match="precision: expected one of fp32, fp16, int8, fp8, got 'fp64'"):
         chosen(bundle, precision="fp64")
     for wish, value in (("precision", "fp16"), ("dialect", "portable"), ("recipe", "fast")):
         with pytest.raises(UsageError, match=f"{wish} {value} was asked for with engine fused.fp32, whose {wish} is"):

@@ -274,7 +274,7 @@ def test_doctor_tells_what_works(run: Run) -> None:
     assert code == 0
     assert f"onnxruntime on cpu: works, {onnxruntime.__version__}" in stdout
     assert "openvino on cpu: works, 20" in stdout
-    assert "tensorrt on cuda: not in this version of mexma-runtime" in stdout
+    assert "tensorrt on cuda: tensorrt-cu13 is not installed" in stdout
     assert document["versions"]["numpy"] == np.__version__
     assert document["attention"] == {}
     assert document["hardware"]["n_logical_cpus"] == len(os.sched_getaffinity(0))

@@ -184,8 +184,8 @@ def test_an_edited_manifest_is_refused(manifest: Manifest) -> None:
         (lambda m: m["text"].update(prompts=[]), "text.prompts: expected an object"),
         (lambda m: m["text"].update(position_scheme="rotary"), "position_scheme: expected one of from_zero, after_pad"),
         (
-            lambda m: m["engines"][1].update(precision="fp8"),
-            r"engines\[1\].precision: expected one of fp32, fp16, int8",
+            lambda m: m["engines"][1].update(precision="int4"),
+            r"engines\[1\].precision: expected one of fp32, fp16, int8, fp8",
         ),
         (lambda m: m.update(engines={}), "engines: expected a list"),
         (lambda m: m.update(model=None), "model: expected an object"),

@@ -1,0 +1,1 @@
+"""TensorRT plans from the graphs of a bundle."""
