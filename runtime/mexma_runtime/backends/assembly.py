@@ -73,7 +73,7 @@ def assemble(
             if graphs is Graphs.AT_LOAD:
                 check_bucket(engine, shape, sentences, expected, precision=precision)
 
-        add_buckets(engine, shapes, capture)
+        add_buckets(engine, filter(engine.can_run, shapes), capture)
     info = BackendInfo(
         backend=session.library,
         version=version,
@@ -157,7 +157,8 @@ def check_company(engine: DeviceEngine, sentences: Ragged, *, dim: int, precisio
     for row in range(len(sentences)):
         one = sentences.part(row, row + 1)
         engine.launch(one, alone[row : row + 1], normalize=False, shape=engine.capacity).finish()
-    _check(engine, engine.capacity, sentences, alone, precision=precision)
+    if engine.fits(sentences, engine.capacity):  # a plan may be for one sentence at a time
+        _check(engine, engine.capacity, sentences, alone, precision=precision)
     return alone
 
 

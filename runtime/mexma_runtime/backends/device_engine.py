@@ -107,8 +107,13 @@ class DeviceEngine:
             bucket.room.finish()
 
     def fits(self, batch: Ragged, shape: Shape) -> bool:
-        """Whether there is room for `batch` in `shape`."""
-        return shape.holds(self._layout.shape_of(batch))
+        """Whether there is room for `batch` in `shape`, a bucket's or `capacity`, and the library runs it there."""
+        need = self._layout.shape_of(batch)
+        return shape.holds(need) and (shape != self.capacity or self.can_run(need))
+
+    def can_run(self, shape: Shape) -> bool:
+        """Whether the library can run `shape`."""
+        return self._session.holds(shape.n_sentences, shape.longest)
 
     def has_graph(self, batch: Ragged) -> bool:
         """Whether launching `batch` replays a graph, which any thread may do."""
@@ -131,6 +136,8 @@ class DeviceEngine:
         bucket = self._bucket_for(need, shape)
         if bucket is None and not self.capacity.holds(need):
             raise DeviceMemoryError(f"a batch of {_words(need)}, and there is room for {_words(self.capacity)}")
+        if bucket is None and not self.can_run(need):
+            raise DeviceMemoryError(f"a batch of {_words(need)}, which no profile of the plan holds")
         with self._queueing, self._device.active():
             room = bucket.room if bucket else next(self._rooms)
             room.finish()
@@ -162,8 +169,13 @@ class DeviceEngine:
             return flight
 
     def run_largest(self) -> None:
-        """Run a batch that needs all of the capacity: afterwards the library has all the memory that any needs."""
-        shape = self._layout.room_for(self.capacity)
+        """Run a batch that needs all of the capacity: afterwards the library has all the memory that any needs.
+
+        One that cannot run it has taken its memory when it was opened.
+        """
+        shape = self._layout.fullest(self.capacity)
+        if not self.can_run(shape):
+            return
         left = shape.n_tokens - shape.longest
         n_others = min(shape.n_sentences - 1, left)
         others = [left // n_others + (row < left % n_others) for row in range(n_others)]
@@ -240,7 +252,7 @@ OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "smaller than req
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a library says that memory of the device ran out."""
     text = str(error).lower()
-    return isinstance(error, DeviceMemoryError) or any(words in text for words in OUT_OF_MEMORY)
+    return any(words in text for words in OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -260,7 +272,7 @@ class _Room:
 
     def __init__(self, session: Session, device: Device, layout: Layout, capacity: Shape, dim: int) -> None:
         self._layout, self.binding = layout, session.binding()
-        n_bytes = sum(map(_aligned_bytes_of, layout.specs(layout.room_for(capacity)).values()))
+        n_bytes = sum(map(_aligned_bytes_of, layout.specs(layout.widest(capacity)).values()))
         self.host, self.inputs = device.host_bytes(n_bytes), device.allocate(n_bytes)
         self.vector_bytes = device.host_bytes(capacity.n_sentences * dim * 4)
         self.host_vectors = self.vector_bytes.view(np.float32).reshape(capacity.n_sentences, dim)

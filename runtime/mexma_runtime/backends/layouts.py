@@ -61,8 +61,11 @@ class Layout(Protocol):
     def shape_of(self, batch: Ragged) -> Shape:
         """The least room that holds `batch`."""
 
-    def room_for(self, capacity: Shape) -> Shape:
-        """The shape whose inputs are the largest of all that `capacity` holds."""
+    def fullest(self, capacity: Shape) -> Shape:
+        """The shape that takes the most to compute of all that `capacity` holds."""
+
+    def widest(self, capacity: Shape) -> Shape:
+        """The shape whose inputs take the most memory of all that `capacity` holds."""
 
     def specs(self, shape: Shape) -> dict[str, ArraySpec]:
         """The inputs that `fill` writes."""
@@ -91,8 +94,12 @@ class PackedLayout:
         """As many rows as tokens."""
         return Shape(n_sentences=len(batch), longest=_longest(batch), n_tokens=batch.ids.size)
 
-    def room_for(self, capacity: Shape) -> Shape:
+    def fullest(self, capacity: Shape) -> Shape:
         """All of it."""
+        return capacity
+
+    def widest(self, capacity: Shape) -> Shape:
+        """The same."""
         return capacity
 
     def specs(self, shape: Shape) -> dict[str, ArraySpec]:
@@ -140,10 +147,14 @@ class PaddedLayout:
         longest = _longest(batch)
         return Shape(n_sentences=len(batch), longest=longest, n_tokens=len(batch) * longest)
 
-    def room_for(self, capacity: Shape) -> Shape:
+    def fullest(self, capacity: Shape) -> Shape:
         """The longest sentences, and as many as have room."""
         n = capacity.n_tokens // capacity.longest
         return Shape(n_sentences=n, longest=capacity.longest, n_tokens=n * capacity.longest)
+
+    def widest(self, capacity: Shape) -> Shape:
+        """Short ones: the longest do not always fill it to the last token."""
+        return Shape(n_sentences=capacity.n_tokens, longest=1, n_tokens=capacity.n_tokens)
 
     def specs(self, shape: Shape) -> dict[str, ArraySpec]:
         """int32 `(sentences, longest)` each."""

@@ -25,11 +25,11 @@ class Session(Protocol):
     providers: tuple[str, ...]
     """What computes, as the library names it."""
 
+    def holds(self, n_sentences: int, longest: int) -> bool:
+        """Whether it can run a batch of so many sentences, the longest of so many tokens, at all."""
+
     def binding(self) -> Any:
         """A new Binding."""
 
     def run(self, binding: Any) -> None:
-        """Queue a run with `binding`, which is one of this session's; it returns before it is done.
-
-        DeviceMemoryError, or an error of the library's own that says so, where there is no room for it.
-        """
+        """Queue a run with `binding`, which is one of this session's; it returns before it is done."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mexma_runtime.backends.device import Device
-from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError, MexmaError
+from mexma_runtime.errors import EngineUnavailableError, MexmaError
 from mexma_runtime.plans import Profile
 from mexma_runtime.tensorrt_library import NAME, Messages, make_logger
 
@@ -77,16 +77,18 @@ class PlanSession:
             "outputs": [name for name, is_in in zip(names, is_input, strict=True) if not is_in],
         }
 
+    def holds(self, n_sentences: int, longest: int) -> bool:
+        """Whether a profile does."""
+        return any(profile.holds(n_sentences, longest) for profile in self._profiles)
+
     def binding(self) -> PlanBinding:
         """A new one."""
         return PlanBinding()
 
     def run(self, binding: PlanBinding) -> None:
-        """Queue a run by the first profile that holds its shape; DeviceMemoryError where none does."""
+        """Queue a run by the first profile that holds its shape, as one does."""
         n_sentences, longest = binding.shapes[SHAPED_BY]
-        number = next((i for i, p in enumerate(self._profiles) if p.holds(n_sentences, longest)), None)
-        if number is None:
-            raise DeviceMemoryError(f"no profile of the plan holds {n_sentences} sentences of {longest} tokens")
+        number = next(i for i, profile in enumerate(self._profiles) if profile.holds(n_sentences, longest))
         if number not in binding.contexts:
             binding.contexts[number] = self._new_context(number)
         context = binding.contexts[number]

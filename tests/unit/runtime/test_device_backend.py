@@ -40,12 +40,20 @@ TEXTS = [f"{'The ferry leaves at noon. ' * (1 + n % 7)}{n}" for n in range(300)]
 class Session:
     """A session of the CPU provider that may run out of memory, as a GPU does, beyond so many tokens; and counts."""
 
-    def __init__(self, session: Any, *, most_tokens: int = 1 << 30, factor: float = 1.0) -> None:
+    def __init__(self, session: Any, *, most_tokens: int = 1 << 30, profiles: tuple[tuple[int, int], ...] = ()) -> None:
+        """`profiles`: sentences and tokens of the longest, at most; none: any shape."""
         self._session, self.most_tokens = OrtSession(session, "cpu", 0), most_tokens
         self.library, self.providers = self._session.library, self._session.providers
+        self._profiles = profiles
+        self.shapes: set[tuple[int, int]] = set()
+        """That padded runs had."""
         self.device: Any = None
         """That works off its runs."""
         self.threads: set[str] = set()
+
+    def holds(self, n_sentences: int, longest: int) -> bool:
+        fitting = [(n, length) for n, length in self._profiles if n_sentences <= n and longest <= length]
+        return bool(fitting) or not self._profiles
 
     def binding(self) -> Any:
         return Binding(self._session.binding())
@@ -53,7 +61,8 @@ class Session:
     def run(self, binding: Any) -> None:
         self.device.runs.append(None)
         self.threads.add(threading.current_thread().name)
-        if binding.n_tokens > self.most_tokens:
+        self.shapes.add(binding.shape)
+        if np.prod(binding.shape) > self.most_tokens:
             raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 123")
         self.device.queue(partial(self._session.run, binding.inner))
 
@@ -62,11 +71,11 @@ class Binding:
     """An IO binding that knows how many tokens it binds."""
 
     def __init__(self, inner: Any) -> None:
-        self.inner, self.n_tokens = inner, 0
+        self.inner, self.shape = inner, (0,)
 
     def bind_input(self, name: str, dtype: Any, shape: Any, pointer: int) -> None:
         if name == "input_ids":
-            self.n_tokens = int(np.prod(shape))
+            self.shape = shape
         self.inner.bind_input(name, dtype, shape, pointer)
 
     def bind_output(self, *arguments: Any) -> None:
@@ -282,6 +291,23 @@ def test_a_batch_that_does_not_fit_is_parted(
         short = [row for row, text in enumerate(TEXTS) if len(encoder.tokenize([text]).ragged.ids) <= most_tokens]
         assert len(short) > 20
         np.testing.assert_allclose(encoder.encode([TEXTS[row] for row in short]), expected[short], atol=2e-5)
+
+
+@pytest.mark.parametrize("profiles", [((8, 512), (64, 32)), ((1, 512),), ((2, 512), (3, 20), (200, 9))])
+def test_only_shapes_that_a_profile_holds_are_run(
+    profiles: tuple[tuple[int, int], ...],
+    paths: dict[Dialect, Path],
+    make: MakeBackend,
+    bundle: Bundle,
+    expected: Vectors,
+) -> None:
+    """As a TensorRT plan needs it: buckets of other shapes are left out, batches of them are parted."""
+    session = open_session(paths[Dialect.FUSED], profiles=profiles)
+    backend = make(Dialect.FUSED, session=session)
+    assert backend.info.n_graphs > 1
+    with encoder_over(bundle, backend, Dialect.FUSED) as encoder:
+        np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=2e-5)
+    assert all(session.holds(*shape) for shape in session.shapes)
 
 
 def test_one_sentence_that_does_not_fit_is_said_and_the_encoder_stays_usable(

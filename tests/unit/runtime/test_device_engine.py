@@ -33,6 +33,9 @@ class Session:
         self._session, self._device = OrtSession(session, "cpu", 0), device
         self.library, self.providers = self._session.library, self._session.providers
 
+    def holds(self, n_sentences: int, longest: int) -> bool:
+        return self._session.holds(n_sentences, longest)
+
     def binding(self) -> Any:
         return self._session.binding()
 
@@ -96,6 +99,15 @@ def embedded(engine: DeviceEngine, ragged: Ragged, *, normalize: bool = False, *
     out = np.full((len(ragged), 64), np.nan, np.float32)
     engine.launch(ragged, out, normalize=normalize, **how).finish()
     return out
+
+
+def test_a_padded_batch_may_fill_the_room_to_the_last_token(
+    open_engine: Open, reference: Callable[[Ragged], Vectors]
+) -> None:
+    """Which sentences of the longest kind do not always do: 1,200 is no multiple of 512."""
+    ragged = random_ragged(0, [20] * (CAPACITY.n_tokens // 20))
+    found = embedded(open_engine(Dialect.FUSED, buckets=False), ragged)
+    np.testing.assert_allclose(found, reference(ragged), atol=2e-5)
 
 
 both = pytest.mark.parametrize("dialect", [Dialect.PACKED, Dialect.FUSED])
