@@ -18,13 +18,15 @@ from mexma_export.quantize.statistics import InputStatistics
 from mexma_runtime.manifest import ProductMode
 from mexma_runtime.types import Dialect
 
-STEP = 8
-"""Channels are added by multiples: kernels like even sizes."""
+STEP, TENSOR_CORE_STEP = 8, 32
+"""Channels are added by multiples: kernels like even sizes, those of a GPU in 8 bits want 16 or 32."""
 
 
 def n_copies(recipe: Recipe, group: str, n_channels: int) -> int:
     """How many channels more `group`, which reads `n_channels`, gets by `recipe`; as many as fill up its last group."""
     wanted = recipe.copied_share * n_channels
+    if recipe.is_for_tensorrt:
+        return round(wanted / TENSOR_CORE_STEP) * TENSOR_CORE_STEP
     if recipe.mode(Dialect.PORTABLE, group) is not ProductMode.GROUP:
         return round(wanted / STEP) * STEP
     step = recipe.group_size_for(n_channels)

@@ -160,7 +160,8 @@ def _replace(path: Path, data: memoryview | bytes) -> None:
 
 def _writes(write: Callable[[str], object]) -> Callable[[str, str], None]:
     def say(severity: str, text: str) -> None:
-        write(f"{severity}: {text}\n")
+        with suppress(OSError):  # a full disk: it must not pass through TensorRT, and the plan will tell
+            write(f"{severity}: {text}\n")
 
     return say
 

@@ -57,7 +57,9 @@ def build(
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
         raise MexmaError(f"{graph}: TensorRT {trt.__version__} cannot read this graph: {messages.errors()}")
-    config = _configure(builder, compatibility, report)
+    monitor = _make_monitor(report)
+    config = _configure(builder, compatibility)
+    config.progress_monitor = monitor
     cache = config.create_timing_cache(timing_cache)
     if not config.set_timing_cache(cache, ignore_mismatch=False):  # of another GPU, or damaged: measured anew
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
@@ -72,6 +74,8 @@ def build(
         if config.add_optimization_profile(shapes) < 0:
             raise MexmaError(f"{graph}: TensorRT refuses the profile {profile.name}: {messages.errors()}")
     plan = builder.build_serialized_network(network, config)
+    if monitor.failure:
+        raise monitor.failure
     if plan is None:
         raise MexmaError(f"{graph}: TensorRT {trt.__version__} cannot build this network: {messages.errors()}")
     data = _view(plan)
@@ -82,30 +86,41 @@ def build(
     )
 
 
-def _configure(builder: trt.Builder, compatibility: HardwareCompatibility, report: Report) -> trt.IBuilderConfig:
+def _make_monitor(report: Report) -> Any:
     import tensorrt as trt
 
     class Monitor(trt.IProgressMonitor):
-        """TensorRT calls it from threads of its own."""
+        """TensorRT calls it, from threads of its own too; what `report` raises, Ctrl-C above all, ends the build."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self._n_steps: dict[str, int] = {}
+            self.failure: BaseException | None = None
 
         def phase_start(self, phase_name: str, parent_phase: str, num_steps: Any) -> None:
             self._n_steps[phase_name] = int(num_steps)
-            report(phase_name, 0, int(num_steps))
+            self._report(phase_name, 0)
 
         def step_complete(self, phase_name: str, step: Any) -> bool:
-            report(phase_name, int(step) + 1, self._n_steps[phase_name])
-            return True
+            self._report(phase_name, int(step) + 1)
+            return self.failure is None
 
         def phase_finish(self, phase_name: str) -> None:
-            n_steps = self._n_steps[phase_name]
-            report(phase_name, n_steps, n_steps)
+            self._report(phase_name, self._n_steps[phase_name])
+
+        def _report(self, phase_name: str, done: int) -> None:
+            try:
+                report(phase_name, done, self._n_steps[phase_name])
+            except BaseException as error:  # noqa: BLE001 - it must not pass through TensorRT, and is raised after it
+                self.failure = self.failure or error
+
+    return Monitor()
+
+
+def _configure(builder: trt.Builder, compatibility: HardwareCompatibility) -> trt.IBuilderConfig:
+    import tensorrt as trt
 
     config = builder.create_builder_config()
-    config.progress_monitor = Monitor()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.hardware_compatibility_level = {
         HardwareCompatibility.NONE: trt.HardwareCompatibilityLevel.NONE,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from mexma_benchmarks.gpu_check.setup import Setup
 from mexma_benchmarks.gpu_check.sizes import QUICK
 from mexma_benchmarks.gpu_check.soak import soak
 from mexma_benchmarks.gpu_check.table import bar_text, checks_table, measured_text
+from mexma_benchmarks.gpu_check.tensorrt import check_tensorrt_parity, measure_tensorrt, quick_recipe
 from mexma_benchmarks.gpu_check.throughput import Compared
 from mexma_benchmarks.gpu_check.work import (
     OURS,
@@ -50,6 +52,7 @@ from mexma_benchmarks.gpu_check.work import (
     soak_lengths,
     speedups,
 )
+from mexma_export.quantize.recipe import load_recipe
 from mexma_export.standin import STANDINS
 from mexma_runtime import Encoder
 
@@ -238,6 +241,23 @@ def test_gpu_tests_that_are_skipped_are_counted_as_such(tmp_path: Path, has_gpu:
     assert counts["tests"] > 20
     assert counts["skipped"] == (0 if has_gpu else counts["tests"])
     assert (tmp_path / "log").read_text()
+
+
+@pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed")
+@pytest.mark.parametrize("step", [check_tensorrt_parity, measure_tensorrt])
+def test_without_tensorrt_its_steps_are_excused(step: Callable[[Setup, Record], None], tmp_path: Path) -> None:
+    with Setup(device="cuda", model="standin:tiny", out=tmp_path, sizes=QUICK) as setup:
+        record = Record(step="TensorRT")
+        step(setup, record)
+    (check,) = record.checks
+    assert (check.verdict, check.note) == (Verdict.NOT_MEASURED, "not measured: TensorRT is not installed")
+
+
+def test_what_is_timed_is_quantized_as_the_shipped_recipe_does_it() -> None:
+    """Only faster to make: the same products, in the same numbers."""
+    quick, shipped = quick_recipe(), load_recipe("tensorrt")
+    assert (quick.modes, quick.floats, quick.copied_share) == (shipped.modes, shipped.floats, shipped.copied_share)
+    assert quick.name != shipped.name
 
 
 @pytest.fixture(scope="module")

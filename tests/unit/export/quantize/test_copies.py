@@ -46,6 +46,11 @@ def test_channels_are_added_by_multiples_and_fill_groups_up(
     assert n_copies(recipe, "layer.3.ffn.down", n_channels) == expected
 
 
+@pytest.mark.parametrize(("n_channels", "expected"), [(4096, 64), (1536, 32), (3072, 64), (256, 0)])
+def test_for_tensorrt_widths_stay_multiples_of_32(n_channels: int, expected: int) -> None:
+    assert n_copies(load_recipe("tensorrt"), "layer.3.ffn.down", n_channels) == expected
+
+
 @given(st.integers(0, 1000), st.integers(0, 40))
 def test_copies_go_where_the_largest_numbers_are(seed: int, n_more: int) -> None:
     found = statistics(seed)
