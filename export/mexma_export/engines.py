@@ -41,6 +41,8 @@ LEAST_ONNXRUNTIME = "1.20.1"
 """The oldest release that runs both dialects in both precisions; 1.20.0 fails in fp16 SkipLayerNormalization."""
 LEAST_ONNXRUNTIME_PACKED = "1.31"
 """The release whose kernels packed graphs were written for."""
+LEAST_ONNXRUNTIME_AROUND_FP16 = "1.31"
+"""The only release that Q/DQ around fp16 was run with."""
 LEAST_TENSORRT = "10.16"
 """The oldest release that the builder's calls and the graphs' operators were checked against."""
 LEAST_OPENVINO = "2026.4"
@@ -224,7 +226,7 @@ class EngineWriter:
             products=[_product(group, plan) for group in self._groups],
         )
         if recipe.is_for_tensorrt:
-            requires = {"tensorrt": LEAST_TENSORRT, "onnxruntime": LEAST_ONNXRUNTIME}
+            requires = {"tensorrt": LEAST_TENSORRT, "onnxruntime": LEAST_ONNXRUNTIME_AROUND_FP16}
         elif dialect is Dialect.FUSED:
             requires = {"onnxruntime": LEAST_ONNXRUNTIME}
         else:

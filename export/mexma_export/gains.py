@@ -1,4 +1,4 @@
-"""What the search for int8 engines gained, as `mexma export` prints it: the error of products after each step."""
+"""What the search for quantized engines gained, as `mexma export` prints it: the error of products after each step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALLEST = 1e-12
 
 def gains_table(engines: Sequence[EngineEntry]) -> Table:
     """A row for each part of each engine's layers: geometric means over the layers, and the worst product."""
-    title = "Error of int8 products on calibration text, as a share of their output's variance"
+    title = "Error of quantized products on calibration text, as a share of their output's variance"
     table = Table("engine", "products", "mode", title=title, box=SIMPLE)
     for name in (*(name for name, _ in STEPS), "worst, layer"):
         table.add_column(name, justify="right")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +62,7 @@ def verdict_table(verdicts: list[Verdict]) -> Table:
     """A row for each figure and a column for each engine: four engines fit into 80 columns."""
     table = Table("", title="Vectors against the reference", box=SIMPLE)
     for verdict in verdicts:
-        table.add_column(verdict.engine.name.replace(".int8.", ".int8\n"), justify="right")
+        table.add_column(re.sub(r"\.(int8|fp8)\.", r".\1\n", verdict.engine.name), justify="right")
 
     def add(name: str, figure: Callable[[Verdict], str]) -> None:
         table.add_row(name, *map(figure, verdicts))

@@ -16,7 +16,6 @@ from mexma_runtime.doctor import Diagnosis
 from mexma_runtime.manifest import EngineEntry, ProductMode
 from mexma_runtime.terminal import print_json
 from mexma_runtime.tuning import Tuning
-from mexma_runtime.types import Precision
 
 
 def show_bundle(bundle: Bundle, *, is_verified: bool, as_json: bool) -> None:
@@ -49,7 +48,7 @@ def show_bundle(bundle: Bundle, *, is_verified: bool, as_json: bool) -> None:
                 "  file": f"{engine.file}, {size / 1e6:,.1f} MB with its weights",
                 "  needs": needs or "no backend of this version",
                 "  runs on": ", ".join(runners(engine)) or "no backend of this version",
-                **({"  quantized": _quantized(engine)} if engine.precision is Precision.INT8 else {}),
+                **({"  quantized": _quantized(engine)} if engine.quantization else {}),
                 "  judged": _judged(engine),
                 "  space": engine.space,
             }
