@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ import typer
 from mexma_export.breakdown import Side
 from mexma_export.quantize.inputs import Activation
 from mexma_export.quantize.recipe import FOR_CPUS, FOR_TENSORRT
-from mexma_export.targets import ExportTarget
+from mexma_export.targets import ExportTarget, TargetOptions, is_bundle, make_target
 from mexma_runtime.errors import MissingDependencyError, ParityError, UsageError
 from mexma_runtime.plans import HardwareCompatibility
 from mexma_runtime.terminal import note, progress_bars
@@ -45,7 +46,7 @@ def register_export(app: typer.Typer) -> None:
             ExportTarget,
             typer.Option(
                 help="onnx: graphs for CPUs and GPUs. tensorrt: plans for this machine's GPU, in the bundle. plan: a "
-                "bare plan with its description. triton: a model repository. All but onnx take a bundle as SOURCE."
+                "bare plan with its description. triton: a model repository. These take a bundle as SOURCE, tensorrt a checkpoint as well."
             ),
         ] = ExportTarget.ONNX,
         precision: Annotated[
@@ -126,7 +127,6 @@ def register_export(app: typer.Typer) -> None:
         from mexma_export.quantize.options import QuantizationOptions
         from mexma_export.quantize.recipe import load_recipe
         from mexma_export.sources import resolve_source
-        from mexma_export.targets import TargetOptions, is_bundle, make_target
 
         wanted = TargetOptions(
             target=target,
@@ -140,17 +140,7 @@ def register_export(app: typer.Typer) -> None:
             over_tensorrt=over_tensorrt,
         )
         wanted.check(is_from_bundle=is_bundle(source))
-        if is_bundle(source):
-            with progress_bars() as report:
-                made = make_target(Path(source), wanted, progress=report)
-            for line in made:
-                note(line)
-            return
-        assert out is not None
-        default = [Precision.FP32, Precision.FP16] if target is ExportTarget.ONNX else [Precision.FP16]
-        precisions = tuple(dict.fromkeys(precision or default))
-        is_int8 = not QUANTIZED.isdisjoint(precisions)
-        of_int8 = {
+        of_quantized: dict[str, object] = {
             "--recipe": recipe or None,
             "--calibration": calibration,
             "--activation": activation,
@@ -158,8 +148,28 @@ def register_export(app: typer.Typer) -> None:
             "--max-float-share": max_float_share,
             "--seed": seed,
         }
-        if not is_int8 and (given := [option for option, value in of_int8.items() if value is not None]):
-            raise UsageError(f"{', '.join(given)}: for int8 and fp8 only: add --precision int8")
+        if is_bundle(source):
+            of_checkpoint: dict[str, object] = {
+                **of_quantized,
+                "--dialect": dialect or None,
+                "--pooling": pooling,
+                "--revision": revision,
+                "--tokenizer": tokenizer,
+                "--skip-parity": skip_parity or None,
+                "--json": as_json or None,
+            }
+            if given := _given(of_checkpoint):
+                raise UsageError(
+                    f"{given}: for checkpoints, and SOURCE is a bundle, whose engines are taken as they are"
+                )
+            _make(Path(source), wanted)
+            return
+        assert out is not None
+        default = [Precision.FP32, Precision.FP16] if target is ExportTarget.ONNX else [Precision.FP16]
+        precisions = tuple(dict.fromkeys(precision or default))
+        is_int8 = not QUANTIZED.isdisjoint(precisions)
+        if not is_int8 and (given := _given(of_quantized)):
+            raise UsageError(f"{given}: for int8 and fp8 only: add --precision int8")
         if max_float_share is not None and min_cosine is None and Precision.FP8 not in precisions:
             raise UsageError("--max-float-share bounds what --min-cosine leaves in float: give --min-cosine too")
         int8 = QuantizationOptions(
@@ -199,10 +209,7 @@ def register_export(app: typer.Typer) -> None:
         if refused:
             raise refused
         if target is ExportTarget.TENSORRT:
-            with progress_bars() as report:
-                made = make_target(out, wanted, progress=report)
-            for line in made:
-                note(line)
+            _make(out, dataclasses.replace(wanted, precisions=precisions))
 
 
 def register_standin(app: typer.Typer) -> None:
@@ -313,6 +320,18 @@ def register_parity(app: typer.Typer) -> None:
             note(f"certificates kept: {', '.join(write_certificates(bundle, verdicts)) or 'none'}")
         if short := [f"{v.engine.name}: {s}" for v in verdicts for s in v.shortfalls]:
             raise ParityError("\n".join(short))
+
+
+def _make(folder: Path, wanted: TargetOptions) -> None:
+    with progress_bars() as report:
+        made = make_target(folder, wanted, progress=report)
+    for line in made:
+        note(line)
+
+
+def _given(options: Mapping[str, object]) -> str:
+    """The names of those that have a value."""
+    return ", ".join(name for name, value in options.items() if value is not None)
 
 
 def _default_recipes(precisions: Collection[Precision], target: ExportTarget) -> list[str]:

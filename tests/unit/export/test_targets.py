@@ -64,6 +64,12 @@ def test_the_bundle_stays_as_it_is(app: typer.Typer, tiny_bundle: Path, tmp_path
             ("--target", "triton", "--out", "x", "--profile", "latency:1"),
             "--profile and --hardware-compatible are",
         ),
+        (True, ("--target", "triton", "--out", "x", "--recipe", "fast"), "--recipe: for checkpoints, and SOURCE is a"),
+        (
+            True,
+            ("--target", "triton", "--out", "x", "--json", "--dialect", "fused"),
+            "--dialect, --json: for checkpoints",
+        ),
         (True, ("--target", "plan", "--out", "x", "--over-tensorrt"), "--over-tensorrt is for --target triton"),
         (False, ("--target", "triton", "--out", "x"), "--target triton takes a bundle as SOURCE: make one first"),
         (False, ("--target", "plan", "--out", "x"), "--target plan takes a bundle as SOURCE: make one first"),
