@@ -46,7 +46,8 @@ def register_export(app: typer.Typer) -> None:
             ExportTarget,
             typer.Option(
                 help="onnx: graphs for CPUs and GPUs. tensorrt: plans for this machine's GPU, in the bundle. plan: a "
-                "bare plan with its description. triton: a model repository. These take a bundle as SOURCE, tensorrt a checkpoint as well."
+                "bare plan with its description. triton: a model repository. These take a bundle as SOURCE, tensorrt a "
+                "checkpoint as well."
             ),
         ] = ExportTarget.ONNX,
         precision: Annotated[
