@@ -17,6 +17,9 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
+from mexma_runtime.bundle import Bundle
+from mexma_runtime.plans import SCHEMA, HardwareCompatibility, Plan, Profile, Range, Target, Tensor, TextRules
+
 Work = Callable[[], Any]
 
 LAG_S = 1e-4
@@ -62,6 +65,41 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     out = tmp_path_factory.mktemp("bundle") / "tiny"
     export(resolve_source(str(tiny_checkpoint)), ExportPlan(out=out, precisions=(Precision.FP32, Precision.FP16)))
     return out
+
+
+@pytest.fixture(scope="session")
+def plan(tiny_bundle: Path) -> Plan:
+    """What the JSON of a TensorRT plan of `tiny_bundle` says, made up: nothing here can build one."""
+    bundle = Bundle.open(tiny_bundle)
+    manifest = bundle.manifest
+    entry = next(entry for entry in manifest.engines if entry.name == "portable.fp16")
+    shape: list[int | str] = ["sentences", "longest"]
+    up_to_8 = Range(least=1, best=1, most=8)
+    return Plan(
+        schema=SCHEMA,
+        writer="tests",
+        engine=entry.name,
+        graph=entry.file,
+        precision=entry.precision,
+        target=Target(gpu="NVIDIA H200", capability="9.0", tensorrt="10.16.1.11"),
+        compatibility=HardwareCompatibility.NONE,
+        profiles=[
+            Profile(name="64x8", n_sentences=Range(least=1, best=64, most=64), longest=up_to_8),
+            Profile(name="8x512", n_sentences=up_to_8, longest=Range(least=1, best=512, most=512)),
+        ],
+        inputs=[Tensor(name=name, dtype="int32", shape=shape, meaning="") for name in entry.inputs],
+        output=Tensor(name=entry.output, dtype="float32", shape=["sentences", manifest.dim], meaning=""),
+        text=TextRules(
+            max_tokens=manifest.text.max_tokens,
+            padding_id=manifest.text.padding_id,
+            position_scheme=manifest.text.position_scheme,
+            pooling=manifest.pooling_mode,
+            is_normalized=manifest.is_normalized,
+        ),
+        file="portable.fp16.0000.plan",
+        size=4,
+        sha256="0" * 64,
+    )
 
 
 @pytest.fixture(scope="session")

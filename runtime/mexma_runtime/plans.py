@@ -129,6 +129,16 @@ class Plan:
     """Bytes of it."""
     sha256: str
 
+    @property
+    def max_batch_tokens(self) -> int:
+        """Tokens, padding included, of the largest batch that a profile holds."""
+        return max(profile.n_sentences.most * profile.longest.most for profile in self.profiles)
+
+    @property
+    def max_batch_rows(self) -> int:
+        """Sentences of the batch with the most."""
+        return max(profile.n_sentences.most for profile in self.profiles)
+
     def to_json(self) -> str:
         """The text of the file."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"

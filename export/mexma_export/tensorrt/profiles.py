@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from mexma_runtime.errors import UsageError
 from mexma_runtime.plans import Profile, Range
@@ -32,11 +32,6 @@ def parse_profiles(specs: Sequence[str], *, max_tokens: int) -> list[Profile]:
             f"{max_tokens}: add one that does, such as latency:8"
         )
     return sorted(profiles, key=lambda profile: (profile.n_sentences.most * profile.longest.most, profile.longest.most))
-
-
-def largest_batch(profiles: Iterable[Profile]) -> int:
-    """Tokens, padding included, of the largest batch that a profile holds."""
-    return max(profile.n_sentences.most * profile.longest.most for profile in profiles)
 
 
 def _parsed(spec: str, max_tokens: int) -> list[Profile]:

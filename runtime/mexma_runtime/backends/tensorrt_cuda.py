@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import NoReturn
 
 from mexma_runtime.backends.assembly import assemble, layout_for
 from mexma_runtime.backends.base import BackendOptions, Graphs
@@ -57,11 +58,6 @@ def obstacle(engine: EngineEntry) -> None:
     """Nothing that can be told without the GPU."""
 
 
-def most_tokens(plan: Plan) -> int:
-    """Tokens, padding included, of the largest batch that a profile holds."""
-    return max(profile.n_sentences.most * profile.longest.most for profile in plan.profiles)
-
-
 def _ready(index: int) -> tuple[str, Gpu]:
     tensorrt, cudart = import_tensorrt(), import_cudart()
     gpu = find_gpu(index, needed_cuda=int(call(cudart.cudaRuntimeGetVersion)) // 1000)
@@ -75,7 +71,7 @@ def _open(
     gpu: Gpu,
     worker: Worker,
     plan: Plan,
-    path: Any,
+    path: Path,
 ) -> DeviceBackend:
     """In the thread that will run it."""
     spinning = options.spinning is not False
@@ -92,12 +88,12 @@ def _open(
         device,
         worker,
         graphs=options.graphs or Graphs.AT_LOAD,
-        tuning=options.tuning or Tuning(max_batch_tokens=most_tokens(plan)),
+        tuning=options.tuning or Tuning(max_batch_tokens=plan.max_batch_tokens),
         version=plan.target.tensorrt,
         processor=gpu.description,
         spinning=spinning,
         make_value=_no_values,
-        most_rows=max(profile.n_sentences.most for profile in plan.profiles),
+        most_rows=plan.max_batch_rows,
     )
 
 

@@ -26,16 +26,7 @@ from mexma_export.triton import (
 from mexma_runtime import Encoder
 from mexma_runtime.bundle import Bundle
 from mexma_runtime.errors import EngineUnavailableError, UsageError
-from mexma_runtime.plans import (
-    SCHEMA,
-    HardwareCompatibility,
-    Plan,
-    Profile,
-    Range,
-    Target,
-    Tensor,
-    TextRules,
-)
+from mexma_runtime.plans import Plan
 from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
 
 
@@ -120,41 +111,16 @@ def test_fp16_is_chosen_before_others_and_packed_never(tiny_bundle: Path, packed
         choose_engine(Bundle.open(packed_bundle), precisions=(), engine="packed.fp32")
 
 
-def test_over_tensorrt_the_plan_is_served_by_the_profile_of_the_longest(tiny_bundle: Path, tmp_path: Path) -> None:
-    bundle = Bundle.open(tiny_bundle)
-    text, one = bundle.manifest.text, Range(least=1, best=1, most=8)
-    plan = Plan(
-        schema=SCHEMA,
-        writer="tests",
-        engine="portable.fp16",
-        graph="x",
-        precision=Precision.FP16,
-        target=Target(gpu="NVIDIA H200", capability="9.0", tensorrt="10.16.1.11"),
-        compatibility=HardwareCompatibility.NONE,
-        profiles=[
-            Profile(name="short", n_sentences=Range(least=1, best=64, most=64), longest=one),
-            Profile(name="long", n_sentences=one, longest=Range(least=1, best=512, most=512)),
-        ],
-        inputs=[Tensor(name=name, dtype="int32", shape=["n", "l"], meaning="") for name in ("input_ids", "mask")],
-        output=Tensor(name="sentence_embedding", dtype="float32", shape=["n", 64], meaning=""),
-        text=TextRules(
-            max_tokens=512,
-            padding_id=1,
-            position_scheme=text.position_scheme,
-            pooling=bundle.manifest.pooling_mode,
-            is_normalized=False,
-        ),
-        file="x.plan",
-        size=4,
-        sha256="",
-    )
-    (tmp_path / "x.plan").write_bytes(b"plan")
-    folder = write_tensorrt_model(bundle, plan, tmp_path / "x.plan", tmp_path / "repository", name="over-tensorrt")
+def test_over_tensorrt_the_plan_is_served_by_the_profile_of_the_longest(
+    plan: Plan, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / plan.file).write_bytes(b"plan")
+    bundle, path = Bundle.open(tiny_bundle), tmp_path / plan.file
+    folder = write_tensorrt_model(bundle, plan, path, tmp_path / "repository", name="over-tensorrt")
     config = config_of(folder)
     assert (config.backend, config.max_batch_size) == ("tensorrt", 8)
     assert [(value.name, list(value.dims), value.allow_ragged_batch) for value in config.input] == [
-        ("input_ids", [-1], False),
-        ("mask", [-1], False),
+        (name, [-1], False) for name in ("input_ids", "attention_mask", "position_ids")
     ]
     (group,) = config.instance_group
     assert (list(group.profile), group.kind) == (["1"], model_config_pb2.ModelInstanceGroup.KIND_GPU)

@@ -15,18 +15,14 @@ from mexma_runtime.errors import BundleError, EngineUnavailableError
 from mexma_runtime.manifest import EngineEntry
 from mexma_runtime.plans import (
     FOLDER,
-    SCHEMA,
     HardwareCompatibility,
     Plan,
     Profile,
     Range,
     Target,
-    Tensor,
-    TextRules,
     find_plan,
     read_plan,
 )
-from mexma_runtime.types import Precision
 
 H200 = Target(gpu="NVIDIA H200", capability="9.0", tensorrt="10.16.1.11")
 H100 = dataclasses.replace(H200, gpu="NVIDIA H100 80GB HBM3")
@@ -36,42 +32,8 @@ LATER = dataclasses.replace(H200, tensorrt="11.4.0.106")
 
 
 @pytest.fixture
-def bundle(tiny_bundle: Path) -> Bundle:
-    return Bundle.open(tiny_bundle)
-
-
-@pytest.fixture
-def entry(bundle: Bundle) -> EngineEntry:
-    return next(entry for entry in bundle.manifest.engines if entry.name == "portable.fp16")
-
-
-def plan_of(bundle: Bundle, entry: EngineEntry, **changes: object) -> Plan:
-    text = bundle.manifest.text
-    plan = Plan(
-        schema=SCHEMA,
-        writer="tests",
-        engine=entry.name,
-        graph=entry.file,
-        precision=Precision.FP16,
-        target=H200,
-        compatibility=HardwareCompatibility.NONE,
-        profiles=[
-            Profile(name="x", n_sentences=Range(least=1, best=1, most=8), longest=Range(least=1, best=8, most=9))
-        ],
-        inputs=[Tensor(name="input_ids", dtype="int32", shape=["sentences", "longest"], meaning="ids")],
-        output=Tensor(name=entry.output, dtype="float32", shape=["sentences", 64], meaning="vectors"),
-        text=TextRules(
-            max_tokens=text.max_tokens,
-            padding_id=text.padding_id,
-            position_scheme=text.position_scheme,
-            pooling=bundle.manifest.pooling_mode,
-            is_normalized=False,
-        ),
-        file=f"{entry.name}.plan",
-        size=4,
-        sha256="0" * 64,
-    )
-    return dataclasses.replace(plan, **changes)  # type: ignore[arg-type]
+def entry(tiny_bundle: Path) -> EngineEntry:
+    return next(entry for entry in Bundle.open(tiny_bundle).manifest.engines if entry.name == "portable.fp16")
 
 
 def put(folder: Path, plan: Plan, *, data: bytes = b"plan") -> Path:
@@ -83,8 +45,7 @@ def put(folder: Path, plan: Plan, *, data: bytes = b"plan") -> Path:
     return path
 
 
-def test_a_plan_is_read_as_it_was_written(bundle: Bundle, entry: EngineEntry, tmp_path: Path) -> None:
-    plan = plan_of(bundle, entry)
+def test_a_plan_is_read_as_it_was_written(plan: Plan, tmp_path: Path) -> None:
     assert read_plan(put(tmp_path, plan)) == plan
 
 
@@ -103,19 +64,17 @@ def test_folders_are_named_after_gpu_capability_and_version() -> None:
         (HardwareCompatibility.AMPERE_PLUS, [H200, H100, A10]),
     ],
 )
-def test_where_a_plan_may_run(
-    bundle: Bundle, entry: EngineEntry, compatibility: HardwareCompatibility, runs: list[Target]
-) -> None:
-    plan = plan_of(bundle, entry, compatibility=compatibility)
-    assert [target for target in (H200, H100, A10, T4, LATER) if plan.runs_on(target)] == runs
+def test_where_a_plan_may_run(plan: Plan, compatibility: HardwareCompatibility, runs: list[Target]) -> None:
+    compatible = dataclasses.replace(plan, compatibility=compatibility)
+    assert [target for target in (H200, H100, A10, T4, LATER) if compatible.runs_on(target)] == runs
 
 
-def test_the_plan_for_this_machine_is_found_among_others(bundle: Bundle, entry: EngineEntry, tmp_path: Path) -> None:
+def test_the_plan_for_this_machine_is_found_among_others(plan: Plan, entry: EngineEntry, tmp_path: Path) -> None:
     for target in (A10, H200, LATER):
-        put(tmp_path, plan_of(bundle, entry, target=target))
-    put(tmp_path, plan_of(bundle, entry, engine="portable.int8.tensorrt.int8", file="other.plan"))
-    plan, path = find_plan(tmp_path, entry, H200)
-    assert (plan.target, path) == (H200, tmp_path / FOLDER / H200.folder_name / plan.file)
+        put(tmp_path, dataclasses.replace(plan, target=target))
+    put(tmp_path, dataclasses.replace(plan, engine="portable.int8.tensorrt.int8", file="other.plan"))
+    found, path = find_plan(tmp_path, entry, H200)
+    assert (found, path) == (plan, tmp_path / FOLDER / H200.folder_name / plan.file)
 
 
 def test_none_says_how_to_build_one(entry: EngineEntry, tmp_path: Path) -> None:
@@ -126,21 +85,21 @@ def test_none_says_how_to_build_one(entry: EngineEntry, tmp_path: Path) -> None:
         find_plan(tmp_path, entry, H200)
 
 
-def test_a_plan_for_another_gpu_version_or_graph_is_refused(bundle: Bundle, entry: EngineEntry, tmp_path: Path) -> None:
-    put(tmp_path, plan_of(bundle, entry, target=A10))
-    put(tmp_path, plan_of(bundle, entry, target=LATER))
-    put(tmp_path, plan_of(bundle, entry, graph="model.portable.fp16.0123.onnx"))
+def test_a_plan_for_another_gpu_version_or_graph_is_refused(plan: Plan, entry: EngineEntry, tmp_path: Path) -> None:
+    put(tmp_path, dataclasses.replace(plan, target=A10))
+    put(tmp_path, dataclasses.replace(plan, target=LATER))
+    put(tmp_path, dataclasses.replace(plan, graph="model.portable.fp16.0123.onnx"))
     with pytest.raises(EngineUnavailableError) as refused:
         find_plan(tmp_path, entry, H200)
     for said in ("NVIDIA A10 (compute", "TensorRT 11.4.0.106", "from an older export of the engine", "mexma export"):
         assert said in str(refused.value)
 
 
-def test_a_damaged_plan_is_said(bundle: Bundle, entry: EngineEntry, tmp_path: Path) -> None:
-    path = put(tmp_path, plan_of(bundle, entry), data=b"short")
+def test_a_damaged_plan_is_said(plan: Plan, entry: EngineEntry, tmp_path: Path) -> None:
+    path = put(tmp_path, plan, data=b"short")
     with pytest.raises(BundleError, match="expected 4 bytes, got 5: build the plan again"):
         find_plan(tmp_path, entry, H200)
-    (path.parent / f"{entry.name}.plan").unlink()
+    (path.parent / plan.file).unlink()
     with pytest.raises(BundleError, match="cannot be read"):
         find_plan(tmp_path, entry, H200)
     path.write_text("{", encoding="utf-8")
@@ -151,9 +110,9 @@ def test_a_damaged_plan_is_said(bundle: Bundle, entry: EngineEntry, tmp_path: Pa
         find_plan(tmp_path, entry, H200)
 
 
-def test_a_file_outside_the_folder_is_refused(bundle: Bundle, entry: EngineEntry, tmp_path: Path) -> None:
-    path = put(tmp_path, plan_of(bundle, entry))
-    path.write_text(plan_of(bundle, entry, file="../../x").to_json(), encoding="utf-8")
+def test_a_file_outside_the_folder_is_refused(plan: Plan, entry: EngineEntry, tmp_path: Path) -> None:
+    path = put(tmp_path, plan)
+    path.write_text(dataclasses.replace(plan, file="../../x").to_json(), encoding="utf-8")
     with pytest.raises(BundleError, match="leaves the folder: refused"):
         find_plan(tmp_path, entry, H200)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -13,7 +12,7 @@ import onnxruntime as ort
 import pytest
 
 from mexma_export.tensorrt.ep_context import ep_context_model
-from mexma_runtime.plans import Plan, Tensor
+from mexma_runtime.plans import Plan
 
 ROOT = Path(__file__).parents[4]
 WORDS = json.loads((ROOT / "tests" / "golden" / "tensorrt_provider_options.json").read_text(encoding="utf-8"))
@@ -21,9 +20,7 @@ WORDS = json.loads((ROOT / "tests" / "golden" / "tensorrt_provider_options.json"
 
 @pytest.fixture
 def model(plan: Plan) -> onnx.ModelProto:
-    shape: list[int | str] = ["sentences", "longest"]
-    inputs = [Tensor(name=name, dtype="int32", shape=shape, meaning="") for name in ("input_ids", "position_ids")]
-    return ir.to_proto(ep_context_model(dataclasses.replace(plan, inputs=inputs)))
+    return ir.to_proto(ep_context_model(plan))
 
 
 def test_onnxruntime_takes_it_and_lacks_only_the_provider(model: onnx.ModelProto) -> None:
@@ -38,7 +35,7 @@ def test_it_names_the_plan_beside_it_and_what_it_is_for(model: onnx.ModelProto, 
     assert attributes.keys() >= set(WORDS["node_attributes"])
     assert attributes["ep_cache_context"].decode() == plan.file
     assert (attributes["embed_mode"], attributes["hardware_architecture"]) == (0, b"90")
-    assert [value.name for value in model.graph.input] == ["input_ids", "position_ids"]
+    assert [value.name for value in model.graph.input] == [tensor.name for tensor in plan.inputs]
 
 
 def test_the_options_in_the_documentation_are_onnxruntimes() -> None:
