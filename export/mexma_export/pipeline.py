@@ -234,7 +234,8 @@ def _admit_quantized(
             gate.refused.append(
                 f"recipe {recipe.name}: mean cosine: expected >= {min_cosine:g}, got {least:.6f} with "
                 f"{writer.float_share(floats):.1%} of the multiplications in float, and {max_float_share:.1%} "
-                "are allowed: allow more by --max-float-share, or choose the recipe precise, or fp32"
+                "are allowed: allow more by --max-float-share, or choose "
+                + ("int8, or fp16" if recipe.is_for_tensorrt else "the recipe precise, or fp32")
             )
             return
         floats = more

@@ -143,8 +143,11 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         for name, (expected, holds) in _EXPECTED.items()
         if not holds(data[name])
     ]
-    if not problems and data["floats"] == Precision.FP16 and data["modes"].keys() != {Dialect.PORTABLE}:
-        problems.append("floats: fp16 is for TensorRT, which takes the portable dialect: leave others out of modes")
+    if not problems and data["floats"] == Precision.FP16:
+        if data["modes"].keys() != {Dialect.PORTABLE}:
+            problems.append("floats: fp16 is for TensorRT, which takes the portable dialect: leave others out of modes")
+        if ProductMode.GROUP in data["modes"].get(Dialect.PORTABLE, {}).values():
+            problems.append("modes: scales a group are found by OpenVINO, not by TensorRT: static, token or float")
     if problems:
         raise _refused(where, problems)
     modes = {Dialect(d): {pattern: ProductMode(m) for pattern, m in of.items()} for d, of in data["modes"].items()}

@@ -265,8 +265,9 @@ class _Search:
         tried = []
         for clipping in (1.0,) if is_plain else self._recipe.clippings:
             scale, zero_point = static_parameters(whole, self._activation, clipping)
-            stored = float(stored_scale(np.array(scale, np.float32), self._grid.scale_dtype))
-            tried.append(dataclasses.replace(base, scale=stored, zero_point=zero_point))
+            if self._recipe.is_for_tensorrt:
+                scale = float(stored_scale(np.array(scale, np.float32), self._grid.scale_dtype))
+            tried.append(dataclasses.replace(base, scale=scale, zero_point=zero_point))
         return tried
 
     def _one_sided_inputs(self, base: QuantizedInput, ends: Floats) -> list[QuantizedInput]:

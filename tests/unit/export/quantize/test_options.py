@@ -62,3 +62,6 @@ def test_a_recipe_around_fp16_is_for_the_portable_dialect_alone() -> None:
     data["modes"] = {**data["modes"], "fused": {"*": "static"}}
     with pytest.raises(UsageError, match="floats: fp16 is for TensorRT, which takes the portable dialect"):
         parse_recipe(json.dumps(data), where="x")
+    data["modes"] = {"portable": {"*": "group"}}
+    with pytest.raises(UsageError, match="scales a group are found by OpenVINO, not by TensorRT"):
+        parse_recipe(json.dumps(data), where="x")
