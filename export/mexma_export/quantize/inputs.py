@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -47,7 +46,11 @@ class Activation(StrEnum):
     @property
     def dtype(self) -> np.dtype[Any]:
         """NumPy's type."""
-        return np.dtype(ml_dtypes.float8_e4m3fn if self is Activation.E4M3 else self.value)
+        if self is not Activation.E4M3:
+            return np.dtype(self.value)
+        import ml_dtypes  # of the extra `export`, and the command line is read without
+
+        return np.dtype(ml_dtypes.float8_e4m3fn)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -174,7 +174,9 @@ class _Layer:
         weight, statistics = self._tensors[f"{down}.weight"], self._statistics["ffn.down"]
         if down in self._floats:
             return None
-        counts = count_copies(statistics, n_copies(self._recipe, down, len(weight)))
+        # Parts of a float are as coarse as the whole.
+        n_more = 0 if self._activation is Activation.E4M3 else n_copies(self._recipe, down, len(weight))
+        counts = count_copies(statistics, n_more)
         channels = np.repeat(np.arange(len(counts)), counts)
         copies = counts[channels].astype(np.float32)
         if self._recipe.mode(Dialect.PORTABLE, down) is ProductMode.GROUP:

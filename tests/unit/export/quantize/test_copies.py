@@ -46,7 +46,7 @@ def test_channels_are_added_by_multiples_and_fill_groups_up(
     assert n_copies(recipe, "layer.3.ffn.down", n_channels) == expected
 
 
-@pytest.mark.parametrize(("n_channels", "expected"), [(4096, 64), (1536, 32), (3072, 64), (256, 0)])
+@pytest.mark.parametrize(("n_channels", "expected"), [(4096, 128), (1536, 64), (3072, 96), (256, 0)])
 def test_for_tensorrt_widths_stay_multiples_of_32(n_channels: int, expected: int) -> None:
     assert n_copies(load_recipe("tensorrt"), "layer.3.ffn.down", n_channels) == expected
 
