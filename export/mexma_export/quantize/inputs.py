@@ -50,7 +50,8 @@ class Activation(StrEnum):
             return np.dtype(self.value)
         import ml_dtypes  # of the extra `export`, and the command line is read without
 
-        return np.dtype(ml_dtypes.float8_e4m3fn)
+        e4m3: np.dtype[Any] = np.dtype(ml_dtypes.float8_e4m3fn)
+        return e4m3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
