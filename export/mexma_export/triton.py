@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +29,6 @@ MAX_BATCH_SIZE = 64
 QUEUE_DELAY_US = 500
 """How long a request may wait for others to be batched with."""
 VERSION = "1"
-
-
-class TritonBackend(StrEnum):
-    """Which of Triton's backends serves the model."""
-
-    ONNXRUNTIME = "onnxruntime"
-    TENSORRT = "tensorrt"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Input:
-    name: str
-    dtype: str
-    dims: Sequence[int]
-    is_ragged: bool = False
 
 
 def choose_engine(bundle: Bundle, *, precisions: Sequence[Precision], engine: str | None) -> EngineEntry:
@@ -71,12 +54,11 @@ def write_onnxruntime_model(bundle: Bundle, entry: EngineEntry, repository: Path
     for file in entry.weights:
         shutil.copyfile(bundle.path(file), folder / VERSION / file)
     kind = {Precision.FP16: "KIND_GPU", Precision.INT8: "KIND_CPU"}.get(entry.precision, "KIND_AUTO")
-    inputs = [_Input(name=IDS, dtype="TYPE_INT32", dims=[-1], is_ragged=True)]
     lengths = (
         f"batch_input [\n  {{\n    kind: BATCH_ITEM_SHAPE_FLATTEN\n    target_name: {_text(LENGTHS)}\n"
         f"    data_type: TYPE_INT32\n    source_input: {_text(IDS)}\n  }}\n]\n"
     )
-    text = _config(name, TritonBackend.ONNXRUNTIME, MAX_BATCH_SIZE, inputs, entry.output, manifest.dim, kind)
+    text = _config(name, "onnxruntime", MAX_BATCH_SIZE, [IDS], entry.output, manifest.dim, kind, is_ragged=True)
     return _finish(folder, text + lengths, bundle)
 
 
@@ -84,14 +66,12 @@ def write_tensorrt_model(bundle: Bundle, plan: Plan, path: Path, repository: Pat
     """The same over a plan of this machine's GPU, whose inputs are padded: all rows of a request to one length."""
     folder = _new_folder(repository, name)
     shutil.copyfile(path, folder / VERSION / "model.plan")
-    inputs = [_Input(name=tensor.name, dtype="TYPE_INT32", dims=[-1]) for tensor in plan.inputs]
+    inputs = [tensor.name for tensor in plan.inputs]
     # Any length may come, so no more than the profile of the longest sentences holds; one profile, as Triton's
     # TensorRT backend chooses one for each instance.
     number, profile = max(enumerate(plan.profiles), key=lambda item: (item[1].longest.most, item[1].n_sentences.most))
     most = profile.n_sentences.most
-    text = _config(
-        name, TritonBackend.TENSORRT, most, inputs, plan.output.name, bundle.manifest.dim, "KIND_GPU", profile=number
-    )
+    text = _config(name, "tensorrt", most, inputs, plan.output.name, bundle.manifest.dim, "KIND_GPU", profile=number)
     return _finish(folder, text, bundle)
 
 
@@ -150,19 +130,20 @@ def ragged_model(path: Path, text: TextEntry, *, normalize: bool) -> ir.Model:
 
 def _config(
     name: str,
-    backend: TritonBackend,
+    backend: str,
     max_batch_size: int,
-    inputs: Sequence[_Input],
+    inputs: Sequence[str],
     output: str,
     dim: int,
     kind: str,
     *,
+    is_ragged: bool = False,
     profile: int | None = None,
 ) -> str:
     """config.pbtxt: Triton's ModelConfig (model_config.proto) as text."""
     listed = ",\n".join(
-        f"  {{\n    name: {_text(value.name)}\n    data_type: {value.dtype}\n    dims: {list(value.dims)}\n"
-        + ("    allow_ragged_batch: true\n" if value.is_ragged else "")
+        f"  {{\n    name: {_text(value)}\n    data_type: TYPE_INT32\n    dims: [-1]\n"
+        + ("    allow_ragged_batch: true\n" if is_ragged else "")
         + "  }"
         for value in inputs
     )
@@ -177,7 +158,7 @@ def _config(
 
 
 def _text(value: str) -> str:
-    return json.dumps(str(value))
+    return json.dumps(value)
 
 
 def _new_folder(repository: Path, name: str) -> Path:

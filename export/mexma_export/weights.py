@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from mexma_export.checkpoint import Checkpoint
-from mexma_export.tensors import chunks, whole
+from mexma_export.tensors import TensorInfo, chunks, whole
 from mexma_runtime.types import Precision
 
 ALIGNMENT = 4096
@@ -165,21 +165,11 @@ def write_fp16_tables(
 ) -> WeightsFile:
     """Write the embedding tables to `path` in fp16: TensorRT takes no rows of int8."""
     info = checkpoint.tensors["embeddings.word"]
-
-    def halved() -> Iterator[NDArray[np.float16]]:
-        n_done = 0
-        for rows in chunks(info):
-            yield rows.astype(np.float16)
-            n_done += len(rows)
-            if progress:
-                progress(n_done, info.shape[0])
-
     with WeightsWriter(path) as writer:
-        writer.add_pieces("embeddings.word", info.shape, halved())
+        halved = (rows.astype(np.float16) for rows in _counted_rows(info, progress))
+        writer.add_pieces("embeddings.word", info.shape, halved)
         writer.add("embeddings.position", position_table(checkpoint).astype(np.float16))
-        return writer.finish(
-            {n: vector.astype(np.float16) for n, vector in _vectors(checkpoint) if n.startswith("embeddings.")}
-        )
+        return writer.finish({name: vector.astype(np.float16) for name, vector in _table_vectors(checkpoint)})
 
 
 def write_int8_tables(
@@ -190,18 +180,28 @@ def write_int8_tables(
     scales: list[NDArray[np.float32]] = []
 
     def quantized() -> Iterator[NDArray[np.int8]]:
-        n_done = 0
-        for rows in chunks(info):
+        for rows in _counted_rows(info, progress):
             largest = np.abs(rows).max(axis=1, keepdims=True)
             # A row of zeros, as padding's may be, stays zero.
             scales.append(np.where(largest > 0, largest / np.float32(127), np.float32(1)))
             yield np.rint(rows / scales[-1]).astype(np.int8)
-            n_done += len(rows)
-            if progress:
-                progress(n_done, info.shape[0])
 
     with WeightsWriter(path) as writer:
         writer.add_pieces("embeddings.word", info.shape, quantized())
         writer.add("embeddings.word.scale", np.concatenate(scales))
         writer.add("embeddings.position", position_table(checkpoint))
-        return writer.finish({name: vector for name, vector in _vectors(checkpoint) if name.startswith("embeddings.")})
+        return writer.finish(dict(_table_vectors(checkpoint)))
+
+
+def _counted_rows(info: TensorInfo, progress: Callable[[int, int], None] | None) -> Iterator[NDArray[np.float32]]:
+    """Rows of a table in pieces; each is reported when the next is asked for."""
+    n_done = 0
+    for rows in chunks(info):
+        yield rows
+        n_done += len(rows)
+        if progress:
+            progress(n_done, info.shape[0])
+
+
+def _table_vectors(checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    return ((name, vector) for name, vector in _vectors(checkpoint) if name.startswith("embeddings."))

@@ -11,11 +11,10 @@ import shlex
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from mexma_runtime.errors import BundleError, EngineUnavailableError
 from mexma_runtime.manifest import EngineEntry, PositionScheme
-from mexma_runtime.strictjson import read_value
+from mexma_runtime.strictjson import read_document
 from mexma_runtime.types import Pooling, Precision
 
 SCHEMA = 1
@@ -160,13 +159,7 @@ AMPERE = 8
 
 def read_plan(path: Path) -> Plan:
     """The plan that the JSON file `path` describes; BundleError where it cannot be read."""
-    try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(path, f"cannot be read ({error}): remove it, and build the plan again") from None
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        raise BundleError(path, f"expected schema {SCHEMA}: remove it, and build the plan again")
-    plan = read_value(Plan, data, path=path)
+    plan = read_document(Plan, path, schema=SCHEMA, advice="remove it, and build the plan again")
     assert isinstance(plan, Plan)
     if Path(plan.file).name != plan.file:
         raise BundleError(path, f"file name {plan.file!r} leaves the folder: refused")

@@ -13,6 +13,20 @@ from typing import Any
 from mexma_runtime.errors import BundleError
 
 
+def read_document(expected: Any, path: Path, *, schema: int, advice: str) -> Any:
+    """The file `path` as the dataclass `expected`, whose `schema` is that number.
+
+    BundleError names what is wrong, and `advice` what to do about it.
+    """
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(path, f"cannot be read ({error}): {advice}") from None
+    if not isinstance(data, dict) or data.get("schema") != schema:
+        raise BundleError(path, f"expected schema {schema}: {advice}")
+    return read_value(expected, data, path=path)
+
+
 def read_value(expected: Any, value: Any, *, path: Path, where: str = "") -> Any:
     """Turn JSON `value` into `expected`: a dataclass, enumeration, list, dict, union or plain type.
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from mexma_runtime.errors import BundleError
 from mexma_runtime.manifest import EngineEntry
-from mexma_runtime.strictjson import read_value
+from mexma_runtime.strictjson import read_document
+from mexma_runtime.wholefile import write_whole
 
 SCHEMA = 1
 FILE = Path("local") / "tuning.json"
@@ -77,9 +75,7 @@ def write_tuning(folder: Path, gpu: str, engine: EngineEntry, tuning: Tuning) ->
     ours = _Entry(gpu=gpu, engine=engine.name, file=engine.file, tuning=tuning)
     others = [entry for entry in _read(path).entries if (entry.gpu, entry.engine) != (gpu, engine.name)]
     document = dataclasses.asdict(_File(schema=SCHEMA, entries=[*others, ours]))
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-        json.dump(document, file, indent=1)
-    Path(file.name).replace(path)
+    write_whole(path, json.dumps(document, indent=1).encode())
     return path
 
 
@@ -97,14 +93,8 @@ def choose_limit(samples: Sequence[Sample]) -> int:
 
 
 def _read(path: Path) -> _File:
-    try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return _File(schema=SCHEMA, entries=[])
-    except (OSError, ValueError) as error:
-        raise BundleError(path, f"cannot be read ({error}): remove it, and run `mexma doctor --tune` again") from None
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        raise BundleError(path, f"expected schema {SCHEMA}: remove it, and run `mexma doctor --tune` again")
-    read = read_value(_File, data, path=path)
+    read = read_document(_File, path, schema=SCHEMA, advice="remove it, and run `mexma doctor --tune` again")
     assert isinstance(read, _File)
     return read

@@ -19,7 +19,6 @@ from safetensors.numpy import load_file, save_file
 
 from mexma_export.parity import compare
 from mexma_export.pipeline import EnginesRefusedError, Exported, ExportPlan, export
-from mexma_export.quantize.calibration import shipped_corpus
 from mexma_export.quantize.inputs import Activation
 from mexma_export.quantize.options import QuantizationOptions
 from mexma_export.quantize.recipe import FOR_CPUS, Recipe, Rounding, load_recipe
@@ -84,17 +83,6 @@ def without_vnni(code: str, folder: Path) -> str:
     return subprocess.run(
         command, env=os.environ | dict([WITHOUT_VNNI]), capture_output=True, text=True, check=True
     ).stdout
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Calibration text: the English part of what ships, which every model here reads."""
-    corpus = shipped_corpus()
-    assert corpus.languages
-    path = tmp_path_factory.mktemp("calibration") / "english.txt"
-    lines = [text for text, language in zip(corpus.texts, corpus.languages, strict=True) if language == "en"]
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from onnx import TensorProto, numpy_helper
 
 from mexma_export.parity import compare
 from mexma_export.pipeline import ExportPlan, export
-from mexma_export.quantize.calibration import shipped_corpus
 from mexma_export.quantize.options import FP8_MIN_COSINE, QuantizationOptions
 from mexma_export.quantize.recipe import load_recipe
 from mexma_export.sample import load_sample
@@ -52,17 +51,6 @@ def export_for_tensorrt(
     )
     export(resolve_source(str(checkpoint)), plan)
     return out
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The English part of the package's calibration text."""
-    corpus = shipped_corpus()
-    assert corpus.languages
-    path = tmp_path_factory.mktemp("calibration") / "english.txt"
-    lines = [text for text, language in zip(corpus.texts, corpus.languages, strict=True) if language == "en"]
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module", params=["tiny_checkpoint", "tiny_bert_checkpoint"])

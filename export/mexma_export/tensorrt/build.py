@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from mexma_runtime.manifest import EngineEntry, Manifest
 from mexma_runtime.plans import FOLDER, SCHEMA, HardwareCompatibility, Plan, Target, Tensor, TextRules
 from mexma_runtime.terminal import Progress
 from mexma_runtime.types import Precision
+from mexma_runtime.wholefile import write_whole
 
 TIMING_CACHE = "timing.cache"
 MEANINGS = {
@@ -90,8 +90,8 @@ def build_plans(
                 )
             except MexmaError as error:
                 raise MexmaError(f"{error}. All that TensorRT said is in {log}; no plan was replaced") from error
-        _replace(timing, result.timing_cache)
-        _replace(folder / f"{entry.name}.layers.json", result.layers.encode())
+        write_whole(timing, result.timing_cache)
+        write_whole(folder / f"{entry.name}.layers.json", result.layers.encode())
         sha256 = hashlib.sha256(result.plan).hexdigest()
         plan = Plan(
             schema=SCHEMA,
@@ -126,8 +126,8 @@ def build_plans(
 def publish(folder: Path, plan: Plan, data: memoryview | bytes) -> Path:
     """Put a complete plan in `folder`; older ones of the same engine go when their description has."""
     path = folder / plan.file
-    _replace(path, data)
-    _replace(folder / f"{plan.engine}.json", plan.to_json().encode())
+    write_whole(path, data)
+    write_whole(folder / f"{plan.engine}.json", plan.to_json().encode())
     for older in folder.glob(f"{plan.engine}.*plan"):
         if older != path:
             older.unlink()
@@ -142,20 +142,6 @@ def _text_rules(manifest: Manifest) -> TextRules:
         pooling=manifest.pooling_mode,
         is_normalized=manifest.is_normalized,
     )
-
-
-def _replace(path: Path, data: memoryview | bytes) -> None:
-    """Write a file whole, or not at all."""
-    new = path.with_name(f".new-{os.getpid()}-{path.name}")
-    try:
-        with new.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            new.unlink()
 
 
 def _writes(write: Callable[[str], object]) -> Callable[[str, str], None]:
