@@ -131,7 +131,8 @@ def register_export(app: typer.Typer) -> None:
 
         wanted = TargetOptions(
             target=target,
-            device=device if device and device != "cpu" else "cuda",
+            # Beside a checkpoint it may say that engines are judged on the CPU.
+            device="cuda" if device is None or (device == "cpu" and not is_bundle(source)) else device,
             precisions=tuple(dict.fromkeys(precision or ())),
             engine=engine,
             profiles=tuple(profile or ()),

@@ -96,6 +96,11 @@ def test_what_does_not_go_together_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_no_gpu_takes_the_place_of_a_cpu_that_was_asked_for(app: typer.Typer, tiny_bundle: Path) -> None:
+    error = failure(app, tiny_bundle, "--target", "tensorrt", "--device", "cpu")
+    assert "tensorrt on cpu is not in this version" in str(error)
+
+
 @needs_none
 @pytest.mark.parametrize(
     "words",
