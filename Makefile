@@ -49,7 +49,7 @@ gpu-check: ## on a machine with a GPU: its tests, parity, memory and speed again
 	  $(PYTHON) -m mexma_benchmarks.gpu_check
 
 demo: $(READY) ## export a small real model, check it against PyTorch, embed sentences with it
-	@$(BIN)/python -m mexma_benchmarks.demo
+	@$(BIN)/python -m mexma_benchmarks.studies.demo
 
 export: $(READY) ## export MODEL into OUT in PRECISIONS (facebook/MEXMA, engines/mexma, "fp32 fp16"; RECIPES of int8: "fast")
 	@$(BIN)/mexma export '$(MODEL)' --out '$(OUT)' $(PRECISIONS:%=--precision %) \

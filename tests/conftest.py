@@ -17,8 +17,8 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
-from mexma_runtime.bundle import Bundle
-from mexma_runtime.plans import SCHEMA, HardwareCompatibility, Plan, Profile, Range, Target, Tensor, TextRules
+from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.plans import SCHEMA, HardwareCompatibility, Plan, Profile, Range, Target, Tensor, TextRules
 
 Work = Callable[[], Any]
 
@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stand-in `tiny`: XLM-R's architecture, 3 layers of 64, CLS pooling. Read it; change a copy."""
-    from mexma_export.standin import write_standin
+    from mexma_export.checkpoint.standin import write_standin
 
     return write_standin("tiny", tmp_path_factory.mktemp("checkpoint") / "tiny")
 
@@ -50,7 +50,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bert_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stand-in `tiny-bert`: two token types, mean pooling, normalised vectors. Read it; change a copy."""
-    from mexma_export.standin import write_standin
+    from mexma_export.checkpoint.standin import write_standin
 
     return write_standin("tiny-bert", tmp_path_factory.mktemp("checkpoint") / "tiny-bert")
 
@@ -58,8 +58,8 @@ def tiny_bert_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_checkpoint` in fp32 and fp16 and both dialects, judged by PyTorch. Read it; change a copy."""
-    from mexma_export.pipeline import ExportPlan, export
-    from mexma_export.sources import resolve_source
+    from mexma_export.bundle.pipeline import ExportPlan, export
+    from mexma_export.checkpoint.sources import resolve_source
     from mexma_runtime.types import Precision
 
     out = tmp_path_factory.mktemp("bundle") / "tiny"
@@ -105,8 +105,8 @@ def plan(tiny_bundle: Path) -> Plan:
 @pytest.fixture(scope="session")
 def packed_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_checkpoint` in fp32, fused and packed. Read it; change a copy."""
-    from mexma_export.pipeline import ExportPlan, export
-    from mexma_export.sources import resolve_source
+    from mexma_export.bundle.pipeline import ExportPlan, export
+    from mexma_export.checkpoint.sources import resolve_source
     from mexma_runtime.types import Dialect, Precision
 
     out = tmp_path_factory.mktemp("bundle") / "packed"

@@ -20,10 +20,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("10.16.1.11", "11.4.0.106")
 CHECKED = (
-    "runtime/mexma_runtime/tensorrt_library.py",
-    "runtime/mexma_runtime/backends/tensorrt_session.py",
-    "runtime/mexma_runtime/backends/tensorrt_cuda.py",
-    "export/mexma_export/tensorrt/builder.py",
+    "runtime/mexma_runtime/backends/tensorrt_library.py",
+    "runtime/mexma_runtime/backends/gpu/tensorrt_session.py",
+    "runtime/mexma_runtime/backends/gpu/tensorrt.py",
+    "export/mexma_export/targets/tensorrt/builder.py",
 )
 """All that import tensorrt."""
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")

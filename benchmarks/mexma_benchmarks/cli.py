@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from mexma_benchmarks.models import MINILM
-from mexma_benchmarks.plan import PLANS, Effort
+from mexma_benchmarks.run.models import MINILM
+from mexma_benchmarks.run.plan import PLANS, Effort
 from mexma_runtime.errors import MexmaError, MissingDependencyError, UsageError
 from mexma_runtime.terminal import note, progress_bars
 from mexma_runtime.types import Pooling
@@ -80,13 +80,13 @@ def run_command(
     p99_ms: Annotated[float | None, typer.Option(min=1e-3, help="Bound on the 99th percentile under load.")] = None,
 ) -> None:
     """Measure checkpoints and write result.json, report.md, report.html and charts."""
-    from mexma_benchmarks.bench import Order, run_bench
-    from mexma_benchmarks.environment import detect_environment
     from mexma_benchmarks.peers import find_peers, peer_subject
     from mexma_benchmarks.report.document import write_report
-    from mexma_benchmarks.result import Result
-    from mexma_benchmarks.subjects import server_subjects
-    from mexma_export.corpus import read_corpus
+    from mexma_benchmarks.result.environment import detect_environment
+    from mexma_benchmarks.result.result import Result
+    from mexma_benchmarks.run.bench import Order, run_bench
+    from mexma_benchmarks.run.subjects import server_subjects
+    from mexma_export.corpus.corpus import read_corpus
     from mexma_runtime.hardware import detect_hardware
 
     asked = sources or [FULL_SIZE, MINILM]
@@ -142,7 +142,7 @@ def report_command(
 ) -> None:
     """Write the report of a result once more, or of how fast all are relative to another subject."""
     from mexma_benchmarks.report.document import write_report
-    from mexma_benchmarks.result import Result
+    from mexma_benchmarks.result.result import Result
 
     loaded = Result.load(result)
     if baseline:
@@ -162,9 +162,9 @@ def compare_command(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
 ) -> None:
     """Show what B changed against A, and which differences are larger than the noise."""
-    from mexma_benchmarks.compare import compare
-    from mexma_benchmarks.comparison import render_comparison
-    from mexma_benchmarks.result import Result
+    from mexma_benchmarks.report.comparison import render_comparison
+    from mexma_benchmarks.result.compare import compare
+    from mexma_benchmarks.result.result import Result
 
     found = compare(Result.load(a), Result.load(b), allow_unlike_hosts=allow_unlike_hosts)
     typer.echo(render_comparison(found, as_markdown=as_markdown), nl=False)

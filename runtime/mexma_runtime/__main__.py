@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from mexma_runtime.cli import main
+from mexma_runtime.cli.commands import main
 
 main()

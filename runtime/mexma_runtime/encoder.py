@@ -18,17 +18,17 @@ from numpy.typing import ArrayLike
 
 from mexma_runtime.backends import Attention, Graphs, choose, open_backends, resolve
 from mexma_runtime.backends.base import Backend, BackendOptions
-from mexma_runtime.bundle import Bundle
+from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.manifest import EngineEntry
+from mexma_runtime.call.execution import InFlight, check_ids
+from mexma_runtime.call.flow import Flow
+from mexma_runtime.call.options import EncodeOptions, listed, resolve_options
+from mexma_runtime.call.scheduler import CancelSignal, Turns
 from mexma_runtime.device_vectors import DeviceRows
-from mexma_runtime.embedding import InFlight, check_ids
 from mexma_runtime.errors import EncoderClosedError, InputError, TruncationWarning, UsageError
-from mexma_runtime.flow import Flow
 from mexma_runtime.info import EncoderInfo, Times, describe
-from mexma_runtime.manifest import EngineEntry
-from mexma_runtime.options import EncodeOptions, listed, resolve_options
 from mexma_runtime.terminal import Progress, progress_bars
-from mexma_runtime.tokenizer import TextTokenizer, Tokenized, TokenizerSpec
-from mexma_runtime.turns import CancelSignal, Turns
+from mexma_runtime.text.tokenizer import TextTokenizer, Tokenized, TokenizerSpec
 from mexma_runtime.types import Ragged, Vectors
 from mexma_runtime.vectors import cosine_similarity, rows_to_fill, to_tensor
 

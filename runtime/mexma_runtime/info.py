@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mexma_runtime.backends.base import BackendInfo
-from mexma_runtime.bundle import Bundle
-from mexma_runtime.manifest import EngineEntry
+from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.types import Dialect, Pooling, Precision
 
 

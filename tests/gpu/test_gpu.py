@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch.utils.dlpack import from_dlpack
 
 from mexma_benchmarks.gpu_check import work
-from mexma_export.parity import compare
-from mexma_export.pipeline import ExportPlan, export
-from mexma_export.sources import resolve_source
+from mexma_export.bundle.pipeline import ExportPlan, export
+from mexma_export.checkpoint.sources import resolve_source
+from mexma_export.parity.figures import compare
 from mexma_runtime import Encoder
 from mexma_runtime.backends import Attention, backend_statuses, tune
-from mexma_runtime.bundle import Bundle
+from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError, UsageError
 from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
 

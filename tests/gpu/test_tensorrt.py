@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mexma_export.parity import compare
-from mexma_export.pipeline import ExportPlan, export
+from mexma_export.bundle.pipeline import ExportPlan, export
+from mexma_export.checkpoint.sources import resolve_source
+from mexma_export.parity.figures import compare
 from mexma_export.quantize.options import QuantizationOptions
 from mexma_export.quantize.recipe import load_recipe
-from mexma_export.sources import resolve_source
-from mexma_export.targets import ExportTarget, TargetOptions, make_target
+from mexma_export.targets.targets import ExportTarget, TargetOptions, make_target
 from mexma_runtime import Encoder
 from mexma_runtime.backends import backend_statuses, plan_target
-from mexma_runtime.plans import FOLDER, read_plan
+from mexma_runtime.bundle.plans import FOLDER, read_plan
 from mexma_runtime.types import Dialect, Precision, Vectors
 
 pytestmark = pytest.mark.gpu

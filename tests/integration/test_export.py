@@ -15,16 +15,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from mexma_export.gate import UNCERTIFIED_OWN
-from mexma_export.parity import compare, worst_rows
-from mexma_export.pipeline import ExportPlan, export
-from mexma_export.reference import load_reference
-from mexma_export.sources import resolve_source
-from mexma_export.staging import Staging
+from mexma_export.bundle.pipeline import ExportPlan, export
+from mexma_export.bundle.staging import Staging
+from mexma_export.checkpoint.sources import resolve_source
+from mexma_export.parity.figures import compare, worst_rows
+from mexma_export.parity.gate import UNCERTIFIED_OWN
+from mexma_export.parity.reference import load_reference
 from mexma_runtime import Encoder
-from mexma_runtime.bundle import Bundle, sha256_of
+from mexma_runtime.bundle.bundle import Bundle, sha256_of
+from mexma_runtime.bundle.manifest import MANIFEST_NAME
 from mexma_runtime.errors import TruncationWarning
-from mexma_runtime.manifest import MANIFEST_NAME
 from mexma_runtime.types import PADDED_DIALECTS, Dialect, Pooling, Precision, Vectors
 
 TEXTS = [
@@ -156,7 +156,7 @@ def test_without_pytorch_the_certificate_says_what_it_was_held_against(tiny_chec
     code = f"""
 import sys
 sys.modules["torch"] = sys.modules["transformers"] = None
-from mexma_runtime.cli import main
+from mexma_runtime.cli.commands import main
 words = "--precision fp32 --dialect portable --dialect fused".split()
 sys.argv = ["mexma", "export", {str(tiny_checkpoint)!r}, "--out", {str(tmp_path / "out")!r}, *words]
 main()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mexma_export.standin import write_standin
+from mexma_export.checkpoint.standin import write_standin
 
 MOST_MEMORY_BYTES = 4e9
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from mexma_export.pipeline import ExportPlan, export
-from mexma_export.sources import resolve_source
-from mexma_runtime.bundle import Bundle
+from mexma_export.bundle.pipeline import ExportPlan, export
+from mexma_export.checkpoint.sources import resolve_source
+from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.types import Precision
 
 COMMIT, OTHER_COMMIT = "0123456789abcdef" * 2 + "01234567", "f" * 40

@@ -17,19 +17,19 @@ import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mexma_export.parity import compare
-from mexma_export.pipeline import EnginesRefusedError, Exported, ExportPlan, export
-from mexma_export.quantize.inputs import Activation
+from mexma_export.bundle.pipeline import EnginesRefusedError, Exported, ExportPlan, export
+from mexma_export.checkpoint.sources import resolve_source
+from mexma_export.checkpoint.standin import write_standin
+from mexma_export.corpus.sample import load_sample
+from mexma_export.graph.input_quantization import Activation
+from mexma_export.parity.figures import compare
 from mexma_export.quantize.options import QuantizationOptions
 from mexma_export.quantize.recipe import FOR_CPUS, Recipe, Rounding, load_recipe
-from mexma_export.sample import load_sample
-from mexma_export.sources import resolve_source
-from mexma_export.standin import write_standin
 from mexma_runtime import Encoder
-from mexma_runtime.bundle import Bundle, sha256_of
+from mexma_runtime.bundle.bundle import Bundle, sha256_of
+from mexma_runtime.bundle.manifest import MANIFEST_NAME, EngineEntry, ProductMode
 from mexma_runtime.errors import UsageError
 from mexma_runtime.hardware import detect_hardware, sums_int8_exactly
-from mexma_runtime.manifest import MANIFEST_NAME, EngineEntry, ProductMode
 from mexma_runtime.types import PADDED_DIALECTS, Dialect, Precision, Vectors
 
 ENGLISH = [line.text for line in load_sample() if line.lang == "en"]
@@ -451,7 +451,7 @@ def test_without_vnni_onnxruntime_is_told_to_sum_exactly(int8_bundle: Path, reci
     code = f"""
     import dataclasses, sys
     from mexma_runtime import Encoder
-    from mexma_runtime.backends import onnxruntime_cpu
+    from mexma_runtime.backends.cpu import onnxruntime as onnxruntime_cpu
     def detect_hardware(detect=onnxruntime_cpu.detect_hardware):
         return dataclasses.replace(detect(), instruction_sets=tuple(sys.argv[2].split()))
     onnxruntime_cpu.detect_hardware = detect_hardware

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 
 from mexma_runtime import Encoder
-from mexma_runtime.bundle import Bundle
+from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.manifest import MANIFEST_NAME
 from mexma_runtime.errors import BundleError
-from mexma_runtime.manifest import MANIFEST_NAME
 from mexma_runtime.types import Vectors
 
 DRIVER = """
 import json, os, signal, sys
 from pathlib import Path
-from mexma_export.pipeline import ExportPlan, export
-from mexma_export.sources import resolve_source
+from mexma_export.bundle.pipeline import ExportPlan, export
+from mexma_export.checkpoint.sources import resolve_source
 from mexma_runtime.types import Precision
 
 TOUCHING = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.listdir", "os.scandir"}

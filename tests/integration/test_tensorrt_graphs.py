@@ -11,15 +11,15 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from mexma_export.parity import compare
-from mexma_export.pipeline import ExportPlan, export
+from mexma_export.bundle.pipeline import ExportPlan, export
+from mexma_export.checkpoint.sources import resolve_source
+from mexma_export.corpus.sample import load_sample
+from mexma_export.parity.figures import compare
 from mexma_export.quantize.options import FP8_MIN_COSINE, QuantizationOptions
 from mexma_export.quantize.recipe import load_recipe
-from mexma_export.sample import load_sample
-from mexma_export.sources import resolve_source
 from mexma_runtime import Encoder
-from mexma_runtime.bundle import Bundle
-from mexma_runtime.manifest import EngineEntry, ProductMode
+from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.manifest import EngineEntry, ProductMode
 from mexma_runtime.types import QUANTIZED, Dialect, Precision
 
 TABLE = json.loads((Path(__file__).parents[1] / "golden" / "tensorrt_operators.json").read_text(encoding="utf-8"))

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mexma_benchmarks.environment import detect_environment
 from mexma_benchmarks.gpu_check.attention import compare_kernels
 from mexma_benchmarks.gpu_check.checks import exit_code
 from mexma_benchmarks.gpu_check.engines import export_engines, read_kernels
@@ -23,6 +22,7 @@ from mexma_benchmarks.gpu_check.soak import measure_soak
 from mexma_benchmarks.gpu_check.table import checks_table
 from mexma_benchmarks.gpu_check.tensorrt import check_tensorrt_parity, measure_tensorrt
 from mexma_benchmarks.gpu_check.throughput import measure_alike, measure_drawn, measure_texts
+from mexma_benchmarks.result.environment import detect_environment
 from mexma_runtime.backends import backend_statuses
 from mexma_runtime.terminal import note
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from functools import partial
 from statistics import median
 
-from mexma_benchmarks.estimates import ratios
 from mexma_benchmarks.gpu_check.checks import Check
 from mexma_benchmarks.gpu_check.run import Record
 from mexma_benchmarks.gpu_check.setup import Setup
 from mexma_benchmarks.gpu_check.sizes import Sizes
 from mexma_benchmarks.gpu_check.work import drawn_ids, random_ids
-from mexma_benchmarks.timing import by_name, rounds
+from mexma_benchmarks.result.estimates import ratios
+from mexma_benchmarks.run.timing import by_name, rounds
 from mexma_runtime import Encoder
 from mexma_runtime.backends import Attention
 from mexma_runtime.types import Ragged

@@ -7,7 +7,7 @@ import time
 from mexma_benchmarks.gpu_check.checks import Check, at_least
 from mexma_benchmarks.gpu_check.run import Record
 from mexma_benchmarks.gpu_check.setup import Setup
-from mexma_export.pipeline import ExportPlan, export
+from mexma_export.bundle.pipeline import ExportPlan, export
 from mexma_runtime.types import Dialect, Precision
 
 UNPADDED = ("EFFICIENT_ATTENTION", "FLASH_ATTENTION")
@@ -39,7 +39,7 @@ def export_engines(setup: Setup, record: Record) -> None:
 
 def read_kernels(setup: Setup, record: Record) -> None:
     """The share of the attention nodes that pad nothing, as onnxruntime says itself."""
-    from mexma_runtime.attention import attention_kernels
+    from mexma_runtime.cli.attention_kernels import attention_kernels
 
     for engine in ("packed.fp16", "fused.fp16"):
         kernels = attention_kernels(setup.folder, engine, setup.device)

@@ -11,14 +11,14 @@ from mexma_benchmarks.gpu_check.pytorch import PyTorchProcess, task_for
 from mexma_benchmarks.gpu_check.run import Record
 from mexma_benchmarks.gpu_check.setup import Setup
 from mexma_benchmarks.gpu_check.work import Work, drawn_ids
-from mexma_benchmarks.models import MINILM_PACKAGE, minilm_source
-from mexma_benchmarks.workload import thinned
-from mexma_export.corpus import sample_corpus
-from mexma_export.parity import compare, pair_cosines
-from mexma_export.pipeline import ExportPlan, export
-from mexma_export.sources import Source
+from mexma_benchmarks.run.models import MINILM_PACKAGE, minilm_source
+from mexma_benchmarks.run.workload import thinned
+from mexma_export.bundle.pipeline import ExportPlan, export
+from mexma_export.checkpoint.sources import Source
+from mexma_export.corpus.corpus import sample_corpus
+from mexma_export.parity.figures import compare, pair_cosines
 from mexma_runtime import Encoder
-from mexma_runtime.bundle import Bundle
+from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.types import Dialect, Precision
 
 LEAST_COSINE = 0.9999

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from statistics import median
 
-from mexma_benchmarks.estimates import quantile
 from mexma_benchmarks.gpu_check.checks import Check, at_least, at_most, not_measured
 from mexma_benchmarks.gpu_check.run import Record
 from mexma_benchmarks.gpu_check.setup import SDPA, Setup
 from mexma_benchmarks.gpu_check.work import OURS, Work, random_ids, speedups
-from mexma_benchmarks.timing import by_name, take_turns
+from mexma_benchmarks.result.estimates import quantile
+from mexma_benchmarks.run.timing import by_name, take_turns
 from mexma_runtime import Encoder
 from mexma_runtime.types import Ragged
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from mexma_benchmarks.adapters.protocol import Task
 from mexma_benchmarks.gpu_check.work import Work
-from mexma_export.sources import Source
+from mexma_export.checkpoint.sources import Source
+from mexma_runtime.bundle.manifest import Manifest
 from mexma_runtime.errors import MexmaError
-from mexma_runtime.manifest import Manifest
 from mexma_runtime.types import Vectors
 
 if TYPE_CHECKING:

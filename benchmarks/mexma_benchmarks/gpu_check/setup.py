@@ -11,10 +11,10 @@ from typing import Self
 
 from mexma_benchmarks.gpu_check.pytorch import PyTorchProcess, task_for
 from mexma_benchmarks.gpu_check.sizes import Sizes
-from mexma_export.checkpoint import Checkpoint, load_checkpoint
-from mexma_export.sources import Source, resolve_source
+from mexma_export.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from mexma_export.checkpoint.sources import Source, resolve_source
 from mexma_runtime import Encoder
-from mexma_runtime.bundle import Bundle
+from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.hardware import detect_hardware
 
 SDPA, UNPADDED, COMPILED = "PyTorch", "PyTorch unpadded", "PyTorch compiled"

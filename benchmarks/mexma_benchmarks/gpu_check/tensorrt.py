@@ -10,24 +10,24 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
-from mexma_benchmarks.estimates import ratios
 from mexma_benchmarks.gpu_check.checks import Check, at_least, not_measured
 from mexma_benchmarks.gpu_check.pytorch import PyTorchProcess, task_for
 from mexma_benchmarks.gpu_check.run import Record
 from mexma_benchmarks.gpu_check.setup import SDPA, Setup
 from mexma_benchmarks.gpu_check.work import Work, random_ids
-from mexma_benchmarks.models import MINILM_PACKAGE, minilm_source
-from mexma_benchmarks.timing import by_name, take_turns
-from mexma_benchmarks.workload import thinned
-from mexma_export.corpus import sample_corpus
-from mexma_export.parity import compare
-from mexma_export.pipeline import ExportPlan, export
+from mexma_benchmarks.result.estimates import ratios
+from mexma_benchmarks.run.models import MINILM_PACKAGE, minilm_source
+from mexma_benchmarks.run.timing import by_name, take_turns
+from mexma_benchmarks.run.workload import thinned
+from mexma_export.bundle.pipeline import ExportPlan, export
+from mexma_export.checkpoint.sources import Source
+from mexma_export.corpus.corpus import sample_corpus
+from mexma_export.parity.figures import compare
 from mexma_export.quantize.options import QuantizationOptions
 from mexma_export.quantize.recipe import FOR_TENSORRT, Recipe, Rounding, load_recipe
-from mexma_export.sources import Source
-from mexma_export.targets import ExportTarget, TargetOptions, make_target
+from mexma_export.targets.targets import ExportTarget, TargetOptions, make_target
 from mexma_runtime import Encoder
-from mexma_runtime.bundle import Bundle
+from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.types import Dialect, Precision, Ragged
 
 BACKEND = "tensorrt"

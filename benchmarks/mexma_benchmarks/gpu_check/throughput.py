@@ -14,8 +14,8 @@ from mexma_benchmarks.gpu_check.pytorch import PyTorchError, PyTorchProcess
 from mexma_benchmarks.gpu_check.run import Record
 from mexma_benchmarks.gpu_check.setup import COMPILED, Setup
 from mexma_benchmarks.gpu_check.work import OURS, Work, drawn_ids, flop_a_token, random_ids, repeated, speedups
-from mexma_benchmarks.timing import by_name, rounds, take_turns
-from mexma_export.corpus import sample_corpus
+from mexma_benchmarks.run.timing import by_name, rounds, take_turns
+from mexma_export.corpus.corpus import sample_corpus
 from mexma_runtime.types import Ragged
 
 LENGTH = 128

@@ -9,9 +9,9 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from mexma_benchmarks.estimates import ratios
-from mexma_benchmarks.workload import FIRST_ID, draw_lengths
-from mexma_export.config import ModelConfig
+from mexma_benchmarks.result.estimates import ratios
+from mexma_benchmarks.run.workload import FIRST_ID, draw_lengths
+from mexma_export.checkpoint.config import ModelConfig
 from mexma_runtime.batching import BatchPolicy, Grouping, plan_batches
 from mexma_runtime.types import Ragged
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mexma_benchmarks.peers.environments import make_environments, peer_environment
-from mexma_benchmarks.subjects import Subject
+from mexma_benchmarks.run.subjects import Subject
 from mexma_runtime.errors import UsageError
 from mexma_runtime.terminal import Progress
 

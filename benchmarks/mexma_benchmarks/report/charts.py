@@ -10,8 +10,6 @@ from io import BytesIO
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from mexma_benchmarks.estimates import pareto_front
-from mexma_benchmarks.measured import fidelity_model, largest_model, load_points, main_texts, series
 from mexma_benchmarks.report.axes import (
     MAX_LINES,
     RC,
@@ -26,7 +24,9 @@ from mexma_benchmarks.report.axes import (
 )
 from mexma_benchmarks.report.labels import place_labels
 from mexma_benchmarks.report.palette import INK, Style, styles
-from mexma_benchmarks.result import ModelResult, Result
+from mexma_benchmarks.result.estimates import pareto_front
+from mexma_benchmarks.result.measured import fidelity_model, largest_model, load_points, main_texts, series
+from mexma_benchmarks.result.result import ModelResult, Result
 from mexma_runtime.errors import MissingDependencyError
 
 if TYPE_CHECKING:

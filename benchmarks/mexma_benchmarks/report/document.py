@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mexma_benchmarks.environment import Environment
-from mexma_benchmarks.estimates import UNSTABLE_SPREAD, relative_spread
-from mexma_benchmarks.measured import fidelity_model, largest_model, main_texts, series
 from mexma_benchmarks.report import sections
 from mexma_benchmarks.report.charts import FIDELITY, draw_charts, slugs
 from mexma_benchmarks.report.fidelity import fidelity_section, kept_neighbours
 from mexma_benchmarks.report.formats import NOTHING, code, escape, listing, megabytes, number, table
 from mexma_benchmarks.report.html import page
-from mexma_benchmarks.result import ModelResult, Result
+from mexma_benchmarks.result.environment import Environment
+from mexma_benchmarks.result.estimates import UNSTABLE_SPREAD, relative_spread
+from mexma_benchmarks.result.measured import fidelity_model, largest_model, main_texts, series
+from mexma_benchmarks.result.result import ModelResult, Result
 
 BUSY_LOAD = 0.5
 METHOD = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from mexma_benchmarks.report.formats import NOTHING, escape, optional, table
-from mexma_benchmarks.result import Fidelity, ModelResult
-from mexma_export.parity import ParityFigures
+from mexma_benchmarks.result.result import Fidelity, ModelResult
+from mexma_export.parity.figures import ParityFigures
 
 
 def fidelity_section(model: ModelResult) -> Iterator[str]:

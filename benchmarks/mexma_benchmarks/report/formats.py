@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mexma_benchmarks.estimates import Estimate
+from mexma_benchmarks.result.estimates import Estimate
 
 FULL_COVERAGE = 0.95
 NOTHING = "-"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mexma_benchmarks.measured import subject_names
-from mexma_benchmarks.result import ModelResult, Role
+from mexma_benchmarks.result.measured import subject_names
+from mexma_benchmarks.result.result import ModelResult, Role
 
 Dashes = str | tuple[int, tuple[float, ...]]
 """A line's pattern, as matplotlib takes it."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mexma_benchmarks.measured import LoadPoint, Series, highest_rate, load_points, series
 from mexma_benchmarks.report.formats import NOTHING, escape, interval, listing, megabytes, number, table
-from mexma_benchmarks.result import ModelResult, SubjectResult, Workload
+from mexma_benchmarks.result.measured import LoadPoint, Series, highest_rate, load_points, series
+from mexma_benchmarks.result.result import ModelResult, SubjectResult, Workload
 
 MAX_COLUMNS = 6
 """Shapes side by side in one table."""

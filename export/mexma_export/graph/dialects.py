@@ -12,10 +12,10 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from mexma_export.config import ModelConfig
+from mexma_export.checkpoint.config import ModelConfig
 from mexma_export.graph.builder import FUSED_DOMAIN, GraphBuilder
 from mexma_export.graph.layouts import Tokens
-from mexma_export.graph.products import Products
+from mexma_export.graph.linear import Products
 from mexma_runtime.types import Dialect, Precision
 
 MASKED = {ir.DataType.FLOAT: -3.0e38, ir.DataType.FLOAT16: -3.0e4}

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from mexma_export.config import ModelConfig
+from mexma_export.checkpoint.config import ModelConfig
 from mexma_export.graph.builder import GraphBuilder
 from mexma_export.graph.dialects import Bounds, Steps, steps_of
 from mexma_export.graph.layouts import Tokens, layout_of
-from mexma_export.graph.products import FLOAT_PRODUCTS, Products
+from mexma_export.graph.linear import FLOAT_PRODUCTS, Products
 from mexma_runtime.types import Dialect, Pooling, Precision
 
 LAYER_INPUTS = ("hidden", "attention_mask")

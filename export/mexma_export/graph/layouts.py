@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from mexma_export.config import ModelConfig
+from mexma_export.checkpoint.config import ModelConfig
 from mexma_export.graph.builder import FUSED_DOMAIN, GraphBuilder
 from mexma_runtime.types import Dialect, Pooling
 

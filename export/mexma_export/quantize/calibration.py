@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from mexma_export.checkpoint import Checkpoint
-from mexma_export.corpus import Corpus, corpus_of, read_corpus
-from mexma_export.sample import load_calibration_text
+from mexma_export.checkpoint.checkpoint import Checkpoint
+from mexma_export.corpus.corpus import Corpus, corpus_of, read_corpus
+from mexma_export.corpus.sample import load_calibration_text
 from mexma_runtime.errors import UsageError
-from mexma_runtime.tokenizer import TextTokenizer, TokenizerSpec
+from mexma_runtime.text.tokenizer import TextTokenizer, TokenizerSpec
 from mexma_runtime.types import Ragged
 
 LEAST_TEXTS, LEAST_TOKENS = 64, 1_000

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from mexma_export.quantize.inputs import E4M3_HIGHEST, Activation
+from mexma_export.graph.input_quantization import E4M3_HIGHEST, Activation
 from mexma_export.quantize.recipe import Recipe
 
 Floats = NDArray[np.float32]

@@ -12,12 +12,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mexma_export.checkpoint import Checkpoint
+from mexma_export.checkpoint.checkpoint import Checkpoint
+from mexma_export.checkpoint.tensors import rows_of, whole
 from mexma_export.graph.encoder import LAYER_INPUTS, layer_taps, write_layer
-from mexma_export.graph.products import FLOAT_PRODUCTS, Products
+from mexma_export.graph.linear import FLOAT_PRODUCTS, Products
+from mexma_export.graph.weights import position_table
 from mexma_export.quantize.calibration import Calibration
-from mexma_export.tensors import rows_of, whole
-from mexma_export.weights import position_table
 from mexma_runtime.errors import MissingDependencyError
 from mexma_runtime.types import Dialect, Pooling
 

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mexma_export.checkpoint import Checkpoint
-from mexma_export.quantize.arrangement import arranged
+from mexma_export.checkpoint.checkpoint import Checkpoint
+from mexma_export.graph.input_quantization import Activation, QuantizedInput
+from mexma_export.graph.linear_groups import PARTS, linears_of
 from mexma_export.quantize.calibration import Calibration
-from mexma_export.quantize.copies import count_copies, n_copies, with_copies
-from mexma_export.quantize.groups import PARTS, linears_of
-from mexma_export.quantize.heads import head_transform, transformed
-from mexma_export.quantize.inputs import Activation, QuantizedInput
+from mexma_export.quantize.channel_order import arranged
+from mexma_export.quantize.channel_splitting import count_copies, n_copies, with_copies
+from mexma_export.quantize.head_transforms import head_transform, transformed
 from mexma_export.quantize.layers import Layer, embed_tokens, layer_tensors, open_layer
 from mexma_export.quantize.recipe import Recipe
 from mexma_export.quantize.search import Errors, GroupResult, quantize_group
 from mexma_export.quantize.statistics import InputStatistics, Observer
-from mexma_runtime.manifest import ProductMode
+from mexma_runtime.bundle.manifest import ProductMode
 from mexma_runtime.types import Dialect
 
 Floats = NDArray[np.float32]

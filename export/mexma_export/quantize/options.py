@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mexma_export.quantize.inputs import Activation
+from mexma_export.graph.input_quantization import Activation
 from mexma_export.quantize.recipe import Recipe
 from mexma_runtime.errors import UsageError
 from mexma_runtime.types import Precision

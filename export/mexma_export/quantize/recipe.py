@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from mexma_runtime.bundle.manifest import GROUP_STEP, ProductMode
 from mexma_runtime.errors import UsageError
-from mexma_runtime.manifest import GROUP_STEP, ProductMode
 from mexma_runtime.types import PADDED_DIALECTS, Dialect, Precision
 
 SCHEMA = 1

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mexma_export.quantize.activations import quantized, static_parameters
+from mexma_export.graph.input_quantization import SMALLEST, Activation, QuantizedInput
+from mexma_export.quantize.fake_quantization import quantized, static_parameters
 from mexma_export.quantize.grids import grid_of, stored_scale
-from mexma_export.quantize.inputs import SMALLEST, Activation, QuantizedInput
 from mexma_export.quantize.recipe import Recipe, Rounding
-from mexma_export.quantize.refinement import NoiseModel, refine
 from mexma_export.quantize.rounding import round_weights
+from mexma_export.quantize.smoothing_refinement import NoiseModel, refine
 from mexma_export.quantize.statistics import InputStatistics
-from mexma_runtime.manifest import ProductMode
+from mexma_runtime.bundle.manifest import ProductMode
 from mexma_runtime.types import Dialect
 
 Floats = NDArray[np.float32]

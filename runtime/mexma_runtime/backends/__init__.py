@@ -10,16 +10,16 @@ from pathlib import Path
 
 from mexma_runtime.backends.base import Attention, Backend, BackendOptions, Graphs
 from mexma_runtime.backends.choice import DEFAULT_RECIPES, choose, devices_of, resolve, runnable_engines, runners
-from mexma_runtime.backends.cuda_checks import all_gpus
-from mexma_runtime.backends.device_backend import DeviceBackend
-from mexma_runtime.backends.lattice import STEPS
-from mexma_runtime.backends.registry import BACKENDS, BackendSpec, module_of, serving
+from mexma_runtime.backends.gpu.backend import DeviceBackend
+from mexma_runtime.backends.gpu.buckets import STEPS
+from mexma_runtime.backends.gpu.cuda_checks import all_gpus
 from mexma_runtime.backends.several import SeveralBackends
-from mexma_runtime.bundle import Bundle
+from mexma_runtime.backends.support import BACKENDS, BackendSpec, module_of, serving
+from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.manifest import EngineEntry
+from mexma_runtime.bundle.plans import Target
+from mexma_runtime.bundle.tuning import Tuning, choose_limit, write_tuning
 from mexma_runtime.errors import DeviceError, EngineUnavailableError, MissingDependencyError, UsageError
-from mexma_runtime.manifest import EngineEntry
-from mexma_runtime.plans import Target
-from mexma_runtime.tuning import Tuning, choose_limit, write_tuning
 
 __all__ = [
     "BACKENDS",
@@ -112,7 +112,7 @@ def plan_target(device: str) -> Target:
 
     An error says what is missing where it, or TensorRT, is not there.
     """
-    from mexma_runtime.backends.tensorrt_cuda import target_here
+    from mexma_runtime.backends.gpu.tensorrt import target_here
 
     serving(device, "tensorrt")
     return target_here(int(device.partition(":")[2] or 0))

@@ -8,8 +8,8 @@ from enum import StrEnum
 from typing import Protocol, TypeAlias
 
 from mexma_runtime.batching import BatchPolicy
+from mexma_runtime.bundle.tuning import Tuning
 from mexma_runtime.device_vectors import DeviceRows, DeviceVectors
-from mexma_runtime.tuning import Tuning
 from mexma_runtime.types import Ragged, Vectors
 
 Finish: TypeAlias = Callable[[], None]

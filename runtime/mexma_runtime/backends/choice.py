@@ -7,11 +7,11 @@ from enum import StrEnum
 from importlib.util import find_spec
 from typing import TypeVar
 
-from mexma_runtime.backends.registry import BACKENDS, BackendSpec, module_of, serving
-from mexma_runtime.bundle import Bundle
+from mexma_runtime.backends.support import BACKENDS, BackendSpec, module_of, serving
+from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.errors import EngineUnavailableError, UsageError
 from mexma_runtime.hardware import VNNI, detect_hardware, onednn_instruction_sets
-from mexma_runtime.manifest import EngineEntry
 from mexma_runtime.types import QUANTIZED, Dialect, Precision
 
 Word = TypeVar("Word", bound=StrEnum)

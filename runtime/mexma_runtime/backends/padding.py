@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mexma_runtime.manifest import PositionScheme, TextEntry
+from mexma_runtime.bundle.manifest import PositionScheme, TextEntry
 from mexma_runtime.types import Ragged
 
 INPUT_NAMES = ("input_ids", "attention_mask", "position_ids")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from mexma_runtime.backends.base import BackendOptions
 from mexma_runtime.backends.padding import INPUT_NAMES
+from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.errors import BundleError, EngineUnavailableError, UsageError
 from mexma_runtime.hardware import Hardware, sums_int8_exactly
-from mexma_runtime.manifest import EngineEntry
 from mexma_runtime.types import Precision
 
 WHOLE_BITS = 8

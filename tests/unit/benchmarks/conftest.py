@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from mexma_benchmarks.environment import Environment
 from mexma_benchmarks.report.charts import Chart
-from mexma_benchmarks.result import Fidelity, LoadRun, ModelResult, Result, Role, SubjectResult, Timing, Workload
-from mexma_export.parity import InvarianceFigures, ParityFigures
+from mexma_benchmarks.result.environment import Environment
+from mexma_benchmarks.result.result import Fidelity, LoadRun, ModelResult, Result, Role, SubjectResult, Timing, Workload
+from mexma_export.parity.figures import InvarianceFigures, ParityFigures
 from mexma_runtime.hardware import Hardware
 
 BASELINE = "PyTorch fp32"

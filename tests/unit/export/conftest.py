@@ -7,15 +7,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from mexma_export.breakdown import judge_vectors
-from mexma_export.corpus import Corpus
-from mexma_export.gate import ReferenceVectors, Verdict
-from mexma_export.invariance import BatchInvariance
-from mexma_export.mining import Bitext, MiningCorpus, compare_mining
-from mexma_export.parity import InvarianceFigures
-from mexma_export.sts import StsFigures, StsPairs
-from mexma_export.thresholds import check
-from mexma_runtime.manifest import Certificate, EngineEntry
+from mexma_export.corpus.corpus import Corpus
+from mexma_export.parity.breakdown import judge_vectors
+from mexma_export.parity.figures import InvarianceFigures
+from mexma_export.parity.gate import ReferenceVectors, Verdict
+from mexma_export.parity.invariance import BatchInvariance
+from mexma_export.parity.mining import Bitext, MiningCorpus, compare_mining
+from mexma_export.parity.sts import StsFigures, StsPairs
+from mexma_export.parity.thresholds import check
+from mexma_runtime.bundle.manifest import Certificate, EngineEntry
 from mexma_runtime.types import Dialect, Precision
 
 MakeVerdict = Callable[..., Verdict]

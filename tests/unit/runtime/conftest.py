@@ -16,8 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from mexma_runtime import Encoder
-from mexma_runtime.bundle import Bundle, sha256_of
-from mexma_runtime.manifest import (
+from mexma_runtime.bundle.bundle import Bundle, sha256_of
+from mexma_runtime.bundle.manifest import (
     MANIFEST_NAME,
     SCHEMA,
     EngineEntry,

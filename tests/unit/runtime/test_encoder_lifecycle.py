@@ -17,7 +17,7 @@ import pytest
 
 import mexma_runtime
 from mexma_runtime import Encoder, EncoderClosedError
-from mexma_runtime.bundle import Bundle
+from mexma_runtime.bundle.bundle import Bundle
 
 MakeBundle = Callable[..., Path]
 PRELUDE = """

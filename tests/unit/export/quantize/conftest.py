@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mexma_export.checkpoint import Checkpoint, load_checkpoint
+from mexma_export.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from mexma_export.checkpoint.sources import resolve_source
 from mexma_export.quantize.calibration import Calibration, load_calibration, shipped_corpus
 from mexma_export.quantize.recipe import Recipe, load_recipe
 from mexma_export.quantize.statistics import InputStatistics, Observer
-from mexma_export.sources import resolve_source
 
 MakeRecipe = Callable[..., Recipe]
 Observe = Callable[..., InputStatistics]

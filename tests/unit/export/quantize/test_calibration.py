@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
-from mexma_export.checkpoint import Checkpoint
+from mexma_export.checkpoint.checkpoint import Checkpoint
+from mexma_export.corpus.sample import load_sample
 from mexma_export.quantize import calibration as module
 from mexma_export.quantize.calibration import (
     BATCH_TOKENS,
@@ -19,7 +20,6 @@ from mexma_export.quantize.calibration import (
     load_calibration,
     shipped_corpus,
 )
-from mexma_export.sample import load_sample
 from mexma_runtime.errors import UsageError
 
 UNKNOWN = "\U00012000\U00012001 \U00012010\U00012020 " * 3

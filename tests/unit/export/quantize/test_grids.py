@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from mexma_export.graph.input_quantization import E4M3_HIGHEST, Activation
 from mexma_export.quantize.grids import grid_of, integer_grid, stored_scale, to_e4m3
-from mexma_export.quantize.inputs import E4M3_HIGHEST, Activation
 from mexma_export.quantize.recipe import Rounding, load_recipe
 from mexma_export.quantize.rounding import round_weights
 

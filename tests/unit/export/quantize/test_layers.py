@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mexma_export.checkpoint import Checkpoint, load_checkpoint
+from mexma_export.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from mexma_export.checkpoint.sources import resolve_source
 from mexma_export.graph.encoder import layer_taps
+from mexma_export.parity.reference import load_reference
 from mexma_export.quantize.calibration import Calibration, load_calibration
 from mexma_export.quantize.layers import embed_tokens, layer_tensors, open_layer
-from mexma_export.reference import load_reference
-from mexma_export.sources import resolve_source
 from mexma_runtime.errors import MissingDependencyError
 from mexma_runtime.types import Pooling
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mexma_export.checkpoint import Checkpoint
-from mexma_export.graph.products import FusedInt8
+from mexma_export.checkpoint.checkpoint import Checkpoint
+from mexma_export.graph.input_quantization import Activation
+from mexma_export.graph.linear import FusedInt8
+from mexma_export.graph.linear_groups import all_groups, linears_of
 from mexma_export.quantize.calibration import Calibration
-from mexma_export.quantize.copies import n_copies
-from mexma_export.quantize.groups import all_groups, linears_of
-from mexma_export.quantize.inputs import Activation
+from mexma_export.quantize.channel_splitting import n_copies
 from mexma_export.quantize.layers import embed_tokens, layer_tensors, open_layer
 from mexma_export.quantize.model import FLOAT_SUFFIX, DialectPlan, QuantizationJob, quantize_model
 from mexma_export.quantize.recipe import FOR_CPUS, Recipe
-from mexma_runtime.manifest import ProductMode
+from mexma_runtime.bundle.manifest import ProductMode
 from mexma_runtime.types import PADDED_DIALECTS, Dialect
 
 MakeRecipe = Callable[..., Recipe]

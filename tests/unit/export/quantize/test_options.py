@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from mexma_export.quantize.inputs import Activation
+from mexma_export.graph.input_quantization import Activation
 from mexma_export.quantize.options import (
     FP8_MAX_FLOAT_SHARE,
     FP8_MIN_COSINE,

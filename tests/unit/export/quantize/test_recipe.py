@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from mexma_export.checkpoint import Checkpoint
-from mexma_export.quantize.groups import all_groups
+from mexma_export.checkpoint.checkpoint import Checkpoint
+from mexma_export.graph.linear_groups import all_groups
 from mexma_export.quantize.recipe import MOST_CHOICES, MOST_STEPS, SHIPPED, Recipe, Rounding, load_recipe, parse_recipe
+from mexma_runtime.bundle.manifest import ProductMode
 from mexma_runtime.errors import UsageError
-from mexma_runtime.manifest import ProductMode
 from mexma_runtime.types import PADDED_DIALECTS, Dialect, Precision
 
 FAST = load_recipe("fast")

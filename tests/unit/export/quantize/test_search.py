@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mexma_export.quantize.activations import quantized
-from mexma_export.quantize.inputs import E4M3_HIGHEST, Activation
+from mexma_export.graph.input_quantization import E4M3_HIGHEST, Activation
+from mexma_export.quantize.fake_quantization import quantized
 from mexma_export.quantize.recipe import Recipe, Rounding, load_recipe
 from mexma_export.quantize.search import GroupResult, quantize_group
 from mexma_export.quantize.statistics import InputStatistics, Observer
-from mexma_runtime.manifest import ProductMode
+from mexma_runtime.bundle.manifest import ProductMode
 from mexma_runtime.types import PADDED_DIALECTS, Dialect
 
 Floats = NDArray[np.float32]

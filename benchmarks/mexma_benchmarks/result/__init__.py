@@ -1,0 +1,1 @@
+"""What was measured, raw, and what can be said of it."""

@@ -1,0 +1,1 @@
+"""A run: checkpoints, subjects in processes of their own, and what each is asked."""

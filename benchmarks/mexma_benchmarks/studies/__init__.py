@@ -1,0 +1,1 @@
+"""Programs of their own that look at one question each."""

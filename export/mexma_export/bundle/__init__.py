@@ -1,0 +1,1 @@
+"""An export: weights, graphs, their judgement, and one rename that publishes them."""

@@ -1,0 +1,113 @@
+"""What `mexma parity` does: the engines of a published bundle, judged by the checkpoint that they were made from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+from mexma_export.bundle.staging import Staging
+from mexma_export.checkpoint.checkpoint import Checkpoint, load_checkpoint, weights_sha256
+from mexma_export.checkpoint.sources import Source
+from mexma_export.corpus.corpus import Corpus, sample_corpus
+from mexma_export.parity.gate import ReferenceVectors, Verdict, judge, judging_device, pytorch_reference
+from mexma_export.parity.mining import MiningCorpus
+from mexma_export.parity.sts import StsPairs
+from mexma_runtime.bundle.bundle import Bundle, sha256_of
+from mexma_runtime.bundle.manifest import Certificate, EngineEntry
+from mexma_runtime.errors import BundleError, EngineUnavailableError, UsageError
+from mexma_runtime.terminal import Progress
+from mexma_runtime.types import Precision
+
+
+def compare_bundle(
+    folder: Path,
+    source: Source,
+    *,
+    corpus: Corpus | None,
+    mining: MiningCorpus | None = None,
+    sts: StsPairs | None = None,
+    precisions: list[Precision] | None,
+    device: str = "cpu",
+    backend: str | None = None,
+    progress: Progress,
+) -> tuple[list[Verdict], ReferenceVectors]:
+    """Judge the published engines of a bundle by PyTorch, over `corpus` (None: the package's own) and the tasks given.
+
+    On a `device` that is a GPU, the float engines, or by the `backend` tensorrt those that it takes; on a CPU all but
+    packed ones. UsageError where `source` is not the
+    checkpoint that they were made from; ParityError where vectors cannot be compared.
+    """
+    bundle = Bundle.open(folder)
+    manifest = bundle.manifest
+    engines = [
+        e
+        for e in manifest.engines
+        if (not precisions or e.precision in precisions)
+        and (backend in e.requires if backend else judging_device(e, device) == device)
+    ]
+    if not engines:
+        there = ", ".join(engine.name for engine in manifest.engines)
+        wanted = f" of {', '.join(precisions)}" if precisions else ""
+        where = f"{backend} on {device}" if backend else device
+        raise EngineUnavailableError(f"{folder}: no engine{wanted} that runs on {where}; it has {there}")
+    checkpoint = load_checkpoint(source, pooling=manifest.pooling_mode)
+    _require_same_checkpoint(bundle, checkpoint)
+    reference = pytorch_reference(
+        checkpoint,
+        corpus or sample_corpus(),
+        mining=mining,
+        sts=sts,
+        progress=functools.partial(progress, "reference vectors"),
+    )
+    verdicts = []
+    for engine in engines:
+        what = f"judging {engine.name}"
+        of_engine = functools.partial(progress, what)
+        verdicts.append(judge(bundle, engine, reference, device=device, backend=backend, progress=of_engine))
+    return verdicts, reference
+
+
+def certify(folder: Path, verdicts: list[Verdict]) -> list[str]:
+    """Give the engines of a bundle the certificates of `verdicts`, and name those engines.
+
+    Of one processor and library an engine has one certificate, the newest; engines that miss a threshold get none.
+    """
+    passed = {verdict.engine.name: verdict for verdict in verdicts if not verdict.shortfalls}
+    with Staging(folder) as staging:
+        manifest = staging.previous
+        if manifest is None:
+            raise BundleError(folder, "holds no bundle any more")
+        files = {engine.file for engine in manifest.engines}
+        if changed := [name for name, verdict in passed.items() if verdict.engine.file not in files]:
+            raise BundleError(folder, f"{', '.join(changed)} changed while it was judged: judge again")
+        engines = [
+            _with_certificate(engine, passed[engine.name].certificate) if engine.name in passed else engine
+            for engine in manifest.engines
+        ]
+        staging.publish(dataclasses.replace(manifest, engines=engines))
+    return list(passed)
+
+
+def _with_certificate(engine: EngineEntry, new: Certificate) -> EngineEntry:
+    def where(certificate: Certificate) -> tuple[str, str, str]:
+        return certificate.backend, certificate.provider, certificate.processor
+
+    others = [certificate for certificate in engine.certificates if where(certificate) != where(new)]
+    return dataclasses.replace(engine, certificates=[*others, new])
+
+
+def _require_same_checkpoint(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    manifest, source = bundle.manifest, checkpoint.source
+    digest = weights_sha256(checkpoint)
+    if digest != manifest.model.weights_sha256:
+        raise UsageError(
+            f"{bundle.folder} was made from {manifest.model.id} with weights {manifest.model.weights_sha256}, and "
+            f"{source.model_id} has {digest}: compare it with its own checkpoint"
+        )
+    expected, got = manifest.file(manifest.text.tokenizer).sha256, sha256_of(source.tokenizer)
+    if got != expected:
+        raise UsageError(
+            f"{bundle.folder} was made with a tokenizer.json of sha256 {expected}, and {source.tokenizer} has {got}: "
+            "name the one that it was made with by --tokenizer"
+        )

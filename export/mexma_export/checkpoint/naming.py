@@ -1,0 +1,69 @@
+"""Their tensor names -> ours: one table, with the shape that each tensor must have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from mexma_export.checkpoint.config import ModelConfig
+
+PREFIXES = ("", "roberta.", "xlm_roberta.", "bert.", "model.")
+"""What a model saved with a head puts before the encoder's names."""
+
+IGNORED = re.compile(
+    r"(pooler\.dense|lm_head|cls|classifier|qa_outputs)\..*|(embeddings\.)?position_ids|embeddings\.token_type_ids"
+)
+"""Heads, the untrained pooler and index buffers: no part of the sentence vector."""
+
+_EMBEDDINGS = {
+    "embeddings.word_embeddings.weight": ("embeddings.word", ("vocab_size", "hidden_size")),
+    "embeddings.position_embeddings.weight": ("embeddings.position", ("n_positions", "hidden_size")),
+    "embeddings.token_type_embeddings.weight": ("embeddings.token_type", ("n_token_types", "hidden_size")),
+    "embeddings.LayerNorm.weight": ("embeddings.norm.gamma", ("hidden_size",)),
+    "embeddings.LayerNorm.bias": ("embeddings.norm.beta", ("hidden_size",)),
+}
+
+_LAYER = {
+    "attention.self.query": ("attention.query", ("hidden_size", "hidden_size")),
+    "attention.self.key": ("attention.key", ("hidden_size", "hidden_size")),
+    "attention.self.value": ("attention.value", ("hidden_size", "hidden_size")),
+    "attention.output.dense": ("attention.output", ("hidden_size", "hidden_size")),
+    "attention.output.LayerNorm": ("attention.norm", ("hidden_size",)),
+    "intermediate.dense": ("ffn.up", ("ffn_size", "hidden_size")),
+    "output.dense": ("ffn.down", ("hidden_size", "ffn_size")),
+    "output.LayerNorm": ("ffn.norm", ("hidden_size",)),
+}
+"""A module of encoder.layer.N -> our path under layer.N and the shape of its weight as PyTorch stores it (out, in)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpectedTensor:
+    """One tensor that a checkpoint must hold."""
+
+    theirs: str
+    """Name in the checkpoint, without a head's prefix."""
+    ours: str
+    shape: tuple[int, ...]
+
+
+def expected_tensors(config: ModelConfig) -> list[ExpectedTensor]:
+    """Every tensor of the encoder, in the order of the computation."""
+
+    def shape(names: tuple[str, ...]) -> tuple[int, ...]:
+        return tuple(getattr(config, name) for name in names)
+
+    tensors = [ExpectedTensor(theirs=t, ours=o, shape=shape(s)) for t, (o, s) in _EMBEDDINGS.items()]
+    for layer in range(config.n_layers):
+        for theirs, (ours, weight_shape) in _LAYER.items():
+            weight, bias = ("gamma", "beta") if ours.endswith("norm") else ("weight", "bias")
+            stem = f"encoder.layer.{layer}.{theirs}"
+            path = f"layer.{layer}.{ours}"
+            tensors.append(ExpectedTensor(theirs=f"{stem}.weight", ours=f"{path}.{weight}", shape=shape(weight_shape)))
+            tensors.append(ExpectedTensor(theirs=f"{stem}.bias", ours=f"{path}.{bias}", shape=shape(weight_shape[:1])))
+    return tensors
+
+
+def find_prefix(names: Collection[str], expected: list[ExpectedTensor]) -> str:
+    """The prefix under which most of the `expected` tensors stand among `names`."""
+    return max(PREFIXES, key=lambda prefix: sum(prefix + tensor.theirs in names for tensor in expected))

@@ -1,0 +1,1 @@
+"""The commands `mexma export`, `mexma parity` and `mexma standin`."""

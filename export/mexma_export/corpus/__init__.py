@@ -1,0 +1,1 @@
+"""Sentences to calibrate with and to judge by."""

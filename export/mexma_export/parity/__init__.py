@@ -1,0 +1,1 @@
+"""How far an engine is from the model in PyTorch, and whether that is good enough."""

@@ -1,0 +1,61 @@
+"""Outlier channels computed several times over, a part each (Zhao et al., 2019, arXiv:1901.09504).
+
+A few channels after GELU are ten times as large as all others, in the tokens that all text shares most of all: the
+scale of such a token is coarse for everything else in it. A channel in k copies, each with a kth of the weights that
+read it, gives the same sum; divided by k like any migration, it is a kth as large.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexma_export.quantize.recipe import Recipe
+from mexma_export.quantize.statistics import InputStatistics
+from mexma_runtime.bundle.manifest import ProductMode
+from mexma_runtime.types import Dialect
+
+STEP, TENSOR_CORE_STEP = 8, 32
+"""Channels are added by multiples: kernels like even sizes, those of a GPU in 8 bits want 16 or 32."""
+
+
+def n_copies(recipe: Recipe, group: str, n_channels: int) -> int:
+    """How many channels more `group`, which reads `n_channels`, gets by `recipe`; as many as fill up its last group."""
+    wanted = recipe.copied_share * n_channels
+    if recipe.is_for_tensorrt:
+        return round(wanted / TENSOR_CORE_STEP) * TENSOR_CORE_STEP
+    if recipe.mode(Dialect.PORTABLE, group) is not ProductMode.GROUP:
+        return round(wanted / STEP) * STEP
+    step = recipe.group_size_for(n_channels)
+    return math.ceil(wanted / step) * step
+
+
+def count_copies(statistics: InputStatistics, n_more: int) -> NDArray[np.int64]:
+    """How often to compute each channel, `(channels,)`: `n_more` channels in all more than there are.
+
+    One after another goes where it takes most off the squares of the largest numbers of all tokens.
+    """
+    magnitude = np.abs(statistics.sample)
+    counts = np.ones(magnitude.shape[1], dtype=np.int64)
+    parts = magnitude.copy()
+    for _ in range(n_more):
+        largest = parts.argmax(axis=1)
+        weights = statistics.sample_weights * np.square(np.take_along_axis(parts, largest[:, np.newaxis], axis=1)[:, 0])
+        channel = np.bincount(largest, weights=weights, minlength=len(counts)).argmax()
+        counts[channel] += 1
+        parts[:, channel] = magnitude[:, channel] / counts[channel]
+    return counts
+
+
+def with_copies(statistics: InputStatistics, channels: NDArray[np.int64]) -> InputStatistics:
+    """Statistics of an input that has `channels` of this one, some of them several times."""
+    return dataclasses.replace(
+        statistics,
+        lowest=statistics.lowest[channels],
+        highest=statistics.highest[channels],
+        covariance=statistics.covariance[np.ix_(channels, channels)],
+        sample=np.ascontiguousarray(statistics.sample[:, channels]),
+    )

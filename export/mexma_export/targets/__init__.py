@@ -1,0 +1,1 @@
+"""What other runtimes take, made from a bundle."""

@@ -1,0 +1,134 @@
+"""What `mexma export --target` makes of a bundle: TensorRT plans, bare or in the bundle, and a Triton repository."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from mexma_runtime.backends import plan_target
+from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.manifest import MANIFEST_NAME, EngineEntry
+from mexma_runtime.bundle.plans import HardwareCompatibility, find_plan
+from mexma_runtime.errors import UsageError
+from mexma_runtime.terminal import Progress
+from mexma_runtime.types import Precision
+
+
+class ExportTarget(StrEnum):
+    """What an export is for."""
+
+    ONNX = "onnx"
+    """A bundle: graphs for onnxruntime and OpenVINO, on CPUs and GPUs."""
+    TENSORRT = "tensorrt"
+    """Plans for this machine's GPU, in the bundle's local/."""
+    PLAN = "plan"
+    """A bare plan and the JSON that describes it."""
+    TRITON = "triton"
+    """A model repository for Triton Inference Server."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """What is asked for beside a bundle."""
+
+    target: ExportTarget
+    device: str
+    """The GPU that plans are for: `cuda`, `cuda:1`."""
+    precisions: tuple[Precision, ...] = ()
+    """Of the bundle's engines; none: all that the target takes."""
+    engine: str | None = None
+    profiles: tuple[str, ...] = ()
+    """None: the default ones."""
+    compatibility: HardwareCompatibility = HardwareCompatibility.NONE
+    out: Path | None = None
+    """Where a bare plan or a model repository goes."""
+    name: str = "mexma"
+    """Of Triton's model."""
+    over_tensorrt: bool = False
+    """Whether Triton serves a plan, not a graph."""
+
+    def check(self, *, is_from_bundle: bool) -> None:
+        """UsageError for what does not go together; what this machine lacks for a plan is told before any work."""
+        target = self.target
+        if target is ExportTarget.ONNX and is_from_bundle:
+            raise UsageError(
+                "SOURCE is a bundle: name its checkpoint to add engines, or say what to make of it by --target "
+                "tensorrt, plan or triton"
+            )
+        if target in (ExportTarget.PLAN, ExportTarget.TRITON) and not is_from_bundle:
+            raise UsageError(
+                f"--target {target} takes a bundle as SOURCE: make one first by mexma export SOURCE --out BUNDLE"
+            )
+        if self.out is None and not (target is ExportTarget.TENSORRT and is_from_bundle):
+            raise UsageError("--out FOLDER is needed: where to write")
+        if self.out is not None and target is ExportTarget.TENSORRT and is_from_bundle:
+            raise UsageError("--out: plans of a bundle go into its local/; --target plan writes them elsewhere")
+        if self.engine and not is_from_bundle:
+            raise UsageError("--engine names an engine of a bundle, and SOURCE is a checkpoint")
+        is_plan = target in (ExportTarget.TENSORRT, ExportTarget.PLAN)
+        if (self.profiles or self.compatibility is not HardwareCompatibility.NONE) and not is_plan:
+            raise UsageError("--profile and --hardware-compatible are for --target tensorrt or plan")
+        if self.over_tensorrt and target is not ExportTarget.TRITON:
+            raise UsageError("--over-tensorrt is for --target triton")
+        if is_plan:
+            plan_target(self.device)
+
+
+def is_bundle(source: str) -> bool:
+    """Whether `source` is a bundle's folder, and no checkpoint."""
+    return (Path(source) / MANIFEST_NAME).is_file()
+
+
+def make_target(folder: Path, options: TargetOptions, *, progress: Progress) -> list[str]:
+    """Make what `options` ask for from the bundle in `folder`; a line for each thing made.
+
+    Raises what keeps this machine from it: no TensorRT, no GPU, no engine that the target takes.
+    """
+    if options.target is ExportTarget.TRITON:
+        return [_triton(Bundle.open(folder), options)]
+    return _plans(folder, options, progress)
+
+
+def _plans(folder: Path, options: TargetOptions, progress: Progress) -> list[str]:
+    from mexma_export.targets.tensorrt.build import BuildOptions, build_plans, engines_for_tensorrt
+    from mexma_export.targets.tensorrt.profiles import DEFAULT_SPECS
+
+    target = plan_target(options.device)
+    bundle = Bundle.open(folder)
+    engines = engines_for_tensorrt(bundle, precisions=options.precisions, engine=options.engine)
+    how = BuildOptions(
+        target=target,
+        profiles=options.profiles or DEFAULT_SPECS,
+        compatibility=options.compatibility,
+        out=options.out if options.target is ExportTarget.PLAN else None,
+    )
+    return [
+        f"{plan.engine} for {plan.target}: {path} ({plan.size / 1e6:,.0f} MB), profiles "
+        f"{', '.join(profile.name for profile in plan.profiles)}"
+        for plan, path in build_plans(bundle, engines, how, progress=progress)
+    ]
+
+
+def _triton(bundle: Bundle, options: TargetOptions) -> str:
+    from mexma_export.targets.tensorrt.build import engines_for_tensorrt
+    from mexma_export.targets.triton import choose_engine, write_onnxruntime_model, write_tensorrt_model
+
+    if options.out is None:
+        raise UsageError("--target triton writes a model repository: say where by --out FOLDER")
+    if not options.over_tensorrt:
+        entry = choose_engine(bundle, precisions=options.precisions, engine=options.engine)
+        made = write_onnxruntime_model(bundle, entry, options.out, name=options.name)
+        return f"{made}: {entry.name} for Triton's onnxruntime backend; token ids in, vectors out"
+    target = plan_target(options.device)
+    entry = _only(engines_for_tensorrt(bundle, precisions=options.precisions, engine=options.engine))
+    plan, path = find_plan(bundle.folder, entry, target)
+    made = write_tensorrt_model(bundle, plan, path, options.out, name=options.name)
+    return f"{made}: {entry.name} for Triton's TensorRT backend on {target}; padded ids, mask and positions in"
+
+
+def _only(entries: Sequence[EngineEntry]) -> EngineEntry:
+    if len(entries) > 1:
+        raise UsageError("several engines fit: name one by --engine")
+    return entries[0]

@@ -1,0 +1,156 @@
+"""Plans of a bundle's engines for the GPU of this machine: built, described, and published by one rename each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from mexma_export.targets.tensorrt.builder import build
+from mexma_export.targets.tensorrt.ep_context import ep_context_model
+from mexma_export.targets.tensorrt.profiles import parse_profiles
+from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.manifest import EngineEntry, Manifest
+from mexma_runtime.bundle.plans import FOLDER, SCHEMA, HardwareCompatibility, Plan, Target, Tensor, TextRules
+from mexma_runtime.bundle.whole_files import write_whole
+from mexma_runtime.errors import EngineUnavailableError, MexmaError
+from mexma_runtime.terminal import Progress
+from mexma_runtime.types import Precision
+
+TIMING_CACHE = "timing.cache"
+MEANINGS = {
+    "input_ids": "token ids, padded on the right with padding_id",
+    "attention_mask": "1 for tokens, 0 for padding; at least one token in every row",
+    "position_ids": "after_padding: padding_id + 1, + 2, ... over tokens whose id is not padding_id, and padding_id "
+    "for others; from_zero: 0, 1, 2, ...; anything the position table has for padding",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How plans are to be built."""
+
+    target: Target
+    profiles: tuple[str, ...]
+    """Specifications: `profiles.GRAMMAR`."""
+    compatibility: HardwareCompatibility = HardwareCompatibility.NONE
+    out: Path | None = None
+    """A folder for bare plans; None: the bundle's local/, where the runtime finds them."""
+
+
+def engines_for_tensorrt(
+    bundle: Bundle, *, precisions: Sequence[Precision], engine: str | None = None
+) -> list[EngineEntry]:
+    """The engines of `bundle` that TensorRT takes: of `precisions` (none: all), or the one of that name."""
+    there = [entry for entry in bundle.manifest.engines if "tensorrt" in entry.requires]
+    fitting = [
+        entry for entry in there if (not precisions or entry.precision in precisions) and engine in (None, entry.name)
+    ]
+    if not fitting:
+        wanted = engine or " or ".join(precisions)
+        listed = ", ".join(entry.name for entry in there) or "none"
+        raise EngineUnavailableError(
+            f"{bundle.folder}: no engine{f' {wanted}' if wanted else ''} for TensorRT; those it has: {listed}. Add "
+            "some from the checkpoint: mexma export SOURCE --out DIR --dialect portable --precision fp16, or "
+            "--precision int8 --recipe tensorrt"
+        )
+    return fitting
+
+
+def build_plans(
+    bundle: Bundle, engines: Sequence[EngineEntry], options: BuildOptions, *, progress: Progress
+) -> list[tuple[Plan, Path]]:
+    """Build a plan of each of `engines`: what describes it, and where it lies.
+
+    A plan takes the place of an older one when it is complete and TensorRT has opened it; a build that fails leaves the
+    older one, and its log. MexmaError says what TensorRT gave as its reason, and where the log is.
+    """
+    profiles = parse_profiles(options.profiles, max_tokens=bundle.manifest.text.max_tokens)
+    cache_folder = bundle.folder / FOLDER / options.target.folder_name
+    folder = options.out or cache_folder
+    for needed in (folder, cache_folder):
+        needed.mkdir(parents=True, exist_ok=True)
+    built = []
+    for entry in engines:
+        log, timing = folder / f"{entry.name}.log", cache_folder / TIMING_CACHE
+        with log.open("w", encoding="utf-8") as lines:
+            try:
+                result = build(
+                    bundle.path(entry.file),
+                    entry.inputs,
+                    profiles,
+                    compatibility=options.compatibility,
+                    timing_cache=timing.read_bytes() if timing.exists() else b"",
+                    say=_writes(lines.write),
+                    report=_named(progress, entry.name),
+                )
+            except MexmaError as error:
+                raise MexmaError(f"{error}. All that TensorRT said is in {log}; no plan was replaced") from error
+        write_whole(timing, result.timing_cache)
+        write_whole(folder / f"{entry.name}.layers.json", result.layers.encode())
+        sha256 = hashlib.sha256(result.plan).hexdigest()
+        plan = Plan(
+            schema=SCHEMA,
+            writer=bundle.manifest.writer,
+            engine=entry.name,
+            graph=entry.file,
+            precision=entry.precision,
+            target=options.target,
+            compatibility=options.compatibility,
+            profiles=profiles,
+            inputs=[
+                Tensor(name=name, dtype="int32", shape=["sentences", "longest"], meaning=MEANINGS[name])
+                for name in entry.inputs
+            ],
+            output=Tensor(
+                name=entry.output,
+                dtype="float32",
+                shape=["sentences", bundle.manifest.dim],
+                meaning="a vector for each sentence, as pooled",
+            ),
+            text=_text_rules(bundle.manifest),
+            file=f"{entry.name}.plan" if options.out else f"{entry.name}.{sha256[:16]}.plan",
+            size=result.plan.nbytes,
+            sha256=sha256,
+        )
+        built.append((plan, publish(folder, plan, result.plan)))
+        if options.out and len(profiles) == 1:
+            ir.save(ep_context_model(plan), folder / f"{entry.name}.onnx", format="protobuf")
+    return built
+
+
+def publish(folder: Path, plan: Plan, data: memoryview | bytes) -> Path:
+    """Put a complete plan in `folder`; older ones of the same engine go when their description has."""
+    path = folder / plan.file
+    write_whole(path, data)
+    write_whole(folder / f"{plan.engine}.json", plan.to_json().encode())
+    for older in folder.glob(f"{plan.engine}.*plan"):
+        if older != path:
+            older.unlink()
+    return path
+
+
+def _text_rules(manifest: Manifest) -> TextRules:
+    return TextRules(
+        max_tokens=manifest.text.max_tokens,
+        padding_id=manifest.text.padding_id,
+        position_scheme=manifest.text.position_scheme,
+        pooling=manifest.pooling_mode,
+        is_normalized=manifest.is_normalized,
+    )
+
+
+def _writes(write: Callable[[str], object]) -> Callable[[str, str], None]:
+    def say(severity: str, text: str) -> None:
+        with suppress(OSError):  # a full disk: it must not pass through TensorRT, and the plan will tell
+            write(f"{severity}: {text}\n")
+
+    return say
+
+
+def _named(progress: Progress, name: str) -> Callable[[str, int, int], None]:
+    return lambda phase, done, total: progress(f"{name}: {phase}", done, total)

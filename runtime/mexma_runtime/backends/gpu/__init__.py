@@ -1,0 +1,1 @@
+"""Engines on NVIDIA GPUs: memory, layouts, CUDA graphs and the libraries that run a graph there."""

@@ -1,0 +1,190 @@
+"""A backend put together from a session and a device: as large a batch as fits, graphs, and both checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from mexma_runtime.backends.base import BackendInfo, Graphs
+from mexma_runtime.backends.gpu.backend import DeviceBackend, Worker
+from mexma_runtime.backends.gpu.buckets import packed_lattice, padded_lattice
+from mexma_runtime.backends.gpu.device import Device
+from mexma_runtime.backends.gpu.engine import N_ROOMS, DeviceEngine
+from mexma_runtime.backends.gpu.layouts import Layout, PackedLayout, PaddedLayout, Shape
+from mexma_runtime.backends.gpu.session import Session
+from mexma_runtime.batching import BatchPolicy, Grouping
+from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.manifest import EngineEntry, Manifest
+from mexma_runtime.bundle.tuning import Tuning
+from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError
+from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
+
+MOST_ROWS = 8192
+"""Sentences in a batch."""
+LEAST_BATCH_TOKENS = 1024
+MOST_GRAPH_BYTES = 1 << 30
+"""Of the device's memory, for buckets and their graphs."""
+LARGEST_DIFFERENCE = {Precision.FP32: 1e-3, Precision.FP16: 3e-2, Precision.INT8: 0.1, Precision.FP8: 0.1}
+"""Most that a vector may differ, as a share of its length, between ways to run it that are compared at loading.
+
+What is looked for are wrong kernels and broken graphs, whose vectors have nothing in common; rounding in another
+order stays far below.
+"""
+PROBE_LENGTHS = (7, 3, 12)
+
+
+def layout_for(manifest: Manifest, entry: EngineEntry) -> Layout:
+    """How batches lie in the inputs of `entry`."""
+    return PackedLayout(manifest.text) if entry.dialect is Dialect.PACKED else PaddedLayout(manifest.text)
+
+
+def assemble(
+    bundle: Bundle,
+    entry: EngineEntry,
+    session: Session,
+    device: Device,
+    worker: Worker,
+    *,
+    graphs: Graphs,
+    tuning: Tuning,
+    version: str,
+    processor: str,
+    spinning: bool,
+    make_value: Callable[[tuple[int, ...]], Any],
+    most_rows: int = MOST_ROWS,
+) -> DeviceBackend:
+    """Called in the worker's thread, which made `session` and `device`.
+
+    EngineUnavailableError where the device gives a sentence another vector in company, or in a graph, than alone;
+    DeviceMemoryError where not even a small batch fits.
+    """
+    manifest, text, precision = bundle.manifest, bundle.manifest.text, entry.precision
+    is_packed = entry.dialect is Dialect.PACKED
+    engine = largest_engine(session, device, bundle, entry, max_tokens=tuning.max_batch_tokens, most_rows=most_rows)
+    sentences = probe(manifest.model.vocab_size, text.max_tokens)
+    expected = check_company(engine, sentences, dim=manifest.dim, precision=precision)
+    if graphs is not Graphs.NEVER:
+        lattice = packed_lattice if is_packed else padded_lattice
+        shapes = lattice(text.max_tokens, up_to_tokens=min(tuning.graph_up_to_tokens, engine.capacity.n_tokens))
+
+        def capture(shape: Shape) -> None:
+            if graphs is Graphs.AT_LOAD:
+                check_bucket(engine, shape, sentences, expected, precision=precision)
+
+        add_buckets(engine, filter(engine.can_run, shapes), capture)
+    info = BackendInfo(
+        backend=session.library,
+        version=version,
+        device=f"{device.kind}:{device.index}",
+        providers=session.providers,
+        n_threads=1,
+        spinning=spinning,
+        processor=processor,
+        policy=BatchPolicy(
+            max_batch_tokens=engine.capacity.n_tokens,
+            max_batch_rows=engine.capacity.n_sentences,
+            grouping=Grouping.IN_ORDER if is_packed else Grouping.PADDED,
+        ),
+        n_in_flight=N_ROOMS,
+        n_graphs=len(engine.buckets),
+        graph_bytes=engine.graph_bytes,
+    )
+    return DeviceBackend(worker, engine, info, make_value)
+
+
+def largest_engine(
+    session: Session, device: Device, bundle: Bundle, entry: EngineEntry, *, max_tokens: int, most_rows: int = MOST_ROWS
+) -> DeviceEngine:
+    """An engine with room for batches of `max_tokens`, or of half as many, a quarter, ... until they fit.
+
+    Such a batch is run once: afterwards the library has all the memory that any batch needs, and takes no more.
+    """
+    manifest = bundle.manifest
+    layout, longest = layout_for(manifest, entry), manifest.text.max_tokens
+    while True:
+        capacity = Shape(n_sentences=min(most_rows, max_tokens), longest=longest, n_tokens=max_tokens)
+        try:
+            return _tried(DeviceEngine(session, device, layout, entry, dim=manifest.dim, capacity=capacity))
+        except DeviceMemoryError as error:
+            max_tokens //= 2
+            if max_tokens < max(LEAST_BATCH_TOKENS, longest):
+                raise DeviceMemoryError(
+                    f"{device.kind}:{device.index}: no room for a batch of {2 * max_tokens} tokens beside the weights "
+                    f"({error}): raise memory_limit, or make room on the device"
+                ) from error
+
+
+def _tried(engine: DeviceEngine) -> DeviceEngine:
+    """A function, so that nothing holds the memory of one that fails while the next is made."""
+    engine.run_largest()
+    return engine
+
+
+def add_buckets(
+    engine: DeviceEngine,
+    shapes: Iterable[Shape],
+    capture: Callable[[Shape], None],
+    *,
+    most_bytes: int = MOST_GRAPH_BYTES,
+) -> None:
+    """Give `engine` a bucket for each shape, the smallest first, and `capture` it.
+
+    Ends where they have taken more than `most_bytes` of the device, or where it has no memory for the next.
+    """
+    for shape in shapes:
+        if engine.graph_bytes > most_bytes:
+            return
+        try:
+            engine.add_bucket(shape)
+            capture(shape)
+        except DeviceMemoryError:
+            engine.remove_bucket(shape)
+            return
+
+
+def probe(vocab_size: int, max_tokens: int) -> Ragged:
+    """Sentences of different lengths to compare ways to run by, ids spread over the vocabulary."""
+    lengths = [min(length, max_tokens) for length in PROBE_LENGTHS]
+    ids = np.linspace(vocab_size // 3, vocab_size - 1, sum(lengths)).astype(np.int32)
+    return Ragged.from_lengths(ids, lengths)
+
+
+def check_company(engine: DeviceEngine, sentences: Ragged, *, dim: int, precision: Precision) -> Vectors:
+    """Vectors of `sentences`, each run alone; EngineUnavailableError where running them together gives others."""
+    alone = np.empty((len(sentences), dim), dtype=np.float32)
+    for row in range(len(sentences)):
+        one = sentences.part(row, row + 1)
+        engine.launch(one, alone[row : row + 1], normalize=False, shape=engine.capacity).finish()
+    if engine.fits(sentences, engine.capacity):  # a plan may be for one sentence at a time
+        _check(engine, engine.capacity, sentences, alone, precision=precision)
+    return alone
+
+
+def check_bucket(
+    engine: DeviceEngine, shape: Shape, sentences: Ragged, expected: Vectors, *, precision: Precision
+) -> None:
+    """Capture the graph of a bucket, and replay it with as many sentences as fit: their vectors are the `expected`.
+
+    Each time with others first, so that what the run before has left is not taken for a result.
+    """
+    fitting = [row for row in range(len(sentences)) if engine.fits(sentences.part(row, row + 1), shape)]
+    for number in range(len(sentences)):
+        rows = np.roll(fitting, number)
+        while not engine.fits(sentences.take(rows), shape):
+            rows = rows[:-1]
+        _check(engine, shape, sentences.take(rows), expected[rows], precision=precision)
+
+
+def _check(engine: DeviceEngine, shape: Shape, sentences: Ragged, expected: Vectors, *, precision: Precision) -> None:
+    found = np.empty_like(expected)
+    engine.launch(sentences, found, normalize=False, shape=shape).finish()
+    differences = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    if not np.all(differences <= LARGEST_DIFFERENCE[precision]):
+        raise EngineUnavailableError(
+            f"this device computes wrong vectors: sentences run together, in room for {shape.n_tokens} tokens, differ "
+            f"by {differences.max():.2g} of their length from the same sentences run alone, and at most "
+            f"{LARGEST_DIFFERENCE[precision]:g} is expected. Other dialects of the bundle use other kernels: load it "
+            "with dialect='fused', and report this with the output of `mexma doctor`"
+        )

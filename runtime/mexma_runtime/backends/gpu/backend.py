@@ -1,0 +1,119 @@
+"""The backend over a device: one thread of its own runs the engine; batches that do not fit are parted."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from mexma_runtime.backends.base import BackendInfo, Finish
+from mexma_runtime.backends.gpu.engine import DeviceEngine, Flight
+from mexma_runtime.backends.gpu.measuring import measure_buckets
+from mexma_runtime.batching import Grouping
+from mexma_runtime.bundle.tuning import Sample
+from mexma_runtime.device_vectors import DeviceRows, DeviceVectors
+from mexma_runtime.errors import DeviceMemoryError, UsageError
+from mexma_runtime.types import Ragged, Vectors
+
+Result = TypeVar("Result")
+
+
+class DeviceBackend:
+    """Runs one engine on one device; `start` queues a batch and returns at once."""
+
+    def __init__(
+        self, worker: Worker, engine: DeviceEngine, info: BackendInfo, make_value: Callable[[Any], Any]
+    ) -> None:
+        """`make_value` allocates an OrtValue, float32 of the shape it is given, on the device."""
+        self._worker, self._engine, self._make_value, self.info = worker, engine, make_value, info
+        self._adding = threading.Lock()
+        self._waited_s = self._fetched_s = 0.0
+
+    @property
+    def copy_s(self) -> float:
+        """Laying out, queueing and fetching; part of it beside the device's work."""
+        return self._engine.copy_s + self._fetched_s
+
+    @property
+    def compute_s(self) -> float:
+        """In onnxruntime, and waiting for the device."""
+        return self._engine.compute_s + self._waited_s
+
+    def start(self, batch: Ragged, out: Vectors | DeviceRows, *, normalize: bool) -> Finish:
+        """Queue `batch`; small ones at once, since changing to the worker's thread takes longer than laying one out."""
+        if self._engine.has_graph(batch):
+            return functools.partial(self._finish, self._launch(batch, out, normalize))
+        future = self._worker.submit(self._launch, batch, out, normalize)
+        return lambda: self._finish(future.result())
+
+    def device_vectors(self, shape: tuple[int, ...]) -> DeviceVectors:
+        """Room on the device for vectors of `shape`: `(n, dim)` or `(dim,)`."""
+        if self.info.policy.grouping is not Grouping.IN_ORDER:
+            raise UsageError("output='device' needs a packed engine, whose vectors are in order: load dialect='packed'")
+        value = self._worker.run(self._allocate, shape)
+        return DeviceVectors(value, self.info.device)
+
+    def measure(self, *, dim: int, progress: Callable[[int, int], None] | None = None) -> list[Sample]:
+        """How long each bucket takes, and running without: see `measure_buckets`."""
+        return self._worker.run(functools.partial(measure_buckets, self._engine, dim=dim, progress=progress))
+
+    def close(self) -> None:
+        """Wait for what is under way, and release the engine."""
+        self._worker.close(self._engine.close)
+
+    def _allocate(self, shape: tuple[int, ...]) -> Any:
+        self._engine.finish()
+        try:
+            return self._make_value(shape)
+        except Exception as error:
+            raise DeviceMemoryError(
+                f"{self.info.device}: no room for vectors of {shape}: embed fewer texts a call, or take them on the "
+                f"host ({error})"
+            ) from error
+
+    def _launch(self, batch: Ragged, out: Vectors | DeviceRows, normalize: bool) -> list[Flight]:
+        try:
+            return [self._engine.launch(batch, out, normalize=normalize)]
+        except DeviceMemoryError as error:
+            if len(batch) == 1:
+                raise DeviceMemoryError(
+                    f"{self.info.device}: no room for one sentence of {batch.ids.size} tokens ({error}). Raise the "
+                    "encoder's memory_limit, load it with fewer graphs, or make room on the device; it stays usable"
+                ) from error
+        half = len(batch) // 2
+        parts = ((0, half), (half, len(batch)))
+        return [
+            flight for start, end in parts for flight in self._launch(batch.part(start, end), out[start:end], normalize)
+        ]
+
+    def _finish(self, flights: list[Flight]) -> None:
+        for flight in flights:
+            flight.finish()
+        with self._adding:
+            self._waited_s += sum(flight.wait_s for flight in flights)
+            self._fetched_s += sum(flight.copy_s for flight in flights)
+
+
+class Worker:
+    """The one thread that runs a device's session."""
+
+    def __init__(self, name: str) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"mexma-{name}")
+        self._is_closed = False
+
+    def submit(self, work: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """Run `work` there."""
+        return self._pool.submit(work, *arguments)
+
+    def run(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """The same, and wait for it."""
+        return self.submit(work, *arguments).result()
+
+    def close(self, last: Callable[[], None]) -> None:
+        """Run `last` there and end the thread; calling it twice is fine."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.submit(last)
+            self._pool.shutdown()

@@ -1,0 +1,37 @@
+"""The shapes that graphs are captured for. Pure."""
+
+from __future__ import annotations
+
+from mexma_runtime.backends.gpu.layouts import Shape
+
+STEPS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+"""Tokens: never more than half as much again as the batch has, but for the smallest."""
+SENTENCES = (1, 2, 4, 8, 16, 32, 64)
+TOKENS_A_SENTENCE = 4
+"""Of packed buckets: one with room for n tokens takes at most n / 4 sentences; texts are seldom shorter."""
+
+
+def packed_lattice(max_tokens: int, *, up_to_tokens: int) -> list[Shape]:
+    """Buckets for tokens end to end, the smallest first: a sentence of `max_tokens` fits into the larger ones."""
+    return [
+        Shape(n_sentences=-(-n_tokens // TOKENS_A_SENTENCE), longest=min(n_tokens, max_tokens), n_tokens=n_tokens)
+        for n_tokens in STEPS
+        if n_tokens <= up_to_tokens
+    ]
+
+
+def padded_lattice(max_tokens: int, *, up_to_tokens: int) -> list[Shape]:
+    """Buckets for `n_sentences` of up to `longest` tokens each, the smallest first."""
+    lengths = [step for step in STEPS if step < max_tokens] + [max_tokens]
+    shapes = [
+        Shape(n_sentences=n, longest=longest, n_tokens=n * longest)
+        for longest in lengths
+        for n in SENTENCES
+        if n * longest <= up_to_tokens
+    ]
+    return sorted(shapes, key=size)
+
+
+def size(shape: Shape) -> tuple[int, int, int]:
+    """What buckets are ordered by: a batch runs in the first that holds it."""
+    return shape.n_tokens, shape.n_sentences, shape.longest

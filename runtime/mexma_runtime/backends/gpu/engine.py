@@ -1,0 +1,317 @@
+"""One engine on one device: inputs laid out in page-locked memory, queued, run by IO binding, vectors fetched.
+
+Nothing here knows CUDA: the same class runs on onnxruntime's CPU provider, and is tested there.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mexma_runtime.backends.gpu.buckets import size
+from mexma_runtime.backends.gpu.device import Device, Graph, Mark
+from mexma_runtime.backends.gpu.layouts import ArraySpec, Layout, Shape
+from mexma_runtime.backends.gpu.session import Session
+from mexma_runtime.bundle.manifest import EngineEntry
+from mexma_runtime.device_vectors import DeviceRows
+from mexma_runtime.errors import DeviceError, DeviceMemoryError, MexmaError, UsageError
+from mexma_runtime.types import Ragged, Vectors
+from mexma_runtime.vectors import normalize_rows
+
+N_ROOMS = 2
+"""Batches that are under way at once: one is computed while the next is laid out."""
+ALIGNMENT = 256
+"""Bytes; as cudaMalloc aligns."""
+
+
+class Flight:
+    """A batch that was queued. Whoever needs it done first, the caller or the next user of its memory, finishes it."""
+
+    def __init__(self, room: _Room, mark: Mark, target: Vectors | None, *, normalize: bool) -> None:
+        self._room, self._mark, self._target, self._normalize = room, mark, target, normalize
+        self._lock = threading.Lock()
+        self._is_done = False
+        self.wait_s = self.copy_s = 0.0
+
+    def finish(self) -> None:
+        """Return when the vectors are where they belong."""
+        with self._lock:
+            if self._is_done:
+                return
+            start_s = time.perf_counter()
+            self._mark.wait()
+            waited_s = time.perf_counter()
+            if self._target is not None:
+                self._target[...] = self._room.host_vectors[: len(self._target)]
+                if self._normalize:
+                    normalize_rows(self._target)
+            self._is_done, self._target = True, None
+            self.wait_s, self.copy_s = waited_s - start_s, time.perf_counter() - waited_s
+
+
+class DeviceEngine:
+    """An open session on a device.
+
+    Its methods are called by one thread: a library makes handles and workspaces for each thread that runs a session.
+    But batches that have a graph may be launched, and all flights finished, by any.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        device: Device,
+        layout: Layout,
+        entry: EngineEntry,
+        *,
+        dim: int,
+        capacity: Shape,
+    ) -> None:
+        """`capacity`: the largest batch; larger ones are refused by `launch`. Memory is taken for it here."""
+        self._session, self._device, self._layout, self._entry, self._dim = session, device, layout, entry, dim
+        self.capacity = capacity
+        self._zeros = device.allocate(max(map(_bytes_of, layout.constant_specs(capacity).values()), default=0))
+        self._rooms = cycle([_Room(session, device, layout, capacity, dim) for _ in range(N_ROOMS)])
+        self._buckets: dict[Shape, _Bucket] = {}
+        self._queueing = threading.Lock()
+        self.graph_bytes = 0
+        """Device memory that buckets have taken: their own, their graphs' and what the arena grew by."""
+        self.copy_s = self.compute_s = 0.0
+
+    @property
+    def buckets(self) -> list[Shape]:
+        """Shapes that are run as captured graphs, the smallest first."""
+        return list(self._buckets)
+
+    def add_bucket(self, shape: Shape) -> None:
+        """From now on, run what fits in `shape` there, in a graph that the first run captures."""
+        assert self.capacity.n_sentences >= shape.n_sentences
+        with self._counting_memory():
+            room = _Room(self._session, self._device, self._layout, shape, self._dim)
+            laid = room.laid_out(shape)
+            self._bind(room, laid, room.vectors.pointer)
+        buckets = {**self._buckets, shape: _Bucket(laid, room)}
+        self._buckets = dict(sorted(buckets.items(), key=lambda item: size(item[0])))
+
+    def remove_bucket(self, shape: Shape) -> None:
+        """The contrary."""
+        if bucket := self._buckets.pop(shape, None):
+            bucket.room.finish()
+
+    def fits(self, batch: Ragged, shape: Shape) -> bool:
+        """Whether there is room for `batch` in `shape`, a bucket's or `capacity`, and the library runs it there."""
+        need = self._layout.shape_of(batch)
+        return shape.holds(need) and (shape != self.capacity or self.can_run(need))
+
+    def can_run(self, shape: Shape) -> bool:
+        """Whether the library can run `shape`."""
+        return self._session.holds(shape.n_sentences, shape.longest)
+
+    def has_graph(self, batch: Ragged) -> bool:
+        """Whether launching `batch` replays a graph, which any thread may do."""
+        bucket = self._bucket_for(self._layout.shape_of(batch), None)
+        return bucket is not None and bucket.graph is not None
+
+    def launch(
+        self, batch: Ragged, target: Vectors | DeviceRows, *, normalize: bool, shape: Shape | None = None
+    ) -> Flight:
+        """Queue `batch`, its vectors to go to `target`: float32 `(n, dim)` of the host, or rows of DeviceVectors.
+
+        shape: the bucket to take instead of the smallest, or `capacity` for none.
+        Raises DeviceMemoryError where the device's memory, or the capacity, is too small for it.
+        """
+        start_s = time.perf_counter()
+        rows = target if isinstance(target, DeviceRows) else None
+        if rows and normalize and not self._layout.normalizes:
+            raise UsageError(f"engine {self._entry.name} gives no vectors of length 1 on a device: use a packed one")
+        need = self._layout.shape_of(batch)
+        bucket = self._bucket_for(need, shape)
+        if bucket is None and not self.capacity.holds(need):
+            raise DeviceMemoryError(f"a batch of {_words(need)}, and there is room for {_words(self.capacity)}")
+        if bucket is None and not self.can_run(need):
+            raise DeviceMemoryError(f"a batch of {_words(need)}, which no profile of the plan holds")
+        with self._queueing, self._device.active():
+            room = bucket.room if bucket else next(self._rooms)
+            room.finish()
+            laid = bucket.laid if bucket else room.laid_out(need)
+            self._layout.fill(batch, laid.arrays, normalize=normalize)
+            if bucket is None:
+                self._bind(room, laid, rows.pointer if rows else room.vectors.pointer)
+            elif bucket.graph is None:
+                self._capture(bucket)
+            laid_s = time.perf_counter()
+            if bucket and bucket.graph:
+                bucket.graph.launch()
+            else:
+                self._run(room, laid)
+            ran_s = time.perf_counter()
+            n_bytes = len(batch) * self._dim * room.host_vectors.itemsize
+            if rows is None:
+                self._device.download(room.vectors.pointer, room.vector_bytes[:n_bytes])
+            elif bucket:
+                self._device.copy(room.vectors.pointer, rows.pointer, n_bytes)
+            room.flight = flight = Flight(
+                room,
+                self._device.mark(),
+                target if isinstance(target, np.ndarray) else None,
+                normalize=normalize and not self._layout.normalizes,
+            )
+            self.compute_s += ran_s - laid_s
+            self.copy_s += time.perf_counter() - ran_s + laid_s - start_s
+            return flight
+
+    def run_largest(self) -> None:
+        """Run a batch that needs all of the capacity: afterwards the library has all the memory that any needs.
+
+        One that cannot run it has taken its memory when it was opened.
+        """
+        shape = self._layout.fullest(self.capacity)
+        if not self.can_run(shape):
+            return
+        left = shape.n_tokens - shape.longest
+        n_others = min(shape.n_sentences - 1, left)
+        others = [left // n_others + (row < left % n_others) for row in range(n_others)]
+        lengths = [shape.longest, *others]
+        batch = Ragged.from_lengths(np.zeros(sum(lengths), dtype=np.int32), lengths)
+        vectors = np.empty((len(batch), self._dim), dtype=np.float32)
+        self.launch(batch, vectors, normalize=False, shape=self.capacity).finish()
+
+    def finish(self) -> None:
+        """Return when nothing is under way."""
+        with self._queueing:
+            for _ in range(N_ROOMS):
+                next(self._rooms).finish()
+            for bucket in self._buckets.values():
+                bucket.room.finish()
+
+    def close(self) -> None:
+        """Release session and memory."""
+        self.finish()
+        self._buckets.clear()
+        self._rooms = cycle(())
+        del self._session
+        self._device.close()
+
+    def _bucket_for(self, need: Shape, shape: Shape | None) -> _Bucket | None:
+        if shape is not None:
+            return self._buckets.get(shape)
+        return next((bucket for there, bucket in self._buckets.items() if there.holds(need)), None)
+
+    def _bind(self, room: _Room, laid: _LaidOut, vectors: int) -> None:
+        binding = room.binding
+        for name, array in laid.arrays.items():
+            binding.bind_input(name, array.dtype.type, array.shape, room.inputs.pointer + laid.offsets[name])
+        for name, spec in self._layout.constant_specs(laid.shape).items():
+            binding.bind_input(name, spec.dtype, spec.shape, self._zeros.pointer)
+        binding.bind_output(self._entry.output, np.float32, (laid.shape.n_sentences, self._dim), vectors)
+
+    def _run(self, room: _Room, laid: _LaidOut) -> None:
+        self._device.upload(room.host[: laid.n_bytes], room.inputs.pointer)
+        try:
+            self._session.run(room.binding)
+        except Exception as error:
+            with suppress(MexmaError):
+                self._device.mark().wait()  # for the copy, whose memory may be filled or freed next
+            what = f"{self._entry.file}: {self._session.library} failed on a batch of {_words(laid.shape)}: {error}"
+            raise (DeviceMemoryError if is_out_of_memory(error) else MexmaError)(what) from error
+
+    def _capture(self, bucket: _Bucket) -> None:
+        """Capture copy and run; run them once before, for what kernels load or take the first time."""
+        with self._counting_memory():
+            self._run(bucket.room, bucket.laid)
+            self._device.mark().wait()
+            try:
+                bucket.graph = self._device.capture(lambda: self._run(bucket.room, bucket.laid))
+            except DeviceMemoryError:
+                raise
+            except MexmaError as error:
+                raise DeviceError(
+                    f"{self._entry.file}: no graph could be captured for {_words(bucket.laid.shape)} ({error}): load "
+                    "it with graphs='never', and report this with the output of `mexma doctor`"
+                ) from error
+
+    @contextmanager
+    def _counting_memory(self) -> Iterator[None]:
+        free_bytes = self._device.free_bytes()
+        yield
+        self.graph_bytes += free_bytes - self._device.free_bytes()
+
+
+OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "smaller than requested bytes", "cuda failure 2:")
+"""Words of CUDA's, of onnxruntime's arena, and of the arena at its limit."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a library says that memory of the device ran out."""
+    text = str(error).lower()
+    return any(words in text for words in OUT_OF_MEMORY)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _LaidOut:
+    """The inputs of one shape in the host's memory."""
+
+    shape: Shape
+    arrays: dict[str, NDArray[Any]]
+    offsets: dict[str, int]
+    """Bytes from the beginning."""
+    n_bytes: int
+    """From the first input's beginning to the last one's end."""
+
+
+class _Room:
+    """Memory for one batch under way, on both sides: inputs one after another, so that one copy takes them over."""
+
+    def __init__(self, session: Session, device: Device, layout: Layout, capacity: Shape, dim: int) -> None:
+        self._layout, self.binding = layout, session.binding()
+        n_bytes = sum(map(_aligned_bytes_of, layout.specs(layout.widest(capacity)).values()))
+        self.host, self.inputs = device.host_bytes(n_bytes), device.allocate(n_bytes)
+        self.vector_bytes = device.host_bytes(capacity.n_sentences * dim * 4)
+        self.host_vectors = self.vector_bytes.view(np.float32).reshape(capacity.n_sentences, dim)
+        self.vectors = device.allocate(self.vector_bytes.nbytes)
+        self.flight: Flight | None = None
+
+    def laid_out(self, shape: Shape) -> _LaidOut:
+        """The inputs of `shape`, as views of this memory."""
+        arrays: dict[str, NDArray[Any]] = {}
+        offsets, end = {}, 0
+        for name, spec in self._layout.specs(shape).items():
+            arrays[name] = self.host[end : end + _bytes_of(spec)].view(spec.dtype).reshape(spec.shape)
+            offsets[name] = end
+            end += _aligned_bytes_of(spec)
+        return _LaidOut(shape=shape, arrays=arrays, offsets=offsets, n_bytes=end)
+
+    def finish(self) -> None:
+        """Wait for the batch that is under way in this memory."""
+        if self.flight:
+            self.flight.finish()
+            self.flight = None
+
+
+@dataclass(eq=False)
+class _Bucket:
+    """A shape with memory of its own, bound once."""
+
+    laid: _LaidOut
+    room: _Room
+    graph: Graph | None = None
+
+
+def _bytes_of(spec: ArraySpec) -> int:
+    return int(np.dtype(spec.dtype).itemsize) * math.prod(spec.shape)
+
+
+def _aligned_bytes_of(spec: ArraySpec) -> int:
+    return -(-_bytes_of(spec) // ALIGNMENT) * ALIGNMENT
+
+
+def _words(shape: Shape) -> str:
+    return f"{shape.n_sentences} sentences, {shape.n_tokens} tokens"

@@ -1,0 +1,92 @@
+"""Opening a bundle: a folder with engines, weights and a tokenizer that bundle.json describes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mexma_runtime.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
+from mexma_runtime.errors import BundleError
+
+READ_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A folder whose manifest was read and whose files were checked."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(
+        cls, folder: str | Path, *, verify: bool = False, progress: Callable[[int, int], None] | None = None
+    ) -> Bundle:
+        """Read bundle.json and check the files: all sizes, and the sha256 of all but the weights.
+
+        `verify` checks the weights' sha256 too (seconds a gigabyte); `progress` is called with bytes done and in all.
+        Raises BundleError that names the file and the reason.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        if manifest is None:
+            present = "the folder does not exist" if not folder.is_dir() else "the folder holds no bundle.json"
+            raise BundleError(folder, f"not a bundle: {present}; `mexma export SOURCE --out {folder}` makes one")
+        weights = {name for engine in manifest.engines for name in engine.weights}
+        for entry in manifest.files:
+            _check_size(folder / entry.name, entry)
+        hashed = [entry for entry in manifest.files if verify or entry.name not in weights]
+        done, total = 0, sum(entry.size for entry in hashed)
+        for entry in hashed:
+            _check_hash(folder / entry.name, entry)
+            done += entry.size
+            if progress:
+                progress(done, total)
+        return cls(folder=folder, manifest=manifest)
+
+    def path(self, name: str) -> Path:
+        """Where a file of the manifest lies."""
+        return self.folder / self.manifest.file(name).name
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """bundle.json of `folder`, or None where there is none; BundleError where it cannot be read."""
+    path = folder / MANIFEST_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except UnicodeDecodeError as error:
+        raise BundleError(path, f"not UTF-8 ({error}): the file is damaged: remove it and export again") from None
+    except OSError as error:
+        raise BundleError(path, f"cannot be read: {error.strerror}") from None
+    return Manifest.from_json(text, path=path)
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(READ_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _check_size(path: Path, entry: FileEntry) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise BundleError(path, f"{reason}: copy the bundle again, or export again") from None
+    if size != entry.size:
+        raise BundleError(path, f"expected {entry.size} bytes, got {size}: copy the bundle again, or export again")
+
+
+def _check_hash(path: Path, entry: FileEntry) -> None:
+    actual = sha256_of(path)
+    if actual != entry.sha256:
+        raise BundleError(
+            path, f"expected sha256 {entry.sha256}, got {actual}: damaged or another file; copy or export again"
+        )

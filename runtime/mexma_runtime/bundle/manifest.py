@@ -1,0 +1,299 @@
+"""bundle.json: what a bundle says of itself, as frozen dataclasses that read and write its JSON.
+
+History of the schema (a reader knows every version up to its own):
+  1  first release
+  2  int8: EngineEntry.quantization
+  3  the dialect packed, with inputs of its own
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from mexma_runtime.bundle.strict_json import read_value
+from mexma_runtime.errors import BundleError
+from mexma_runtime.types import Dialect, Pooling, Precision
+
+SCHEMA = 3
+GROUP_STEP = 16
+"""OpenVINO finds scales for groups of channels whose size is a multiple of this."""
+MANIFEST_NAME = "bundle.json"
+DIGEST = "content_sha256"
+"""The field of bundle.json that tells a flipped bit; not part of the Manifest."""
+
+
+class PositionScheme(StrEnum):
+    """How position ids follow from token ids."""
+
+    FROM_ZERO = "from_zero"
+    """BERT: 0, 1, 2, ..."""
+    AFTER_PADDING = "after_padding"
+    """(XLM-)RoBERTa: padding_id + 1, + 2, ... over the tokens that are not padding; padding itself keeps padding_id,
+    a literal "<pad>" in a text too (transformers' create_position_ids_from_input_ids)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of the bundle."""
+
+    name: str
+    sha256: str
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry:
+    """The checkpoint that the bundle was made from."""
+
+    id: str
+    """Its id on the hub, `standin:NAME`, or the folder's name."""
+    revision: str | None
+    """The commit on the hub, where there is one."""
+    weights_sha256: str
+    family: str
+    """`xlm-roberta` or `bert`."""
+    n_layers: int
+    hidden_size: int
+    n_heads: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A choice that changes the vectors, and where it came from."""
+
+    value: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEntry:
+    """How text becomes ids, and ids positions."""
+
+    tokenizer: str
+    """File name of the tokenizer in the bundle."""
+    max_tokens: int
+    """Special tokens included."""
+    max_tokens_source: str
+    lower_case: bool
+    padding_id: int
+    position_scheme: PositionScheme
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """How far an engine's vectors were from a reference, and on what that was measured."""
+
+    reference: str
+    """Library, model class, number format and device that gave the reference vectors."""
+    corpus: str
+    corpus_sha256: str
+    backend: str
+    """Library and version that ran the engine."""
+    provider: str
+    processor: str
+    """Processor model and the instruction sets that matter, or the GPU."""
+    certified: bool
+    note: str | None
+    """Why it is not certified, where it is not."""
+    figures: dict[str, float | int | None]
+
+
+class ProductMode(StrEnum):
+    """How the activations of one matrix product are quantized."""
+
+    STATIC = "static"
+    """By one scale for all text, found in calibration."""
+    TOKEN = "token"
+    """By a scale for each token, found while computing by the graph itself."""
+    GROUP = "group"
+    """By a scale for each token and group of its channels, found while computing by OpenVINO."""
+    FLOAT = "float"
+    """Not at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedProduct:
+    """What became of one matrix product."""
+
+    name: str
+    """Its path in the graph: `layer.3.ffn.down`."""
+    mode: ProductMode
+    migration: float | None
+    """Exponent alpha of the scale migration; None: none."""
+    scale: float | None
+    """Of static activations; None for others."""
+    zero_point: int | None
+    """Of activations that are static or have a scale a token; None for others."""
+    error: float
+    """Mean square error of the product's output on calibration text, as a share of its variance; 0 in float."""
+    error_plain: float
+    """The same with nearest rounding over the whole range: what the search began with."""
+    error_migrated: float
+    """The same with heads, channels, migration and ranges as chosen, before rounding and bias were."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """How an int8 engine was made: enough to make it again."""
+
+    recipe_sha256: str
+    seed: int
+    calibration: str
+    """Name of the text."""
+    calibration_sha256: str
+    n_texts: int
+    n_tokens: int
+    weight_bits: int
+    """8, or 7: then products of uint8 and int8 do not saturate on processors without VNNI."""
+    group_size: int | None
+    """Input channels that share a scale where products have a scale a group; None: no product has."""
+    products: list[QuantizedProduct]
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether a product has a scale for each group of channels, which OpenVINO alone finds."""
+        return any(product.mode is ProductMode.GROUP for product in self.products)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineEntry:
+    """One graph of the bundle and what it takes to run it."""
+
+    name: str
+    """`DIALECT.PRECISION[.RECIPE.ACTIVATION]`, such as `portable.int8.fast.uint8`; unique in the bundle."""
+    dialect: Dialect
+    precision: Precision
+    recipe: str | None
+    """`fast`, `precise` or a user's own name; None where nothing is quantized."""
+    activation: str | None
+    """Number format of quantized activations, `uint8` or `int8`; None where there are none."""
+    file: str
+    weights: list[str]
+    """Files of external data that the graph refers to."""
+    inputs: list[str]
+    output: str
+    requires: dict[str, str]
+    """Backend -> the least version of its library that runs this engine."""
+    space: str
+    """Fingerprint of the vector space: vectors of equal fingerprints may be compared without a thought."""
+    certificates: list[Certificate] = field(default_factory=list)
+    quantization: Quantization | None = None
+    """How its products were quantized; None where they were not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """All of bundle.json."""
+
+    schema: int
+    """SCHEMA: what an older file lacks is filled in when it is read."""
+    writer: str
+    """Name and version of what wrote the bundle."""
+    model: ModelEntry
+    pooling: Setting
+    normalize: Setting
+    text: TextEntry
+    files: list[FileEntry]
+    engines: list[EngineEntry]
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a vector."""
+        return self.model.hidden_size
+
+    @property
+    def pooling_mode(self) -> Pooling:
+        """The pooling as its enumeration."""
+        return Pooling(self.pooling.value)
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether the checkpoint's own vectors have length 1."""
+        return self.normalize.value == "true"
+
+    def file(self, name: str) -> FileEntry:
+        """The entry of one file; KeyError where there is none."""
+        return next(entry for entry in self.files if entry.name == name)
+
+    def to_json(self) -> str:
+        """The text of bundle.json: sorted keys, so that equal manifests are equal bytes; and a digest."""
+        data = dataclasses.asdict(self)
+        return json.dumps({**data, DIGEST: _digest(data)}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, path: Path) -> Manifest:
+        """Read bundle.json's text; BundleError names `path`, the field, what was expected and what was there."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise BundleError(path, f"not JSON ({error}): the file is damaged: remove it and export again") from None
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if not isinstance(schema, int) or isinstance(schema, bool):
+            raise BundleError(path, "no schema version: this is not a bundle's manifest")
+        if schema > SCHEMA:
+            raise BundleError(
+                path, f"schema {schema}, this reader knows up to {SCHEMA}: upgrade mexma-runtime, or export again"
+            )
+        if data.pop(DIGEST, None) != _digest(data):
+            raise BundleError(
+                path, f"its {DIGEST} is not that of its content: damaged or edited: remove it and export again"
+            )
+        manifest = read_value(cls, _upgraded(data, schema), path=path)
+        assert isinstance(manifest, cls)
+        _check_references(manifest, path)
+        return manifest
+
+
+def space_fingerprint(
+    *,
+    weights_sha256: str,
+    tokenizer_sha256: str,
+    text: TextEntry,
+    pooling: Pooling,
+    normalize: bool,
+    precision: Precision,
+    recipe: str | None,
+) -> str:
+    """16 hexadecimal digits that differ where vectors may differ by more than rounding of one precision."""
+    prompt = text.prompts.get(text.default_prompt_name or "", "")
+    settings = [text.max_tokens, text.lower_case, prompt, pooling, normalize, precision, recipe]
+    parts = [weights_sha256, tokenizer_sha256, *settings]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _digest(data: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _upgraded(data: dict[str, Any], schema: int) -> dict[str, Any]:
+    """What an older writer's `data` is in SCHEMA; what is no manifest is left as it is, to be refused."""
+    engines = data.get("engines")
+    if schema < 2 and isinstance(engines, list):
+        engines = [{"quantization": None, **engine} if isinstance(engine, dict) else engine for engine in engines]
+        data = {**data, "engines": engines}
+    return {**data, "schema": SCHEMA}
+
+
+def _check_references(manifest: Manifest, path: Path) -> None:
+    files = [entry.name for entry in manifest.files]
+    for name in files:
+        if Path(name).name != name or name in (".", ".."):
+            raise BundleError(path, f"file name {name!r} leaves the bundle's folder: refused")
+    needed = {manifest.text.tokenizer} | {
+        name for engine in manifest.engines for name in (engine.file, *engine.weights)
+    }
+    if missing := sorted(needed - set(files)):
+        raise BundleError(path, f"engines refer to files that the list of files lacks: {', '.join(missing)}")
+    names = [engine.name for engine in manifest.engines]
+    if len(set(names)) != len(names) or len(set(files)) != len(files):
+        raise BundleError(path, "an engine or a file is listed twice")

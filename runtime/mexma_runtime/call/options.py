@@ -1,0 +1,61 @@
+"""What a call to encode asks for, checked and made definite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mexma_runtime.bundle.manifest import Manifest
+from mexma_runtime.errors import InputError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeOptions:
+    """What the ways to encode have in common."""
+
+    prompt: str
+    """Put before each text."""
+    truncate: bool
+    normalize: bool
+    batch_size: int | None
+    """Most sentences in a batch; None: as many as the backend likes."""
+
+
+def resolve_options(
+    manifest: Manifest,
+    *,
+    prompt_name: str | None = None,
+    prompt: str | None = None,
+    truncate: bool = True,
+    normalize: bool | None = None,
+    batch_size: int | None = None,
+) -> EncodeOptions:
+    """Fill in the checkpoint's own ways; prompts are chosen as sentence-transformers does."""
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"batch_size: expected 1 or more, got {batch_size}")
+    prompts = manifest.text.prompts
+    if prompt is None and prompt_name is not None:
+        if prompt_name not in prompts:
+            raise UsageError(f"prompt_name: expected one of {sorted(prompts)}, got {prompt_name!r}")
+        prompt = prompts[prompt_name]
+    elif prompt is None and manifest.text.default_prompt_name is not None:
+        prompt = prompts.get(manifest.text.default_prompt_name)
+    own_way = manifest.is_normalized if normalize is None else normalize
+    return EncodeOptions(prompt=prompt or "", truncate=truncate, normalize=own_way, batch_size=batch_size)
+
+
+def listed(sentences: Iterable[str]) -> list[str]:
+    """The texts as a list; InputError where one is not a str, found before hours are spent on those in front of it."""
+    if isinstance(sentences, (str, bytes, Mapping)) or not isinstance(sentences, Iterable):
+        raise InputError(f"expected a sequence of str, got {type(sentences).__name__}")
+    texts = list(sentences)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"expected a str, got {type(text).__name__}", index=index)
+    return texts
+
+
+def with_prompt(prompt: str, texts: list[Any]) -> list[Any]:
+    """Each text behind the prompt; what is not a str stays as it is, for the tokenizer to refuse by its index."""
+    return [prompt + text if isinstance(text, str) else text for text in texts] if prompt else texts

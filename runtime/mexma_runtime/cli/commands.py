@@ -1,0 +1,226 @@
+"""The command `mexma`: info, doctor, embed, and the commands that other packages add."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import signal
+import sys
+import time
+import warnings
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, BinaryIO
+
+import typer
+
+from mexma_runtime.errors import MexmaError, TruncationWarning, UsageError
+from mexma_runtime.terminal import note, print_json, progress_bars
+
+COMMANDS = "mexma.commands"
+"""The entry points that add commands: functions that take the typer app."""
+UNEXPECTED_EXIT_CODE = 70
+SHOW_TRACEBACK = "MEXMA_TRACEBACK"
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+def main() -> None:
+    """Run the command line; a MexmaError becomes one line on stderr and its own exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    try:
+        build_app()()
+    except MexmaError as error:
+        _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        # Whoever read stdout has left; Python would try to flush it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(MexmaError.exit_code)
+    except Exception as error:
+        if os.environ.get(SHOW_TRACEBACK):
+            raise
+        _fail(f"{type(error).__name__}: {error} ({SHOW_TRACEBACK}=1 shows where)", UNEXPECTED_EXIT_CODE)
+
+
+def build_app() -> typer.Typer:
+    """The commands of this package and of the others that are installed."""
+    app = typer.Typer(
+        name="mexma",
+        help="Export sentence encoders, and embed text with them.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_root)
+    app.command("embed")(embed_command)
+    app.command("info")(info_command)
+    app.command("doctor")(doctor_command)
+    for entry in sorted(importlib.metadata.entry_points(group=COMMANDS), key=lambda entry: entry.name):
+        try:
+            entry.load()(app)
+        except ImportError as error:
+            note(f"mexma {entry.name} is not available: {error}")
+    return app
+
+
+def info_command(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Check the hashes of the weights too.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a bundle holds, after checking its files."""
+    from mexma_runtime.bundle.bundle import Bundle
+    from mexma_runtime.cli.tables import show_bundle
+
+    with progress_bars() as report:
+        opened = Bundle.open(bundle, verify=verify, progress=lambda done, total: report("checking", done, total))
+    show_bundle(opened, is_verified=verify, as_json=as_json)
+
+
+def doctor_command(
+    bundle: Annotated[
+        Path | None, typer.Option(help="A bundle: run its engines for GPUs, and show their attention kernels.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="The GPU to look at with --bundle: cuda, cuda:1.")] = "cuda",
+    tune: Annotated[
+        bool,
+        typer.Option("--tune", help="Measure --bundle on this GPU, and keep in its folder what is best here."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show versions, processor, threads, GPUs, and which backends work here."""
+    from mexma_runtime import backends
+    from mexma_runtime.bundle.bundle import Bundle
+    from mexma_runtime.cli import tables
+    from mexma_runtime.cli.doctor import diagnose
+
+    if tune and bundle is None:
+        raise UsageError("--tune measures the engine of a bundle: name it with --bundle")
+    opened = Bundle.open(bundle) if bundle else None
+    if opened and tune:
+        with progress_bars() as report:
+            engine, found, path = backends.tune(
+                opened, device, progress=lambda done, total: report("measuring", done, total)
+            )
+        tables.show_tuning(engine, found, path, as_json=as_json)
+        return
+    tables.show_diagnosis(diagnose(opened, device), as_json=as_json)
+
+
+def embed_command(
+    file: Annotated[str, typer.Argument(help="Text in UTF-8, one sentence a line; - reads stdin.")],
+    bundle: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .npy file to write: float32, one row a line.")],
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16 or int8; default: the only one, or fp32; fp16 on a GPU.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Of int8: fast, precise or your own; default: fast.")] = None,
+    device: Annotated[
+        list[str] | None, typer.Option(help="cpu (default), or a GPU: cuda, cuda:1; given several times, they share.")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="onnxruntime or openvino; default: the faster one that is installed.")
+    ] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="Of a GPU: efficient (default), or flash, which is faster for long texts.")
+    ] = None,
+    normalize: Annotated[
+        bool | None,
+        typer.Option("--normalize/--no-normalize", help="Vectors of length 1, or as pooled; default: the model's way."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Embed each line of a file, in bounded memory; OUT appears when it is complete."""
+    from mexma_runtime.cli.npy_file import NpyWriter
+    from mexma_runtime.cli.sentences import count_lines, read_sentences
+    from mexma_runtime.encoder import Encoder
+
+    start_s = time.perf_counter()
+    n_sentences = 0
+    with ExitStack() as stack:
+        lines = stack.enter_context(_open(file))
+        encoder = stack.enter_context(
+            Encoder.load(
+                bundle,
+                precision=precision,
+                recipe=recipe,
+                device=device or "cpu",
+                backend=backend,
+                attention=attention,
+            )
+        )
+        caught = stack.enter_context(warnings.catch_warnings(record=True))
+        warnings.simplefilter("always")
+        writer = stack.enter_context(NpyWriter(output, dim=encoder.info.dim))
+        report = stack.enter_context(progress_bars())
+        # Only a person waits for a bar, and only a file can be read twice.
+        n_lines = count_lines(Path(file)) if sys.stderr.isatty() and Path(file).is_file() else 0
+        vectors = encoder.encode_iter(
+            read_sentences(lines, name="stdin" if file == "-" else file), normalize_embeddings=normalize
+        )
+        for vector in stack.enter_context(closing(vectors)):
+            writer.append(vector)
+            n_sentences += 1
+            if n_lines:
+                report("embedding", n_sentences, n_lines)
+    seconds = time.perf_counter() - start_s
+    for warning in caught:
+        note(f"warning: {warning.message}")
+    info = encoder.info
+    if as_json:
+        print_json(
+            {
+                "output": str(output),
+                "n_sentences": n_sentences,
+                "dim": info.dim,
+                "n_truncated": sum(w.message.n_truncated for w in caught if isinstance(w.message, TruncationWarning)),
+                "seconds": round(seconds, 3),
+                "engine": info.engine,
+                "backend": info.backend,
+                "space": info.space,
+            }
+        )
+    else:
+        rate = n_sentences / seconds
+        note(
+            f"wrote {n_sentences} vectors of {info.dim} numbers to {output}: engine {info.engine} on {info.backend}, "
+            f"{seconds:.1f} s, {rate:.1f} sentences/s with loading"
+        )
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        try:
+            typer.echo(f"mexma-runtime {importlib.metadata.version('mexma-runtime')}")
+        except importlib.metadata.PackageNotFoundError:
+            typer.echo("mexma-runtime, not installed but run from its source")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Export sentence encoders, and embed text with them."""
+
+
+def _open(file: str) -> AbstractContextManager[BinaryIO]:
+    if file == "-":
+        return nullcontext(sys.stdin.buffer)
+    try:
+        return Path(file).open("rb")
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    # Unlike the signals' own effects, this lets `with` blocks clean up, and the exit code is a shell's.
+    sys.exit(128 + number)
+
+
+def _fail(message: str, exit_code: int) -> None:
+    typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+    sys.exit(exit_code)

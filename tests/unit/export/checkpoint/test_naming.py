@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from mexma_export.checkpoint.config import read_config
+from mexma_export.checkpoint.naming import IGNORED, PREFIXES, expected_tensors, find_prefix
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 10,
+}
+MODELS = [
+    ("XLMRobertaModel", "XLMRobertaConfig", ""),
+    ("XLMRobertaForMaskedLM", "XLMRobertaConfig", "roberta."),
+    ("XLMRobertaForSequenceClassification", "XLMRobertaConfig", "roberta."),
+    ("RobertaForQuestionAnswering", "RobertaConfig", "roberta."),
+    ("CamembertForTokenClassification", "CamembertConfig", "roberta."),
+    ("BertModel", "BertConfig", ""),
+    ("BertForPreTraining", "BertConfig", "bert."),
+]
+
+
+def make(model: str, config: str) -> Any:
+    with torch.device("meta"):
+        return getattr(transformers, model)(getattr(transformers, config)(**SIZES))
+
+
+@pytest.mark.parametrize(("model_name", "config_name", "prefix"), MODELS)
+def test_the_table_names_every_tensor_of_transformers_models(model_name: str, config_name: str, prefix: str) -> None:
+    model = make(model_name, config_name)
+    config, problems = read_config(model.config.to_dict())
+    assert problems == []
+    assert config is not None
+    theirs = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = expected_tensors(config)
+    assert find_prefix(theirs, expected) == prefix
+    for tensor in expected:
+        assert theirs.pop(prefix + tensor.theirs) == tensor.shape
+    assert [name for name in theirs if not IGNORED.fullmatch(name.removeprefix(prefix))] == []
+    assert len({tensor.ours for tensor in expected}) == len(expected) == 5 + 2 * 16
+
+
+def test_the_prefix_is_found_whichever_tensor_is_missing() -> None:
+    config, _ = read_config(make("XLMRobertaModel", "XLMRobertaConfig").config.to_dict())
+    assert config is not None
+    expected = expected_tensors(config)
+    for prefix in PREFIXES:
+        for missing in expected:
+            names = {prefix + tensor.theirs for tensor in expected if tensor is not missing}
+            assert find_prefix(names, expected) == prefix
+
+
+def test_nothing_of_the_encoder_is_ignored() -> None:
+    config, _ = read_config(make("BertModel", "BertConfig").config.to_dict())
+    assert config is not None
+    assert [tensor.theirs for tensor in expected_tensors(config) if IGNORED.fullmatch(tensor.theirs)] == []
+    for name in ("encoder.layer.0.adapter.weight", "embeddings.extra", "pooler", "encoder.pooler.dense.weight"):
+        assert not IGNORED.fullmatch(name)

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mexma_export.checkpoint.config import Family, ModelConfig
+from mexma_export.checkpoint.sentence import SentenceSettings, read_settings
+from mexma_runtime.errors import CheckpointError
+from mexma_runtime.types import Pooling
+
+CONFIG = ModelConfig(
+    family=Family.XLM_ROBERTA,
+    n_layers=2,
+    hidden_size=16,
+    n_heads=2,
+    ffn_size=32,
+    vocab_size=100,
+    n_positions=514,
+    n_token_types=1,
+    padding_id=1,
+    layer_norm_epsilon=1e-5,
+)
+OLD, NEW = "sentence_transformers.models.", "sentence_transformers.sentence_transformer.modules.module."
+"""What sentence-transformers 2 and 6 put before a module's name."""
+
+
+def modules(*names: str, stem: str = OLD) -> list[dict[str, Any]]:
+    paths = ["", *(f"{i}_{name}" for i, name in enumerate(names[1:], start=1))]
+    return [
+        {"idx": i, "name": str(i), "path": path, "type": stem + name}
+        for i, (name, path) in enumerate(zip(names, paths, strict=True))
+    ]
+
+
+def write(folder: Path, files: dict[str, Any]) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def read(folder: Path, *, model_id: str = "folder", pooling: Pooling | None = None) -> SentenceSettings:
+    settings, problems = read_settings(folder, CONFIG, model_id=model_id, asked_pooling=pooling)
+    assert problems == []
+    assert settings is not None
+    return settings
+
+
+def problems_of(folder: Path, pooling: Pooling | None = None) -> list[str]:
+    settings, problems = read_settings(folder, CONFIG, model_id="folder", asked_pooling=pooling)
+    assert settings is None
+    return problems
+
+
+CLS_FILES = {
+    "modules.json": modules("Transformer", "Pooling"),
+    "1_Pooling/config.json": {"embedding_dimension": 16, "pooling_mode": "cls", "include_prompt": True},
+}
+
+
+@pytest.mark.parametrize("stem", [OLD, NEW])
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode": "mean", "include_prompt": True}, "mean"),
+        ({"pooling_mode": ["mean"]}, "mean"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}, "mean"),
+        ({"pooling_mode": "cls", "pooling_mode_mean_tokens": True}, "cls"),
+    ],
+)
+def test_pooling_is_read_from_old_and_new_files(tmp_path: Path, stem: str, config: Any, expected: str) -> None:
+    files = {"modules.json": modules("Transformer", "Pooling", stem=stem), "1_Pooling/config.json": config}
+    settings = read(write(tmp_path, files))
+    assert settings.pooling_mode == expected
+    assert settings.pooling.source == "1_Pooling/config.json"
+    assert (settings.normalize.value, settings.normalize.source) == ("false", "modules.json")
+    assert settings.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"pooling_mode": "lasttoken"}, "lasttoken"),
+        ({"pooling_mode": ["cls", "mean"]}, "cls + mean"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "cls + mean"),
+        ({"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
+        ({"pooling_mode": 5}, "5"),
+        ({"pooling_mode": {"cls": 1}}, "{'cls': 1}"),
+        ({"pooling_mode_cls_token": 1}, "not said"),
+        ({}, "not said"),
+    ],
+)
+def test_other_poolings_are_refused(tmp_path: Path, config: Any, named: str) -> None:
+    write(tmp_path, CLS_FILES | {"1_Pooling/config.json": config})
+    assert problems_of(tmp_path) == [f"1_Pooling/config.json: pooling {named}: only cls or mean is written"]
+
+
+def test_pooling_without_the_prompt_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, CLS_FILES | {"1_Pooling/config.json": {"pooling_mode": "mean", "include_prompt": False}})
+    assert "include_prompt is false" in problems_of(tmp_path)[0]
+
+
+def test_mexmas_pooling_is_known_by_name_and_the_difference_to_sentence_transformers_is_told(tmp_path: Path) -> None:
+    settings = read(tmp_path, model_id="facebook/MEXMA")
+    assert settings.pooling_mode is Pooling.CLS
+    assert settings.pooling.source == "the model card of facebook/MEXMA"
+    assert (settings.normalize.value, settings.is_normalized) == ("false", False)
+    (warning,) = settings.warnings
+    assert "sentence-transformers mean-pools it; this bundle pools cls (the model card" in warning
+
+
+def test_an_unknown_pooling_is_never_guessed(tmp_path: Path) -> None:
+    expected = "no modules.json with a pooling, and it is never guessed: say --pooling cls or --pooling mean"
+    assert problems_of(tmp_path) == [expected]
+
+
+def test_pooling_can_be_asked_for(tmp_path: Path) -> None:
+    settings = read(tmp_path, pooling=Pooling.CLS)
+    assert (settings.pooling_mode, settings.pooling.source) == (Pooling.CLS, "asked for (--pooling)")
+    assert len(settings.warnings) == 1
+    assert read(tmp_path, pooling=Pooling.MEAN).warnings == ()
+    assert read(write(tmp_path, CLS_FILES), pooling=Pooling.MEAN).pooling_mode is Pooling.MEAN
+
+
+def test_normalize_comes_from_modules_json(tmp_path: Path) -> None:
+    settings = read(write(tmp_path, CLS_FILES | {"modules.json": modules("Transformer", "Pooling", "Normalize")}))
+    assert (settings.is_normalized, settings.normalize.source) == (True, "modules.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (modules("Transformer", "Pooling", "Dense"), "Transformer + Pooling + Dense: only Transformer + Pooling"),
+        (modules("Transformer", "Pooling", "Dense", "Normalize"), "Transformer + Pooling + Dense + Normalize: only"),
+        (modules("Transformer"), "modules.json: Transformer: only"),
+        ([], "modules.json: : only"),
+        ({"0": "Transformer"}, "expected a list of objects with type and path"),
+        (["Transformer", "Pooling"], "expected a list of objects with type and path"),
+        (7, "expected a list of objects with type and path"),
+        ([{"type": "Transformer"}], "expected a list of objects with type and path"),
+        (
+            [{"type": "Transformer", "path": "0_Transformer"}, {"type": "Pooling", "path": "1_Pooling"}],
+            "the Transformer lies in '0_Transformer'; expected the folder itself",
+        ),
+    ],
+)
+def test_other_modules_are_refused_whatever_is_asked(tmp_path: Path, content: Any, message: str) -> None:
+    write(tmp_path, CLS_FILES | {"modules.json": content})
+    for pooling in (None, Pooling.CLS):
+        (problem,) = problems_of(tmp_path, pooling)
+        assert problem.startswith("modules.json: ")
+        assert message in problem
+
+
+def test_the_token_limit_comes_from_the_narrowest_file_that_sentence_transformers_reads(tmp_path: Path) -> None:
+    def limit() -> tuple[int, str]:
+        settings = read(tmp_path)
+        return settings.max_tokens, settings.max_tokens_source
+
+    write(tmp_path, CLS_FILES)
+    assert limit() == (512, "config.json")  # 514 rows, of which the first two serve no token
+    for no_limit in (514, 1e30, int(1e30)):
+        write(tmp_path, {"tokenizer_config.json": {"model_max_length": no_limit}})
+        assert limit() == (512, "config.json")
+    write(tmp_path, {"tokenizer_config.json": {"model_max_length": 384}})
+    assert limit() == (384, "tokenizer_config.json")
+    write(tmp_path, {"sentence_roberta_config.json": {"max_seq_length": 128}})
+    assert limit() == (128, "sentence_roberta_config.json")
+    write(tmp_path, {"sentence_bert_config.json": {"max_seq_length": None}})
+    assert limit() == (384, "tokenizer_config.json")
+    write(tmp_path, {"sentence_bert_config.json": {"max_seq_length": 256}})
+    assert limit() == (256, "sentence_bert_config.json")
+    (tmp_path / "modules.json").unlink()  # sentence-transformers then reads none of its own files
+    settings = read(tmp_path, pooling=Pooling.MEAN)
+    assert (settings.max_tokens, settings.max_tokens_source) == (384, "tokenizer_config.json")
+
+
+@pytest.mark.parametrize("limit", [513, 514, 2, 0, -1, "256", 256.0, [256], True])
+def test_a_limit_that_the_position_table_does_not_serve_is_refused(tmp_path: Path, limit: Any) -> None:
+    write(tmp_path, CLS_FILES | {"sentence_bert_config.json": {"max_seq_length": limit}})
+    expected = f"sentence_bert_config.json: a limit of {limit!r} tokens; the position table serves 3 to 512"
+    assert problems_of(tmp_path) == [expected]
+
+
+def test_the_tokenizers_limit_may_be_wrong_as_well(tmp_path: Path) -> None:
+    for limit in ("512", -1, 0.5):
+        write(tmp_path, CLS_FILES | {"tokenizer_config.json": {"model_max_length": limit}})
+        assert problems_of(tmp_path) == [
+            f"tokenizer_config.json: a limit of {limit!r} tokens; the position table serves 3 to 512"
+        ]
+
+
+def test_lower_case_is_sentence_transformers_setting_alone(tmp_path: Path) -> None:
+    write(tmp_path, CLS_FILES | {"sentence_bert_config.json": {"do_lower_case": True}})
+    assert read(tmp_path).lower_case
+    (tmp_path / "modules.json").unlink()
+    assert not read(tmp_path, pooling=Pooling.CLS).lower_case
+    write(tmp_path, CLS_FILES | {"sentence_bert_config.json": {"do_lower_case": False}})
+    assert not read(tmp_path).lower_case
+
+
+def test_prompts(tmp_path: Path) -> None:
+    assert read(write(tmp_path, CLS_FILES)).default_prompt == ""
+    prompts = {"query": "query: ", "passage": "passage: "}
+    write(tmp_path, {"config_sentence_transformers.json": {"prompts": prompts, "default_prompt_name": "query"}})
+    settings = read(tmp_path)
+    assert (settings.prompts, settings.default_prompt_name, settings.default_prompt) == (prompts, "query", "query: ")
+    write(tmp_path, {"config_sentence_transformers.json": {"prompts": prompts}})
+    assert (read(tmp_path).default_prompt_name, read(tmp_path).default_prompt) == (None, "")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"prompts": {"query": 1}},
+        {"prompts": ["query: "]},
+        {"prompts": "query: "},
+        {"prompts": {"query": ""}, "default_prompt_name": "passage"},
+        {"prompts": {"query": ""}, "default_prompt_name": ["query"]},
+    ],
+)
+def test_prompts_that_are_no_prompts_are_refused(tmp_path: Path, content: Any) -> None:
+    write(tmp_path, CLS_FILES | {"config_sentence_transformers.json": content})
+    assert problems_of(tmp_path) == [
+        "config_sentence_transformers.json: prompts: expected texts by name, the default among them"
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    "sentence_bert_config.json tokenizer_config.json 1_Pooling/config.json config_sentence_transformers.json".split(),
+)
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", "not JSON"), ("[1]", "expected a JSON object, got list"), ("\udcff", "not JSON")]
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    write(tmp_path, CLS_FILES)
+    (tmp_path / name).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(CheckpointError, match=f"{name}: {message}"):
+        read(tmp_path)
+
+
+def test_problems_are_told_together(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "modules.json": modules("Transformer", "Pooling", "Dense"),
+            "sentence_bert_config.json": {"max_seq_length": 1024},
+            "config_sentence_transformers.json": {"default_prompt_name": "query"},
+        },
+    )
+    assert [problem.split(":")[0] for problem in problems_of(tmp_path)] == [
+        "modules.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+    ]

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mexma_export.corpus.text_files import language_files, read_lines
+from mexma_runtime.errors import UsageError
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_text("x\n", encoding="utf-8")
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes("\ufeffone\r\n\ntwo\u2028\x0b still\r\n last".encode())
+    assert read_lines(path) == ["one", "", "two\u2028\x0b still", " last"]
+    path.write_bytes(b"")
+    assert read_lines(path) == []
+    path.write_bytes(b"a\n\n")
+    assert read_lines(path) == ["a", ""]
+
+
+def test_languages_by_name(tmp_path: Path) -> None:
+    touch(tmp_path, "zho-CN.txt", "eng.txt", "README.md", "LICENSE", ".hidden", "notes.md")
+    (tmp_path / "sub").mkdir()
+    found = [(file.path.name, file.language, file.pair) for file in language_files(tmp_path)]
+    assert found == [("eng.txt", "eng", None), ("zho-CN.txt", "zho-CN", None)]
+
+
+def test_languages_by_suffix(tmp_path: Path) -> None:
+    touch(tmp_path, "tatoeba.ara-eng.ara", "tatoeba.ara-eng.eng", "a.b.zho-CN-eng.zho-CN", "a.b.zho-CN-eng.eng")
+    found = {file.path.name: (file.language, file.pair) for file in language_files(tmp_path)}
+    assert found == {
+        "tatoeba.ara-eng.ara": ("ara", ("ara", "eng")),
+        "tatoeba.ara-eng.eng": ("eng", ("ara", "eng")),
+        "a.b.zho-CN-eng.zho-CN": ("zho-CN", ("zho-CN", "eng")),
+        "a.b.zho-CN-eng.eng": ("eng", ("zho-CN", "eng")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((), "no text files"),
+        (("README.md",), "no text files"),
+        (("eng.txt", "x.a-b.a"), "keep them apart"),
+        (("eng.txt", "data.csv"), r"data\.csv: its name says no language"),
+        (("x.ara-eng.deu",), r"x\.ara-eng\.deu: its name says no language"),
+        (("words",), "its name says no language"),
+    ],
+)
+def test_a_folder_that_cannot_be_understood_is_refused(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    touch(tmp_path, *names)
+    with pytest.raises(UsageError, match=message):
+        language_files(tmp_path)

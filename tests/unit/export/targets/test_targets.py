@@ -1,0 +1,130 @@
+"""`mexma export --target`, through the command: a Triton repository made here; what plans need is refused by name."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnxruntime as ort
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from mexma_export.cli.commands import register_export
+from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.errors import MexmaError, MissingDependencyError, UsageError
+
+needs_none = pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed")
+
+
+@pytest.fixture(scope="module")
+def app() -> typer.Typer:
+    app = typer.Typer()
+    register_export(app)
+    return app
+
+
+def failure(app: typer.Typer, *words: str | Path) -> MexmaError:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert isinstance(result.exception, MexmaError), result.output
+    return result.exception
+
+
+def test_a_bundle_becomes_a_repository_for_triton(app: typer.Typer, tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "repository"
+    words = [str(tiny_bundle), "--target", "triton", "--out", str(out), "--precision", "fp32", "--name", "labse-like"]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "fused.fp32 for Triton's onnxruntime backend; token ids in, vectors out" in result.stderr
+    assert sorted(path.name for path in (out / "labse-like").iterdir()) == ["1", "config.pbtxt", "tokenizer.json"]
+    (entry,) = [e for e in Bundle.open(tiny_bundle).manifest.engines if e.name == "fused.fp32"]
+    files = {path.name for path in (out / "labse-like" / "1").iterdir()}
+    assert files == {"model.onnx", *entry.weights}
+    ort.InferenceSession(str(out / "labse-like" / "1" / "model.onnx"), providers=["CPUExecutionProvider"])
+
+
+def test_the_bundle_stays_as_it_is(app: typer.Typer, tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    words = [str(folder), "--target", "triton", "--out", str(tmp_path / "repository")]
+    assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("of_bundle", "words", "said"),
+    [
+        (True, (), "SOURCE is a bundle: name its checkpoint to add engines, or say what to make of it by --target"),
+        (True, ("--target", "triton"), "--out FOLDER is needed"),
+        (True, ("--target", "plan"), "--out FOLDER is needed"),
+        (True, ("--target", "tensorrt", "--out", "x"), "--out: plans of a bundle go into its local/"),
+        (
+            True,
+            ("--target", "triton", "--out", "x", "--profile", "latency:1"),
+            "--profile and --hardware-compatible are",
+        ),
+        (True, ("--target", "triton", "--out", "x", "--recipe", "fast"), "--recipe: for checkpoints, and SOURCE is a"),
+        (
+            True,
+            ("--target", "triton", "--out", "x", "--json", "--dialect", "fused"),
+            "--dialect, --json: for checkpoints",
+        ),
+        (True, ("--target", "plan", "--out", "x", "--over-tensorrt"), "--over-tensorrt is for --target triton"),
+        (False, ("--target", "triton", "--out", "x"), "--target triton takes a bundle as SOURCE: make one first"),
+        (False, ("--target", "plan", "--out", "x"), "--target plan takes a bundle as SOURCE: make one first"),
+        (False, ("--target", "tensorrt"), "--out FOLDER is needed"),
+        (False, (), "--out FOLDER is needed"),
+        (False, ("--out", "x", "--engine", "portable.fp16"), "--engine names an engine of a bundle"),
+        (False, ("--out", "x", "--hardware-compatible", "ampere-plus"), "--profile and --hardware-compatible are for"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    of_bundle: bool,
+    words: tuple[str, ...],
+    said: str,
+    app: typer.Typer,
+    tiny_bundle: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = failure(app, tiny_bundle if of_bundle else tiny_checkpoint, *words)
+    assert isinstance(error, UsageError)
+    assert said in str(error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_gpu_takes_the_place_of_a_cpu_that_was_asked_for(app: typer.Typer, tiny_bundle: Path) -> None:
+    error = failure(app, tiny_bundle, "--target", "tensorrt", "--device", "cpu")
+    assert "tensorrt on cpu is not in this version" in str(error)
+
+
+@needs_none
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--target", "tensorrt"),
+        ("--target", "plan", "--out", "x"),
+        ("--target", "triton", "--out", "x", "--over-tensorrt"),
+    ],
+)
+def test_without_tensorrt_nothing_is_begun(
+    words: tuple[str, ...], app: typer.Typer, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = failure(app, tiny_bundle, *words)
+    assert isinstance(error, MissingDependencyError)
+    assert "pip install 'mexma-runtime[tensorrt]'" in str(error)
+    assert not list(tmp_path.iterdir())
+    assert not (tiny_bundle / "local").exists()
+
+
+@needs_none
+def test_without_tensorrt_no_checkpoint_is_exported_either(
+    app: typer.Typer, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    error = failure(app, tiny_checkpoint, "--target", "tensorrt", "--out", tmp_path / "out")
+    assert isinstance(error, MissingDependencyError)
+    assert not (tmp_path / "out").exists()

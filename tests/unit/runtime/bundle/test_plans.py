@@ -1,0 +1,123 @@
+"""TensorRT plans beside a bundle: found for what they were built for, and refused for all else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.manifest import EngineEntry
+from mexma_runtime.bundle.plans import (
+    FOLDER,
+    HardwareCompatibility,
+    Plan,
+    Profile,
+    Range,
+    Target,
+    find_plan,
+    read_plan,
+)
+from mexma_runtime.errors import BundleError, EngineUnavailableError
+
+H200 = Target(gpu="NVIDIA H200", capability="9.0", tensorrt="10.16.1.11")
+H100 = dataclasses.replace(H200, gpu="NVIDIA H100 80GB HBM3")
+A10 = dataclasses.replace(H200, gpu="NVIDIA A10", capability="8.6")
+T4 = dataclasses.replace(H200, gpu="Tesla T4", capability="7.5")
+LATER = dataclasses.replace(H200, tensorrt="11.4.0.106")
+
+
+@pytest.fixture
+def entry(tiny_bundle: Path) -> EngineEntry:
+    return next(entry for entry in Bundle.open(tiny_bundle).manifest.engines if entry.name == "portable.fp16")
+
+
+def put(folder: Path, plan: Plan, *, data: bytes = b"plan") -> Path:
+    place = folder / FOLDER / plan.target.folder_name
+    place.mkdir(parents=True, exist_ok=True)
+    (place / plan.file).write_bytes(data)
+    path = place / f"{plan.engine}.json"
+    path.write_text(plan.to_json(), encoding="utf-8")
+    return path
+
+
+def test_a_plan_is_read_as_it_was_written(plan: Plan, tmp_path: Path) -> None:
+    assert read_plan(put(tmp_path, plan)) == plan
+
+
+def test_folders_are_named_after_gpu_capability_and_version() -> None:
+    assert H100.folder_name == "nvidia-h100-80gb-hbm3-sm90-trt10.16.1.11"
+    names = {target.folder_name for target in (H200, H100, A10, T4, LATER)}
+    assert len(names) == 5
+    assert str(T4) == "Tesla T4 (compute capability 7.5) with TensorRT 10.16.1.11"
+
+
+@pytest.mark.parametrize(
+    ("compatibility", "runs"),
+    [
+        (HardwareCompatibility.NONE, [H200]),
+        (HardwareCompatibility.SAME_CAPABILITY, [H200, H100]),
+        (HardwareCompatibility.AMPERE_PLUS, [H200, H100, A10]),
+    ],
+)
+def test_where_a_plan_may_run(plan: Plan, compatibility: HardwareCompatibility, runs: list[Target]) -> None:
+    compatible = dataclasses.replace(plan, compatibility=compatibility)
+    assert [target for target in (H200, H100, A10, T4, LATER) if compatible.runs_on(target)] == runs
+
+
+def test_the_plan_for_this_machine_is_found_among_others(plan: Plan, entry: EngineEntry, tmp_path: Path) -> None:
+    for target in (A10, H200, LATER):
+        put(tmp_path, dataclasses.replace(plan, target=target))
+    put(tmp_path, dataclasses.replace(plan, engine="portable.int8.tensorrt.int8", file="other.plan"))
+    found, path = find_plan(tmp_path, entry, H200)
+    assert (found, path) == (plan, tmp_path / FOLDER / H200.folder_name / plan.file)
+
+
+def test_none_says_how_to_build_one(entry: EngineEntry, tmp_path: Path) -> None:
+    said = r"no TensorRT plan of engine portable\.fp16 for NVIDIA H200 .*; there is none\. Build one on this machine: "
+    with pytest.raises(
+        EngineUnavailableError, match=said + r"mexma export .* --target tensorrt --engine portable\.fp16$"
+    ):
+        find_plan(tmp_path, entry, H200)
+
+
+def test_a_plan_for_another_gpu_version_or_graph_is_refused(plan: Plan, entry: EngineEntry, tmp_path: Path) -> None:
+    put(tmp_path, dataclasses.replace(plan, target=A10))
+    put(tmp_path, dataclasses.replace(plan, target=LATER))
+    put(tmp_path, dataclasses.replace(plan, graph="model.portable.fp16.0123.onnx"))
+    with pytest.raises(EngineUnavailableError) as refused:
+        find_plan(tmp_path, entry, H200)
+    for said in ("NVIDIA A10 (compute", "TensorRT 11.4.0.106", "from an older export of the engine", "mexma export"):
+        assert said in str(refused.value)
+
+
+def test_a_damaged_plan_is_said(plan: Plan, entry: EngineEntry, tmp_path: Path) -> None:
+    path = put(tmp_path, plan, data=b"short")
+    with pytest.raises(BundleError, match="expected 4 bytes, got 5: build the plan again"):
+        find_plan(tmp_path, entry, H200)
+    (path.parent / plan.file).unlink()
+    with pytest.raises(BundleError, match="cannot be read"):
+        find_plan(tmp_path, entry, H200)
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(BundleError, match="cannot be read"):
+        find_plan(tmp_path, entry, H200)
+    path.write_text(json.dumps({"schema": 99}), encoding="utf-8")
+    with pytest.raises(BundleError, match="expected schema 1"):
+        find_plan(tmp_path, entry, H200)
+
+
+def test_a_file_outside_the_folder_is_refused(plan: Plan, entry: EngineEntry, tmp_path: Path) -> None:
+    path = put(tmp_path, plan)
+    path.write_text(dataclasses.replace(plan, file="../../x").to_json(), encoding="utf-8")
+    with pytest.raises(BundleError, match="leaves the folder: refused"):
+        find_plan(tmp_path, entry, H200)
+
+
+@given(st.integers(1, 20), st.integers(1, 20))
+def test_a_profile_holds_what_is_within_both_ranges(n_sentences: int, longest: int) -> None:
+    profile = Profile(name="x", n_sentences=Range(least=2, best=3, most=8), longest=Range(least=4, best=8, most=16))
+    assert profile.holds(n_sentences, longest) == (2 <= n_sentences <= 8 and 4 <= longest <= 16)

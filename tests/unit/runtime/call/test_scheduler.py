@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from mexma_runtime.call.scheduler import Turns
+from mexma_runtime.errors import (
+    EncodeCancelledError,
+    EncoderBusyError,
+    EncoderClosedError,
+    EncodeTimeoutError,
+    MexmaError,
+    UsageError,
+)
+
+PATIENCE_S = 20
+
+
+class Started:
+    """A thread and what it raised."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.error: MexmaError | None = None
+        self.thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self.thread.start()
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except MexmaError as error:
+            self.error = error
+
+    def join(self) -> MexmaError | None:
+        self.thread.join(PATIENCE_S)
+        assert not self.thread.is_alive()
+        return self.error
+
+
+def n_queued(turns: Turns) -> int:
+    return len(turns._queue)
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_one_at_a_time_and_all_get_their_turns() -> None:
+    turns = Turns(max_waiting=8)
+    inside, most, done = 0, 0, 0
+
+    def work() -> None:
+        nonlocal inside, most, done
+        with turns.call() as call:
+            for _ in range(200):
+                with call.turn():
+                    inside += 1
+                    most = max(most, inside)
+                    done += 1
+                    time.sleep(0)
+                    inside -= 1
+
+    assert [thread.join() for thread in [Started(work) for _ in range(8)]] == [None] * 8
+    assert (most, done) == (1, 1600)
+
+
+def test_first_come_first_served() -> None:
+    turns, order = Turns(max_waiting=9), list[int]()
+    with turns.call() as call, call.turn():
+        threads = []
+        for i in range(5):
+
+            def work(i: int = i) -> None:
+                with turns.call() as mine, mine.turn():
+                    order.append(i)
+
+            threads.append(Started(work))
+            wait_until(lambda i=i: n_queued(turns) == i + 1)  # type: ignore[misc]
+    assert [thread.join() for thread in threads] == [None] * 5
+    assert order == [0, 1, 2, 3, 4]
+
+
+def test_calls_interleave_turn_by_turn() -> None:
+    turns, order = Turns(max_waiting=9), list[str]()
+    first_is_in, go = threading.Event(), threading.Event()
+
+    def work(name: str) -> None:
+        with turns.call() as call:
+            for i in range(4):
+                with call.turn():
+                    order.append(name)
+                    if name == "first" and i == 0:
+                        first_is_in.set()
+                        go.wait(PATIENCE_S)
+
+    first = Started(lambda: work("first"))
+    first_is_in.wait(PATIENCE_S)
+    second = Started(lambda: work("second"))
+    wait_until(lambda: n_queued(turns) == 1)
+    go.set()
+
+    assert first.join() is None
+    assert second.join() is None
+    assert order[:3] == ["first", "second", "first"]
+    assert abs(order[:6].count("first") - order[:6].count("second")) <= 1
+
+
+def test_the_queue_is_bounded() -> None:
+    turns = Turns(max_waiting=1)
+    said = r"2 calls are running or waiting, all that max_waiting=1 admits"
+    with turns.call(), turns.call(), pytest.raises(EncoderBusyError, match=said), turns.call():
+        pass
+    with turns.call() as call, call.turn():
+        pass
+
+
+def test_a_negative_bound_is_refused() -> None:
+    with pytest.raises(UsageError, match="max_waiting: expected 0 or more, got -1"):
+        Turns(max_waiting=-1)
+
+
+def test_a_wait_times_out_and_leaves_the_queue() -> None:
+    turns = Turns(max_waiting=5)
+    with turns.call() as call, call.turn():
+
+        def impatient() -> None:
+            with turns.call(timeout_s=0.02) as mine, mine.turn():
+                pass
+
+        assert isinstance(Started(impatient).join(), EncodeTimeoutError)
+        assert n_queued(turns) == 0
+    with turns.call() as call, call.turn():
+        pass
+
+
+def test_a_deadline_counts_between_turns() -> None:
+    turns = Turns(max_waiting=0)
+    with turns.call(timeout_s=0.02) as call:
+        with call.turn():
+            time.sleep(0.05)
+        with pytest.raises(EncodeTimeoutError, match=r"within 0\.02 s"), call.turn():
+            pass
+
+
+def test_a_waiting_call_can_be_cancelled() -> None:
+    turns, cancel = Turns(max_waiting=5), threading.Event()
+    with turns.call() as call, call.turn():
+
+        def unwanted() -> None:
+            with turns.call(cancel=cancel) as mine, mine.turn():
+                pass
+
+        thread = Started(unwanted)
+        wait_until(lambda: n_queued(turns) == 1)
+        cancel.set()
+        assert isinstance(thread.join(), EncodeCancelledError)
+        assert n_queued(turns) == 0
+
+
+def test_giving_up_while_being_granted_passes_the_turn_on() -> None:
+    turns = Turns(max_waiting=5)
+    with turns.call() as call:
+        call_turn = call.turn()
+        call_turn.__enter__()
+
+        def wait_and_raise(is_ready: Callable[[float], bool]) -> None:
+            call_turn.__exit__(None, None, None)
+            raise EncodeTimeoutError("too late by a hair")
+
+        with pytest.raises(EncodeTimeoutError):
+            turns.take(wait_and_raise)
+        with call.turn():
+            pass
+
+
+def test_an_error_inside_a_turn_passes_it_on() -> None:
+    turns = Turns(max_waiting=0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), turns.call() as call, call.turn():
+            raise ZeroDivisionError
+
+
+def test_a_failure_elsewhere_ends_the_call() -> None:
+    turns = Turns(max_waiting=0)
+    with turns.call() as call:
+        call.fail(None)
+        call.check()
+        call.fail(ValueError("first"))
+        call.fail(ValueError("second"))
+        with pytest.raises(ValueError, match="first"), call.turn():
+            pass
+
+
+def test_closing_waits_for_the_turn_and_refuses_those_behind() -> None:
+    turns = Turns(max_waiting=9)
+    events: list[str] = []
+    with turns.call() as call:
+        turn = call.turn()
+        turn.__enter__()
+
+        def late() -> None:
+            with turns.call() as mine, mine.turn():
+                events.append("ran")
+
+        waiting = Started(late)
+        wait_until(lambda: n_queued(turns) == 1)
+        closing = Started(lambda: events.append(f"closed {turns.close()}"))
+        wait_until(lambda: n_queued(turns) == 2)
+        assert not events
+        turn.__exit__(None, None, None)
+
+        assert isinstance(waiting.join(), EncoderClosedError)
+        assert closing.join() is None
+        assert events == ["closed True"]
+        with pytest.raises(EncoderClosedError), call.turn():
+            pass
+    assert not turns.close()
+    with pytest.raises(EncoderClosedError, match="was closed: load the bundle again"), turns.call():
+        pass

@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from mexma_runtime import Encoder
+from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.manifest import MANIFEST_NAME, Certificate, ProductMode
+from mexma_runtime.cli.commands import main
+from mexma_runtime.cli.sentences import count_lines, read_sentences
+from mexma_runtime.types import Vectors
+
+MakeBundle = Callable[..., Path]
+Run = Callable[..., tuple[int, str, str]]
+COMMAND = [sys.executable, "-m", "mexma_runtime"]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Runs `mexma` in this process: exit code, stdout, stderr."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run_main(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mexma", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code
+        return (code if isinstance(code, int) else 0), *capfd.readouterr()
+
+    yield run_main
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def vectors_of(folder: Path, texts: list[str]) -> Vectors:
+    with Encoder.load(folder) as encoder:
+        return encoder.encode(texts)
+
+
+def test_each_line_is_a_sentence(run: Run, bundle_folder: Path, tmp_path: Path) -> None:
+    texts = ["the cat", "", "a\u2028dog", "x\x0by\x1cz", "\r", "\u00e9 zebra"]
+    (tmp_path / "in.txt").write_bytes("\n".join(texts).encode() + b"\n")
+    out = tmp_path / "out.npy"
+
+    code, stdout, stderr = run("embed", tmp_path / "in.txt", "--bundle", bundle_folder, "-o", out)
+
+    assert (code, stdout) == (0, "")
+    assert "wrote 6 vectors of 8 numbers" in stderr
+    np.testing.assert_allclose(np.load(out), vectors_of(bundle_folder, [*texts[:4], "", texts[5]]), atol=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.npy"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentences"),
+    [
+        (b"", []),
+        (b"\n", [""]),
+        (b"a", ["a"]),
+        (b"a\n", ["a"]),
+        (b"a\r\nb\r\n", ["a", "b"]),
+        (b"a\n\nb", ["a", "", "b"]),
+        (b"\xef\xbb\xbfa\n\xef\xbb\xbfb", ["a", "\ufeffb"]),
+        (b"a\rb\n", ["a\rb"]),
+        (b"a\r\r\n", ["a\r"]),
+    ],
+)
+def test_lines(tmp_path: Path, content: bytes, sentences: list[str]) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(content)
+
+    with path.open("rb") as file:
+        assert list(read_sentences(file, name="lines")) == sentences
+    assert count_lines(path) == len(sentences)
+
+
+def test_stdin_json_and_the_summary(bundle_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.npy"
+    command = [*COMMAND, "embed", "-", "--bundle", str(bundle_folder), "-o", str(out), "--normalize", "--json"]
+
+    done = subprocess.run(command, input=b"the cat\nabcdefghijklmnopqrstuvwxyz", capture_output=True, check=True)
+
+    summary = json.loads(done.stdout)
+    assert (summary["n_sentences"], summary["dim"], summary["n_truncated"]) == (2, 8, 1)
+    assert (summary["engine"], summary["output"]) == ("fused.fp32", str(out))
+    assert b"1 of 2 texts have more than 16 tokens" in done.stderr
+    np.testing.assert_allclose(np.linalg.norm(np.load(out), axis=1), 1, atol=1e-6)
+
+
+def test_no_lines_give_no_rows(run: Run, bundle_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").touch()
+
+    code, _, _ = run("embed", tmp_path / "in.txt", "--bundle", bundle_folder, "-o", tmp_path / "out.npy")
+
+    assert code == 0
+    assert np.load(tmp_path / "out.npy").shape == (0, 8)
+
+
+def test_more_lines_than_a_window(run: Run, bundle_folder: Path, tmp_path: Path) -> None:
+    texts = [f"{'abc'[i % 3]} cat {'xy'[i % 2]}" for i in range(2500)]
+    (tmp_path / "in.txt").write_text("\n".join(texts))
+
+    run("embed", tmp_path / "in.txt", "--bundle", bundle_folder, "-o", tmp_path / "out.npy")
+
+    vectors = np.load(tmp_path / "out.npy", mmap_mode="r")
+    np.testing.assert_allclose(vectors, vectors_of(bundle_folder, texts), atol=1e-6)
+
+
+def test_what_is_not_utf8_names_the_line_and_leaves_the_old_output(
+    run: Run, bundle_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in.txt").write_bytes(b"fine\nalso fine\nbad \xff here\n")
+    (tmp_path / "out.npy").write_text("old")
+
+    code, _, stderr = run("embed", tmp_path / "in.txt", "--bundle", bundle_folder, "-o", tmp_path / "out.npy")
+
+    assert code == 8
+    assert stderr.startswith(f"error: {tmp_path / 'in.txt'}, line 3: not UTF-8 at byte 5 of the line")
+    assert (tmp_path / "out.npy").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_no_half_file(bundle_folder: Path, tmp_path: Path, number: signal.Signals) -> None:
+    out = tmp_path / "out.npy"
+    command = [*COMMAND, "embed", "-", "--bundle", str(bundle_folder), "-o", str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin
+        process.stdin.write(b"the cat\n" * 5000)
+        process.stdin.flush()
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.iterdir()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+
+    assert process.returncode == 128 + number
+    assert b"Traceback" not in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_are_one_line_with_their_own_exit_code(run: Run, bundle_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("a")
+    embed = ("embed", tmp_path / "in.txt", "--bundle", bundle_folder, "-o", tmp_path / "out.npy")
+    cases = [
+        (("info", tmp_path / "nowhere"), 5, "not a bundle: the folder does not exist"),
+        ((*embed, "--precision", "int8"), 6, "no int8 engine"),
+        ((*embed, "--precision", "fp64"), 2, "precision: expected one of fp32, fp16, int8"),
+        (("embed", tmp_path / "none.txt", *embed[2:]), 2, "none.txt: cannot be read: No such file"),
+        ((*embed[:-1], tmp_path / "no" / "out.npy"), 2, "out.npy: cannot be written: No such file"),
+        ((*embed[:-1], tmp_path), 2, "cannot be written: it is a folder"),
+    ]
+    for arguments, expected_code, said in cases:
+        code, stdout, stderr = run(*arguments)
+        assert (code, stdout) == (expected_code, "")
+        assert stderr.startswith("error: ")
+        assert said in stderr
+        assert stderr.count("\n") == 1
+
+
+def test_what_nobody_expected_is_still_one_line(run: Run, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mexma_runtime.cli.tables", None)
+
+    code, _, stderr = run("info", bundle_folder)
+
+    assert code == 70
+    assert stderr.startswith("error: ModuleNotFoundError: ")
+    assert stderr.endswith("(MEXMA_TRACEBACK=1 shows where)\n")
+
+
+def test_a_reader_that_leaves_early_is_no_error(bundle_folder: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m mexma_runtime info {bundle_folder} --json | true"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stderr == ""
+
+
+def test_info_shows_what_the_bundle_holds(run: Run, bundle_folder: Path) -> None:
+    code, stdout, _ = run("info", bundle_folder, "--verify")
+
+    assert code == 0
+    for said in ("by-hand/tiny", "mean (by hand)", "engine fused.fp32", "engine portable.fp32", "onnxruntime >= 1.16"):
+        assert said in stdout
+    document = json.loads(run("info", bundle_folder, "--json")[1])
+    assert document["manifest"]["model"]["id"] == "by-hand/tiny"
+    assert document["weights_verified"] is False
+
+
+def test_info_shows_how_an_engine_was_quantized_and_judged(run: Run, make_int8_bundle: Callable[..., Bundle]) -> None:
+    bundle = make_int8_bundle(ProductMode.STATIC, bits=7)
+    certificates = [
+        Certificate(
+            reference="PyTorch",
+            corpus="sample",
+            corpus_sha256="0" * 64,
+            backend=backend,
+            provider="CPU",
+            processor="a processor (avx2)",
+            certified=True,
+            note=None,
+            figures={"cosine_min": 0.99},
+        )
+        for backend in ("onnxruntime 1.31.1", "openvino 2026.4.1")
+    ]
+    engine = dataclasses.replace(bundle.manifest.engines[0], certificates=certificates)
+    manifest = dataclasses.replace(bundle.manifest, engines=[engine])
+    (bundle.folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+
+    _, stdout, _ = run("info", bundle.folder)
+
+    assert (
+        "recipe fast, activations uint8, weights 7 bits; products: 1 static; calibrated on 1 texts of by han" in stdout
+    )
+    for certificate in certificates:
+        assert f"least cosine 0.99 to PyTorch on sample; {certificate.backend} on a processor (avx2)\n" in stdout
+
+
+def test_embed_insists_on_a_backend_and_a_recipe(
+    run: Run, make_int8_bundle: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    bundle = make_int8_bundle(ProductMode.STATIC, bits=7)
+    (tmp_path / "in.txt").write_text("the cat\na dog\n")
+    command = ["embed", tmp_path / "in.txt", "--bundle", bundle.folder, "-o", tmp_path / "out.npy"]
+
+    for backend in ("onnxruntime", "openvino"):
+        _, stdout, _ = run(*command, "--backend", backend, "--recipe", "fast", "--json")
+        assert json.loads(stdout)["backend"] == backend
+    code, _, stderr = run(*command, "--recipe", "precise")
+    assert code == 6
+    assert "no int8 engine of recipe precise" in stderr
+
+
+def test_embed_refuses_what_a_cpu_has_no_choice_of(run: Run, make_bundle: MakeBundle, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("the cat\n")
+    code, _, stderr = run(
+        "embed", tmp_path / "in.txt", "--bundle", make_bundle(), "-o", tmp_path / "out.npy", "--attention", "flash"
+    )
+    assert code == 2
+    assert "attention" in stderr
+    assert not (tmp_path / "out.npy").exists()
+
+
+def test_info_verifies_the_weights_when_asked(run: Run, make_bundle: MakeBundle) -> None:
+    folder = make_bundle()
+    weights = folder / "weights.bin"
+    weights.write_bytes(bytes(weights.stat().st_size))
+
+    assert run("info", folder)[0] == 0
+    code, _, stderr = run("info", folder, "--verify")
+    assert code == 5
+    assert f"error: {weights}: expected sha256" in stderr
+
+
+def test_doctor_tells_what_works(run: Run) -> None:
+    code, stdout, _ = run("doctor")
+    document = json.loads(run("doctor", "--json")[1])
+
+    assert code == 0
+    assert f"onnxruntime on cpu: works, {onnxruntime.__version__}" in stdout
+    assert "openvino on cpu: works, 20" in stdout
+    assert "tensorrt on cuda: tensorrt-cu13 is not installed" in stdout
+    assert document["versions"]["numpy"] == np.__version__
+    assert document["attention"] == {}
+    assert document["hardware"]["n_logical_cpus"] == len(os.sched_getaffinity(0))
+
+
+def test_doctor_looks_at_gpus_alone(run: Run, bundle_folder: Path) -> None:
+    if json.loads(run("doctor", "--json")[1])["gpus"]:
+        pytest.skip("this machine has a GPU, and its own tests")
+    code, _, stderr = run("doctor", "--bundle", bundle_folder)
+    assert (code, "CUDAExecutionProvider was asked for" in stderr) == (6, True)
+    code, _, stderr = run("doctor", "--bundle", bundle_folder, "--tune", "--device", "cpu")
+    assert (code, "--tune measures GPUs, and 'cpu' is none" in stderr) == (2, True)
+    code, _, stderr = run("doctor", "--tune")
+    assert (code, "name it with --bundle" in stderr) == (2, True)
+    code, _, stderr = run("embed", "-", "--bundle", bundle_folder, "-o", "x.npy", "--device", "cuda")
+    assert (code, "CUDAExecutionProvider was asked for" in stderr) == (6, True)
+
+
+def test_the_version_and_the_commands(run: Run) -> None:
+    assert run("--version")[1].startswith("mexma-runtime")
+    assert all(name in run("--help")[1] for name in ("embed", "info", "doctor"))
+    assert run("embed")[0] == 2
+    assert run("nonsense")[0] == 2
+
+
+def test_other_packages_add_commands_and_a_broken_one_does_no_harm(
+    run: Run, bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "addition.py").write_text(
+        textwrap.dedent("""
+            def register(app):
+                @app.command("greet")
+                def greet() -> None:
+                    print("good day")
+        """)
+    )
+    metadata = tmp_path / "addition-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: addition\nVersion: 1.0\n")
+    entries = "[mexma.commands]\ngreet = addition:register\nbroken = no_such_module:register\n"
+    (metadata / "entry_points.txt").write_text(entries)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    code, stdout, stderr = run("greet")
+
+    assert (code, stdout) == (0, "good day\n")
+    assert "mexma broken is not available: No module named 'no_such_module'" in stderr
+    assert run("info", bundle_folder)[0] == 0
