@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.dlpack import from_dlpack
 
-from mexma_benchmarks.gpu_check import work
 from mexma_export.bundle.pipeline import ExportPlan, export
 from mexma_export.checkpoint.sources import resolve_source
 from mexma_export.parity.figures import compare
@@ -81,7 +80,7 @@ def packed(bundle: Path) -> Iterator[Encoder]:
 
 
 def random_ids(lengths: Any, seed: int = 0) -> Ragged:
-    return work.random_ids(lengths, 8192, seed=seed)
+    return Ragged.from_lengths(np.random.default_rng(seed).integers(5, 8192, sum(lengths), dtype=np.int32), lengths)
 
 
 def one_by_one(encoder: Encoder, sentences: Ragged) -> Vectors:
@@ -197,7 +196,7 @@ def test_fp16_packed_is_chosen_and_all_of_it_runs_on_the_gpu(packed: Encoder) ->
 
 def test_weights_are_joined_once_and_not_in_each_run(packed: Encoder) -> None:
     backend: Any = packed._backend
-    placed = backend._engine._session.get_provider_graph_assignment_info()
+    placed = backend._engine._session._inner.get_provider_graph_assignment_info()
     operators = {node.op_type for part in placed for node in part.get_nodes()}
     assert "PackedMultiHeadAttention" in operators
     assert "Concat" not in operators

@@ -133,7 +133,7 @@ def embed_command(
     as_json: JsonOption = False,
 ) -> None:
     """Embed each line of a file, in bounded memory; OUT appears when it is complete."""
-    from mexma_runtime.cli.npy_file import NpyWriter
+    from mexma_runtime.cli.npy_file import npy_writer
     from mexma_runtime.cli.sentences import count_lines, read_sentences
     from mexma_runtime.encoder import Encoder
 
@@ -153,7 +153,7 @@ def embed_command(
         )
         caught = stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always")
-        writer = stack.enter_context(NpyWriter(output, dim=encoder.info.dim))
+        append = stack.enter_context(npy_writer(output, dim=encoder.info.dim))
         report = stack.enter_context(progress_bars())
         # Only a person waits for a bar, and only a file can be read twice.
         n_lines = count_lines(Path(file)) if sys.stderr.isatty() and Path(file).is_file() else 0
@@ -161,7 +161,7 @@ def embed_command(
             read_sentences(lines, name="stdin" if file == "-" else file), normalize_embeddings=normalize
         )
         for vector in stack.enter_context(closing(vectors)):
-            writer.append(vector)
+            append(vector)
             n_sentences += 1
             if n_lines:
                 report("embedding", n_sentences, n_lines)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -47,6 +48,19 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> I
 def vectors_of(folder: Path, texts: list[str]) -> Vectors:
     with Encoder.load(folder) as encoder:
         return encoder.encode(texts)
+
+
+def test_a_full_disk_ends_in_one_line_and_leaves_nothing(run: Run, bundle_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("cat\n" * 4000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
+    try:
+        code, _, stderr = run("embed", tmp_path / "in.txt", "--bundle", bundle_folder, "-o", tmp_path / "out.npy")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 2
+    assert stderr.startswith(f"error: {tmp_path / 'out.npy'}: cannot be written: File too large")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
 
 
 def test_each_line_is_a_sentence(run: Run, bundle_folder: Path, tmp_path: Path) -> None:
