@@ -11,7 +11,7 @@ RECIPES ?= fast
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup lint format test test-full-size gpu-check demo export engines parity bench bench-int8 bench-full peers clean distclean
+.PHONY: help setup lint format test test-full-size gpu-check demo export build engines parity bench bench-int8 bench-full peers clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -59,8 +59,11 @@ $(TENSORRT): $(READY)
 	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[tensorrt]'
 	@touch $@
 
-engines: $(TENSORRT) ## on a machine with a GPU: build TensorRT plans for it, of what `make export` has put into OUT
-	@$(BIN)/mexma export '$(OUT)' --target tensorrt
+build: $(TENSORRT) ## on a machine with a GPU: build TensorRT plans for it, of what `make export` has put into OUT
+	@$(BIN)/mexma build '$(OUT)' --target tensorrt
+
+engines:
+	@echo "make engines is make build now" >&2; exit 2
 
 parity: $(READY) ## compare the bundle in OUT with MODEL in PyTorch
 	@$(BIN)/mexma parity --bundle '$(OUT)' --reference '$(MODEL)'

@@ -14,7 +14,7 @@ from mexma_export.checkpoint.sources import resolve_source
 from mexma_export.parity.figures import compare
 from mexma_export.quantize.options import QuantizationOptions
 from mexma_export.quantize.recipe import load_recipe
-from mexma_export.targets.targets import ExportTarget, TargetOptions, make_target
+from mexma_export.targets.targets import BuildTarget, TargetOptions, make_target
 from mexma_runtime import Encoder
 from mexma_runtime.backends import backend_statuses, plan_target
 from mexma_runtime.bundle.plans import FOLDER, read_plan
@@ -49,7 +49,7 @@ def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     )
     export(resolve_source(str(tiny_checkpoint)), plan)
     options = TargetOptions(
-        target=ExportTarget.TENSORRT, device="cuda", profiles=("latency:8", "throughput:8192"), precisions=PRECISIONS
+        target=BuildTarget.TENSORRT, device="cuda", profiles=("latency:8", "throughput:8192"), precisions=PRECISIONS
     )
     make_target(out, options, progress=lambda what, done, total: None)
     return out
@@ -87,7 +87,7 @@ def test_a_plan_is_described_inspected_and_timed(bundle: Path) -> None:
 
 
 def test_building_again_replaces_the_plan(bundle: Path) -> None:
-    options = TargetOptions(target=ExportTarget.TENSORRT, device="cuda", profiles=("8x512",), engine="portable.fp16")
+    options = TargetOptions(target=BuildTarget.TENSORRT, device="cuda", profiles=("8x512",), engine="portable.fp16")
     make_target(bundle, options, progress=lambda what, done, total: None)
     folder = bundle / FOLDER / plan_target("cuda").folder_name
     assert len(list(folder.glob("portable.fp16.*.plan"))) == 1

@@ -120,7 +120,7 @@ print(*sorted(point.value for point in metadata.entry_points(group="mexma.comman
     *origins, absent, commands = run([str(folder / "bin" / "python"), "-c", code], cwd=tmp_path).splitlines()
     assert [Path(origin).is_relative_to(folder) for origin in origins] == [True, True, True]
     assert absent == "None None"
-    exports = [f"mexma_export.cli.commands:register_{name}" for name in ("export", "parity", "standin")]
+    exports = [f"mexma_export.cli.{name}:register_{name}" for name in ("build", "export", "parity", "standin")]
     assert commands.split() == ["mexma_benchmarks.cli:register_bench", *exports]
 
 

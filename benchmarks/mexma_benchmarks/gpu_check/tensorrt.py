@@ -25,7 +25,7 @@ from mexma_export.corpus.corpus import sample_corpus
 from mexma_export.parity.figures import compare
 from mexma_export.quantize.options import QuantizationOptions
 from mexma_export.quantize.recipe import FOR_TENSORRT, Recipe, Rounding, load_recipe
-from mexma_export.targets.targets import ExportTarget, TargetOptions, make_target
+from mexma_export.targets.targets import BuildTarget, TargetOptions, make_target
 from mexma_runtime import Encoder
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.types import Dialect, Precision, Ragged
@@ -146,7 +146,7 @@ def _build(
     )
     export(source, plan)
     exported_s = time.perf_counter()
-    target = TargetOptions(target=ExportTarget.TENSORRT, device=setup.device, profiles=PROFILES)
+    target = TargetOptions(target=BuildTarget.TENSORRT, device=setup.device, profiles=PROFILES)
     lines = make_target(folder, target, progress=lambda what, done, total: None)
     built_s = time.perf_counter()
     record.checks += [

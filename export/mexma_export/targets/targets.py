@@ -1,4 +1,4 @@
-"""What `mexma export --target` makes of a bundle: TensorRT plans, bare or in the bundle, and a Triton repository."""
+"""What `mexma build` makes of a bundle: TensorRT plans, bare or in the bundle, and a Triton repository."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from pathlib import Path
 
 from mexma_runtime.backends import plan_target
 from mexma_runtime.bundle.bundle import Bundle
-from mexma_runtime.bundle.manifest import MANIFEST_NAME, EngineEntry
+from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.bundle.plans import HardwareCompatibility, find_plan
 from mexma_runtime.errors import UsageError
 from mexma_runtime.terminal import Progress
 from mexma_runtime.types import Precision
 
 
-class ExportTarget(StrEnum):
-    """What an export is for."""
+class BuildTarget(StrEnum):
+    """What is built."""
 
-    ONNX = "onnx"
-    """A bundle: graphs for onnxruntime and OpenVINO, on CPUs and GPUs."""
     TENSORRT = "tensorrt"
     """Plans for this machine's GPU, in the bundle's local/."""
     PLAN = "plan"
@@ -33,7 +31,7 @@ class ExportTarget(StrEnum):
 class TargetOptions:
     """What is asked for beside a bundle."""
 
-    target: ExportTarget
+    target: BuildTarget
     device: str
     """The GPU that plans are for: `cuda`, `cuda:1`."""
     precisions: tuple[Precision, ...] = ()
@@ -49,36 +47,20 @@ class TargetOptions:
     over_tensorrt: bool = False
     """Whether Triton serves a plan, not a graph."""
 
-    def check(self, *, is_from_bundle: bool) -> None:
+    def check(self) -> None:
         """UsageError for what does not go together; what this machine lacks for a plan is told before any work."""
         target = self.target
-        if target is ExportTarget.ONNX and is_from_bundle:
-            raise UsageError(
-                "SOURCE is a bundle: name its checkpoint to add engines, or say what to make of it by --target "
-                "tensorrt, plan or triton"
-            )
-        if target in (ExportTarget.PLAN, ExportTarget.TRITON) and not is_from_bundle:
-            raise UsageError(
-                f"--target {target} takes a bundle as SOURCE: make one first by mexma export SOURCE --out BUNDLE"
-            )
-        if self.out is None and not (target is ExportTarget.TENSORRT and is_from_bundle):
+        if self.out is None and target is not BuildTarget.TENSORRT:
             raise UsageError("--out FOLDER is needed: where to write")
-        if self.out is not None and target is ExportTarget.TENSORRT and is_from_bundle:
+        if self.out is not None and target is BuildTarget.TENSORRT:
             raise UsageError("--out: plans of a bundle go into its local/; --target plan writes them elsewhere")
-        if self.engine and not is_from_bundle:
-            raise UsageError("--engine names an engine of a bundle, and SOURCE is a checkpoint")
-        is_plan = target in (ExportTarget.TENSORRT, ExportTarget.PLAN)
+        is_plan = target in (BuildTarget.TENSORRT, BuildTarget.PLAN)
         if (self.profiles or self.compatibility is not HardwareCompatibility.NONE) and not is_plan:
             raise UsageError("--profile and --hardware-compatible are for --target tensorrt or plan")
-        if self.over_tensorrt and target is not ExportTarget.TRITON:
+        if self.over_tensorrt and target is not BuildTarget.TRITON:
             raise UsageError("--over-tensorrt is for --target triton")
         if is_plan:
             plan_target(self.device)
-
-
-def is_bundle(source: str) -> bool:
-    """Whether `source` is a bundle's folder, and no checkpoint."""
-    return (Path(source) / MANIFEST_NAME).is_file()
 
 
 def make_target(folder: Path, options: TargetOptions, *, progress: Progress) -> list[str]:
@@ -86,7 +68,7 @@ def make_target(folder: Path, options: TargetOptions, *, progress: Progress) -> 
 
     Raises what keeps this machine from it: no TensorRT, no GPU, no engine that the target takes.
     """
-    if options.target is ExportTarget.TRITON:
+    if options.target is BuildTarget.TRITON:
         return [_triton(Bundle.open(folder), options)]
     return _plans(folder, options, progress)
 
@@ -102,7 +84,7 @@ def _plans(folder: Path, options: TargetOptions, progress: Progress) -> list[str
         target=target,
         profiles=options.profiles or DEFAULT_SPECS,
         compatibility=options.compatibility,
-        out=options.out if options.target is ExportTarget.PLAN else None,
+        out=options.out if options.target is BuildTarget.PLAN else None,
     )
     return [
         f"{plan.engine} for {plan.target}: {path} ({plan.size / 1e6:,.0f} MB), profiles "

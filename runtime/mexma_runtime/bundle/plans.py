@@ -1,6 +1,6 @@
 """TensorRT plans beside a bundle: each is for one GPU and one TensorRT, so they lie in local/, outside the hashes.
 
-A plan is described by a JSON file of the same name. `mexma export --target tensorrt` builds both.
+A plan is described by a JSON file of the same name. `mexma build BUNDLE --target tensorrt` builds both.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def find_plan(folder: Path, engine: EngineEntry, target: Target) -> tuple[Plan, 
 
 def build_command(folder: Path, engine: EngineEntry) -> str:
     """What builds a plan of `engine` on the machine where it is run."""
-    return f"mexma export {shlex.quote(str(folder))} --target tensorrt --engine {engine.name}"
+    return f"mexma build {shlex.quote(str(folder))} --target tensorrt --engine {engine.name}"
 
 
 def _checked(path: Path, plan: Plan) -> Path:

@@ -13,7 +13,9 @@ import typer
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from mexma_export.cli.commands import register_export, register_parity, register_standin
+from mexma_export.cli.export import register_export
+from mexma_export.cli.parity import register_parity
+from mexma_export.cli.standin import register_standin
 from mexma_export.corpus.sample import load_sample
 from mexma_export.quantize.recipe import load_recipe
 from mexma_runtime.bundle.bundle import Bundle
@@ -91,6 +93,25 @@ def test_what_cannot_be_meant_is_refused(app: typer.Typer, tiny_checkpoint: Path
     result = CliRunner().invoke(app, ["export", str(tiny_checkpoint), "--out", "x", "--precision", "int4"])
     assert result.exit_code == 2
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("--target", "triton", "--out", "x"), ("--over-tensorrt",), ("--profile", "latency:1", "--name", "m")]
+)
+def test_what_is_built_of_a_bundle_is_told_its_command(
+    words: tuple[str, ...],
+    app: typer.Typer,
+    tiny_bundle: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = str(failure(app, "export", tiny_bundle, *words))
+    assert f"mexma build {tiny_bundle} --target tensorrt, plan or triton" in said
+    said = str(failure(app, "export", tiny_checkpoint, *words))
+    assert ("mexma build BUNDLE --target tensorrt, plan or triton" in said) == bool(words)
+    assert not list(tmp_path.iterdir())
 
 
 def test_wishes_for_int8_are_checked_before_the_work(app: typer.Typer, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`mexma export --target`, through the command: a Triton repository made here; what plans need is refused by name."""
+"""`mexma build`, through the command: a Triton repository made here; what plans need is refused by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from mexma_export.cli.commands import register_export
+from mexma_export.cli.build import register_build
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.errors import MexmaError, MissingDependencyError, UsageError
 
@@ -21,7 +21,7 @@ needs_none = pytest.mark.skipif(find_spec("tensorrt") is not None, reason="Tenso
 @pytest.fixture(scope="module")
 def app() -> typer.Typer:
     app = typer.Typer()
-    register_export(app)
+    register_build(app)
     return app
 
 
@@ -53,44 +53,29 @@ def test_the_bundle_stays_as_it_is(app: typer.Typer, tiny_bundle: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("of_bundle", "words", "said"),
+    ("words", "said"),
     [
-        (True, (), "SOURCE is a bundle: name its checkpoint to add engines, or say what to make of it by --target"),
-        (True, ("--target", "triton"), "--out FOLDER is needed"),
-        (True, ("--target", "plan"), "--out FOLDER is needed"),
-        (True, ("--target", "tensorrt", "--out", "x"), "--out: plans of a bundle go into its local/"),
+        (("--target", "triton"), "--out FOLDER is needed"),
+        (("--target", "plan"), "--out FOLDER is needed"),
+        (("--target", "tensorrt", "--out", "x"), "--out: plans of a bundle go into its local/"),
+        (("--target", "triton", "--out", "x", "--profile", "latency:1"), "--profile and --hardware-compatible are"),
         (
-            True,
-            ("--target", "triton", "--out", "x", "--profile", "latency:1"),
+            ("--target", "triton", "--out", "x", "--hardware-compatible", "ampere-plus"),
             "--profile and --hardware-compatible are",
         ),
-        (True, ("--target", "triton", "--out", "x", "--recipe", "fast"), "--recipe: for checkpoints, and SOURCE is a"),
-        (
-            True,
-            ("--target", "triton", "--out", "x", "--json", "--dialect", "fused"),
-            "--dialect, --json: for checkpoints",
-        ),
-        (True, ("--target", "plan", "--out", "x", "--over-tensorrt"), "--over-tensorrt is for --target triton"),
-        (False, ("--target", "triton", "--out", "x"), "--target triton takes a bundle as SOURCE: make one first"),
-        (False, ("--target", "plan", "--out", "x"), "--target plan takes a bundle as SOURCE: make one first"),
-        (False, ("--target", "tensorrt"), "--out FOLDER is needed"),
-        (False, (), "--out FOLDER is needed"),
-        (False, ("--out", "x", "--engine", "portable.fp16"), "--engine names an engine of a bundle"),
-        (False, ("--out", "x", "--hardware-compatible", "ampere-plus"), "--profile and --hardware-compatible are for"),
+        (("--target", "plan", "--out", "x", "--over-tensorrt"), "--over-tensorrt is for --target triton"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
-    of_bundle: bool,
     words: tuple[str, ...],
     said: str,
     app: typer.Typer,
     tiny_bundle: Path,
-    tiny_checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    error = failure(app, tiny_bundle if of_bundle else tiny_checkpoint, *words)
+    error = failure(app, tiny_bundle, *words)
     assert isinstance(error, UsageError)
     assert said in str(error)
     assert not list(tmp_path.iterdir())
@@ -121,10 +106,7 @@ def test_without_tensorrt_nothing_is_begun(
     assert not (tiny_bundle / "local").exists()
 
 
-@needs_none
-def test_without_tensorrt_no_checkpoint_is_exported_either(
-    app: typer.Typer, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    error = failure(app, tiny_checkpoint, "--target", "tensorrt", "--out", tmp_path / "out")
-    assert isinstance(error, MissingDependencyError)
+def test_a_checkpoint_is_no_bundle(app: typer.Typer, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    error = failure(app, tiny_checkpoint, "--target", "triton", "--out", tmp_path / "out")
+    assert "not a bundle: the folder holds no bundle.json; `mexma export SOURCE --out" in str(error)
     assert not (tmp_path / "out").exists()

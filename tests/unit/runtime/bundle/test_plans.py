@@ -80,7 +80,7 @@ def test_the_plan_for_this_machine_is_found_among_others(plan: Plan, entry: Engi
 def test_none_says_how_to_build_one(entry: EngineEntry, tmp_path: Path) -> None:
     said = r"no TensorRT plan of engine portable\.fp16 for NVIDIA H200 .*; there is none\. Build one on this machine: "
     with pytest.raises(
-        EngineUnavailableError, match=said + r"mexma export .* --target tensorrt --engine portable\.fp16$"
+        EngineUnavailableError, match=said + r"mexma build .* --target tensorrt --engine portable\.fp16$"
     ):
         find_plan(tmp_path, entry, H200)
 
@@ -91,7 +91,7 @@ def test_a_plan_for_another_gpu_version_or_graph_is_refused(plan: Plan, entry: E
     put(tmp_path, dataclasses.replace(plan, graph="model.portable.fp16.0123.onnx"))
     with pytest.raises(EngineUnavailableError) as refused:
         find_plan(tmp_path, entry, H200)
-    for said in ("NVIDIA A10 (compute", "TensorRT 11.4.0.106", "from an older export of the engine", "mexma export"):
+    for said in ("NVIDIA A10 (compute", "TensorRT 11.4.0.106", "from an older export of the engine", "mexma build"):
         assert said in str(refused.value)
 
 

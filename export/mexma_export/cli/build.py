@@ -1,0 +1,72 @@
+"""The command `mexma build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mexma_export.cli.options import require_packages
+from mexma_export.targets.targets import BuildTarget, TargetOptions, make_target
+from mexma_runtime.bundle.plans import HardwareCompatibility
+from mexma_runtime.terminal import note, progress_bars
+from mexma_runtime.types import Precision
+
+
+def register_build(app: typer.Typer) -> None:
+    """Add `mexma build`."""
+
+    @app.command("build")
+    def build_command(
+        bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+        target: Annotated[
+            BuildTarget,
+            typer.Option(
+                help="tensorrt: plans for this machine's GPU, in the bundle. plan: a bare plan with its description. "
+                "triton: a model repository."
+            ),
+        ],
+        out: Annotated[Path | None, typer.Option(help="Of plan and triton: the folder to write.")] = None,
+        precision: Annotated[
+            list[Precision] | None,
+            typer.Option(help="Engines to take; may be given several times; default: all that the target takes."),
+        ] = None,
+        device: Annotated[str, typer.Option(help="The GPU that plans are for: cuda, cuda:1.")] = "cuda",
+        engine: Annotated[
+            str | None, typer.Option(help="The engine to take, by its name; default: all that the target takes.")
+        ] = None,
+        profile: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="Of plans: shapes to choose kernels for: latency:N, throughput:TOKENS or NxLENGTH; may "
+                "be given several times; default: latency:8 and throughput:65536."
+            ),
+        ] = None,
+        hardware_compatible: Annotated[
+            HardwareCompatibility,
+            typer.Option(help="Of plans: the other GPUs that may run them; the more, the slower."),
+        ] = HardwareCompatibility.NONE,
+        name: Annotated[str, typer.Option(help="Of Triton's model.")] = "mexma",
+        over_tensorrt: Annotated[
+            bool, typer.Option("--over-tensorrt", help="Of Triton: serve a TensorRT plan of this GPU, not a graph.")
+        ] = False,
+    ) -> None:
+        """Make of a bundle what other runtimes take: TensorRT plans, or a model repository for Triton."""
+        require_packages("onnx_ir", "ml_dtypes")
+        wanted = TargetOptions(
+            target=target,
+            device=device,
+            precisions=tuple(dict.fromkeys(precision or ())),
+            engine=engine,
+            profiles=tuple(profile or ()),
+            compatibility=hardware_compatible,
+            out=out,
+            name=name,
+            over_tensorrt=over_tensorrt,
+        )
+        wanted.check()
+        with progress_bars() as report:
+            made = make_target(bundle, wanted, progress=report)
+        for line in made:
+            note(line)
