@@ -28,7 +28,7 @@ from mexma_runtime.device_vectors import DeviceRows
 from mexma_runtime.errors import EncoderClosedError, InputError, TruncationWarning, UsageError
 from mexma_runtime.info import EncoderInfo, Times, describe
 from mexma_runtime.terminal import Progress, progress_bars
-from mexma_runtime.text.tokenizer import TextTokenizer, Tokenized, TokenizerSpec
+from mexma_runtime.text.tokenizer import MAX_WHOLE_CHARS, TextTokenizer, Tokenized, TokenizerSpec
 from mexma_runtime.types import Ragged, Vectors
 from mexma_runtime.vectors import cosine_similarity, rows_to_fill, to_tensor
 
@@ -44,11 +44,18 @@ class Encoder:
     """
 
     def __init__(
-        self, bundle: Bundle, engine: EngineEntry, backend: Backend, *, max_waiting: int, arguments: dict[str, Any]
+        self,
+        bundle: Bundle,
+        engine: EngineEntry,
+        backend: Backend,
+        *,
+        max_waiting: int,
+        max_whole_chars: int,
+        arguments: dict[str, Any],
     ) -> None:
         self._manifest, self._backend, self._arguments = bundle.manifest, backend, arguments
         text = bundle.manifest.text
-        spec = TokenizerSpec(max_tokens=text.max_tokens, lower_case=text.lower_case)
+        spec = TokenizerSpec(max_tokens=text.max_tokens, lower_case=text.lower_case, max_whole_chars=max_whole_chars)
         self._flow = Flow(bundle.manifest, TextTokenizer(bundle.path(text.tokenizer), spec), backend)
         self._turns = Turns(max_waiting=max_waiting)
         self._info = describe(bundle, engine, backend.info)
@@ -72,6 +79,7 @@ class Encoder:
         memory_limit: int | None = None,
         verify: bool = False,
         max_waiting: int = 64,
+        max_whole_chars: int = MAX_WHOLE_CHARS,
     ) -> Encoder:
         """Open the bundle in folder `path`; `encoder.info` says what was chosen.
 
@@ -92,6 +100,8 @@ class Encoder:
         memory_limit: of a GPU, bytes that onnxruntime may take for weights and activations; None: all there are.
         verify: check the weights' hash too (everything else is always checked).
         max_waiting: calls that may wait for the running one; the next gets EncoderBusyError.
+        max_whole_chars: most characters of a text that are tokenized at once where no place to cut them is known, some
+            300 bytes of memory each; more get InputError. Text with white space is cut long before.
 
         Raises BundleError, EngineUnavailableError, MissingDependencyError or UsageError.
         """
@@ -109,6 +119,7 @@ class Encoder:
             attention=attention,
             memory_limit=memory_limit,
             max_waiting=max_waiting,
+            max_whole_chars=max_whole_chars,
         )
 
     @classmethod
@@ -128,6 +139,7 @@ class Encoder:
         attention: str | None = None,
         memory_limit: int | None = None,
         max_waiting: int = 64,
+        max_whole_chars: int = MAX_WHOLE_CHARS,
     ) -> Encoder:
         """The same with a bundle that is open already."""
         # What another process needs to load this encoder again.
@@ -149,7 +161,7 @@ class Encoder:
             memory_limit=memory_limit,
         )
         opened = open_backends(bundle, entry, options, device, backend=spec.name)
-        return cls(bundle, entry, opened, max_waiting=max_waiting, arguments=arguments)
+        return cls(bundle, entry, opened, max_waiting=max_waiting, max_whole_chars=max_whole_chars, arguments=arguments)
 
     @property
     def info(self) -> EncoderInfo:

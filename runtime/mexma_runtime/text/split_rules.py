@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
-from tokenizers.models import BPE, Unigram, WordPiece
+from tokenizers.models import BPE, Unigram
 
-# Insides of regular expression classes; tests/unit/runtime/test_textcut.py checks what is said of them.
+# Insides of regular expression classes; tests/unit/runtime/text/test_split_rules.py checks what is said of them.
 HAN = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufa6d\U00020000-\U0002a6df"
 LETTERS = (
     r"0-9A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u0391-\u03a1\u03a3-\u03f5\u0400-\u0481\u048a-\u052f"
@@ -83,10 +83,6 @@ class SplitRules:
     """A run of white space, of which two characters at the beginning and one at the end (two groups) do as well."""
     deleted: re.Pattern[str] | None
     """The same of characters that the normaliser deletes."""
-    long_word: re.Pattern[str] | None
-    """WordPiece: a run of characters that may be (part of) a word of more than `max_word_chars`."""
-    max_word_chars: int
-    """WordPiece: any longer word is one unknown token."""
     inner: re.Pattern[str] | None
     """Unigram: a character that the text may be cut in front of, within a word."""
 
@@ -130,12 +126,8 @@ def split_rules(tokenizer: Tokenizer) -> SplitRules | None:
     if bert and plain and [splitter["type"] for splitter in splitters] == ["BertPreTokenizer"]:
         han = HAN if words(tokenizer, "a\u4e00a") == ["a", "\u4e00", "a"] else ""
         cuts += rf"|[{PUNCTUATION}{han}](?=[{STEADY}{spaces}]|\Z)"
-    model = tokenizer.model
-    max_word_chars = model.max_input_chars_per_word if isinstance(model, WordPiece) else 0
-    in_word = f"[{HAN}{LETTERS}{SYMBOLS}{GLUE}{deleted}]"
-    long_word = f"(?<!{in_word}){in_word}{{{4 * (max_word_chars + 1)},}}+"
     glue = rf"(?<=[\u0800-\U0010ffff])[{GLUE}]" if "Precompiled" in kinds else f"[{GLUE}]"
-    has_bytes = tokenizer.token_to_id("<0x00>") is not None
+    has_unigrams = isinstance(tokenizer.model, Unigram) and tokenizer.token_to_id("<0x00>") is None
     return SplitRules(
         cuts=re.compile(cuts),
         is_strict=is_strict,
@@ -144,9 +136,7 @@ def split_rules(tokenizer: Tokenizer) -> SplitRules | None:
         reach=max([8, *map(len, contents)]),
         squeezed=_run_of(squeezable),
         deleted=_run_of(deleted),
-        long_word=re.compile(long_word) if max_word_chars and bert and plain else None,
-        max_word_chars=max_word_chars,
-        inner=re.compile(f"(?:[{STEADY}{_CONTROLS}]|{glue})") if isinstance(model, Unigram) and not has_bytes else None,
+        inner=re.compile(f"(?:[{STEADY}{_CONTROLS}]|{glue})") if has_unigrams else None,
     )
 
 

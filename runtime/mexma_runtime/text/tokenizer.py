@@ -15,12 +15,14 @@ from tokenizers import Tokenizer, normalizers
 
 from mexma_runtime.errors import BundleError, InputError, TextTooLongError, UsageError
 from mexma_runtime.text.split_rules import split_rules
-from mexma_runtime.text.truncation import TextCutter, encode_batch
+from mexma_runtime.text.truncation import TextCutter, encode_batch, require_whole
 from mexma_runtime.types import Ragged
 
 CHARS_PER_TOKEN = 16
 """Texts of up to this many characters for each token that is kept are tokenized whole."""
 MAX_BATCH_CHARS = 1 << 20
+MAX_WHOLE_CHARS = 1 << 20
+"""Of a text that cannot be cut, so many characters are tokenized at once: some 300 MB of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,12 @@ class TokenizerSpec:
     lower_case: bool
     """sentence-transformers' do_lower_case: lower-case first, unless the tokenizer's own normaliser has Lowercase."""
 
+    max_whole_chars: int = MAX_WHOLE_CHARS
+    """Most characters that are tokenized at once, of a text that cannot be cut without changing its ids."""
+
     def __post_init__(self) -> None:
+        if self.max_whole_chars < 1:
+            raise UsageError(f"max_whole_chars: expected 1 or more, got {self.max_whole_chars}")
         if self.max_tokens < 1:
             raise UsageError(f"max_tokens: expected at least 1, got {self.max_tokens}")
 
@@ -65,17 +72,20 @@ class TextTokenizer:
             n_special = len(self._prefix) + len(self._suffix)
             reason = f"a text has {n_special} special tokens and needs room for one more, but max_tokens is"
             raise BundleError(path, f"{reason} {spec.max_tokens}")
-        self._whole_chars = CHARS_PER_TOKEN * spec.max_tokens
+        self._whole_chars, self._max_whole_chars = CHARS_PER_TOKEN * spec.max_tokens, spec.max_whole_chars
 
     @cached_property
     def _cutter(self) -> TextCutter | None:
         rules = split_rules(self._tokenizer)
-        return None if rules is None else TextCutter(self._tokenizer, rules, step=self._whole_chars)
+        if rules is None:
+            return None
+        return TextCutter(self._tokenizer, rules, step=self._whole_chars, max_whole_chars=self._max_whole_chars)
 
     def encode(self, texts: Sequence[str], *, truncate: bool = True, first_index: int = 0) -> Tokenized:
         """Token ids of `texts`, special tokens included, at most `max_tokens` each.
 
-        Errors give the position in `texts` plus `first_index`. InputError: not a str, or not valid Unicode.
+        Errors give the position in `texts` plus `first_index`. InputError: not a str, not valid Unicode, or more than
+        `max_whole_chars` characters that cannot be cut.
         TextTooLongError: a text has too many tokens and `truncate` is False.
         """
         for index, text in enumerate(texts, first_index):
@@ -85,6 +95,8 @@ class TextTokenizer:
         if long and self._cutter is not None:
             rows = self._cut(texts, long, self._cutter, first_index)
         else:
+            for index in sorted(long):
+                require_whole(len(texts[index]), self._max_whole_chars, first_index + index)
             rows = self._whole(texts, first_index)
 
         truncated = np.fromiter(map(len, rows), np.int64, len(rows)) > self._max_tokens
@@ -116,7 +128,7 @@ class TextTokenizer:
         _refuse_surrogates(texts, first_index)
         short = iter(self._whole([text for row, text in enumerate(texts) if row not in long], first_index))
         return [
-            [*self._prefix, *cutter.first_ids(text, self._max_content + 1), *self._suffix]
+            [*self._prefix, *cutter.first_ids(text, self._max_content + 1, index=first_index + row), *self._suffix]
             if row in long
             else next(short)
             for row, text in enumerate(texts)

@@ -1,12 +1,15 @@
-"""Verdicts on made-up vectors, for the tests of what is shown."""
+"""A loaded checkpoint, and verdicts on made-up vectors for the tests of what is shown."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mexma_export.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from mexma_export.checkpoint.sources import resolve_source
 from mexma_export.corpus.corpus import Corpus
 from mexma_export.parity.breakdown import judge_vectors
 from mexma_export.parity.figures import InvarianceFigures
@@ -19,6 +22,12 @@ from mexma_runtime.bundle.manifest import Certificate, EngineEntry
 from mexma_runtime.types import Dialect, Precision
 
 MakeVerdict = Callable[..., Verdict]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
+    """The stand-in `tiny`."""
+    return load_checkpoint(resolve_source(str(tiny_checkpoint)))
 
 
 @pytest.fixture(scope="session")

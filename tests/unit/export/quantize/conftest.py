@@ -1,4 +1,4 @@
-"""A loaded checkpoint, calibration text for it, and recipes that try little."""
+"""Calibration text, and recipes that try little."""
 
 from __future__ import annotations
 
@@ -9,20 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mexma_export.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from mexma_export.checkpoint.sources import resolve_source
+from mexma_export.checkpoint.checkpoint import Checkpoint
 from mexma_export.quantize.calibration import Calibration, load_calibration, shipped_corpus
 from mexma_export.quantize.recipe import Recipe, load_recipe
 from mexma_export.quantize.statistics import InputStatistics, Observer
 
 MakeRecipe = Callable[..., Recipe]
 Observe = Callable[..., InputStatistics]
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
-    """The stand-in `tiny`."""
-    return load_checkpoint(resolve_source(str(tiny_checkpoint)))
 
 
 @pytest.fixture(scope="session")

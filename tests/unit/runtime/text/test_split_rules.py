@@ -110,4 +110,3 @@ def test_models_whose_words_cannot_be_looked_into() -> None:
         assert rules is not None
         assert rules.cuts.search("a b") is not None
         assert rules.inner is None
-        assert rules.long_word is None

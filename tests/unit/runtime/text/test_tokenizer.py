@@ -257,3 +257,29 @@ def test_lower_case_is_not_done_twice(xlmr_folder: Path, tmp_path: Path) -> None
         (tmp_path / name).mkdir()
         folder = change(xlmr_folder, tmp_path / name, normalizer=normalizer)
         assert rows(load(folder, 99, lower_case=True).encode(NASTY)) == rows(load(folder, 99).encode(NASTY))
+
+
+@pytest.mark.parametrize("truncate", [True, False])
+def test_a_text_that_cannot_be_cut_has_a_bound(minilm_folder: Path, truncate: bool) -> None:
+    spec = TokenizerSpec(max_tokens=16, lower_case=False, max_whole_chars=5000)
+    tokenizer = TextTokenizer(minilm_folder / "tokenizer.json", spec)
+    tokenizer.encode(["a" * 5000])
+    with pytest.raises(InputError, match=r"input 12: 5,001 characters without a place .* at most 5,000 are") as told:
+        tokenizer.encode(["a", "b c", "a" * 5001], truncate=truncate, first_index=10)
+    assert told.value.index == 12
+
+
+def test_the_bound_holds_for_a_tokenizer_that_nothing_is_known_of(tmp_path: Path) -> None:
+    model = models.BPE({"a": 0, "<s>": 1}, [], unk_token="<s>")
+    unknown = Tokenizer(model)
+    unknown.save(str(tmp_path / "tokenizer.json"))
+    spec = TokenizerSpec(max_tokens=16, lower_case=False, max_whole_chars=5000)
+    tokenizer = TextTokenizer(tmp_path / "tokenizer.json", spec)
+    assert tokenizer.encode(["a" * 5000]).truncated.all()
+    with pytest.raises(InputError, match="input 1: 5,001 characters"):
+        tokenizer.encode(["a", "a" * 5001])
+
+
+def test_the_bound_is_at_least_one() -> None:
+    with pytest.raises(UsageError, match="max_whole_chars: expected 1 or more, got 0"):
+        TokenizerSpec(max_tokens=16, lower_case=False, max_whole_chars=0)

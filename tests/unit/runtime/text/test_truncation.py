@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from mexma_runtime.text import truncation as textcut
+from mexma_runtime.errors import InputError
+from mexma_runtime.text import truncation
 from mexma_runtime.text.split_rules import split_rules
 from mexma_runtime.text.truncation import TextCutter
 
@@ -189,10 +190,10 @@ def tokenizers(minilm_folder: Path) -> dict[str, Tokenizer]:
     }
 
 
-def cutter(tokenizer: Tokenizer, step: int) -> TextCutter:
+def cutter(tokenizer: Tokenizer, step: int, *, max_whole_chars: int = 1 << 20) -> TextCutter:
     rules = split_rules(tokenizer)
     assert rules is not None
-    return TextCutter(tokenizer, rules, step=step)
+    return TextCutter(tokenizer, rules, step=step, max_whole_chars=max_whole_chars)
 
 
 def whole(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -249,26 +250,33 @@ def test_edges(tokenizers: dict[str, Tokenizer], name: str, text: str) -> None:
             assert cutter(tokenizers[name], step).first_ids(text, n_wanted) == expected[:n_wanted]
 
 
-LONG = {
-    "prose": "hello world, " * 15_000,
-    "one letter": "a" * 200_001,
-    "two letters": "ha" * 100_000,
-    "one ideograph": "中" * 100_000,
+def shuffled(parts: Sequence[str], n: int) -> str:
+    return "".join(random.Random(0).choices(parts, k=n))
+
+
+CUT = {
+    "prose": shuffled([f"{sentence}. " for sentence in SENTENCES], 5_000),
+    "prose of one sentence": "hello world, " * 15_000,
+    "ideographs": shuffled([*"今天天气很好我们去公园東京は日本の首都です", "。"], 200_000),
+    "json": shuffled([f'{{"a{n}":{n},"bb":[2,3]}},' for n in range(50)], 10_000),
     "spaces": " " * 200_000,
     "line ends": "\r\n" * 100_000,
+    "a space now and then": ("a" * 20_000 + " ") * 10,
+}
+WHOLE = {
+    "one letter": "a" * 200_001,
+    "two letters": "ha" * 100_000,
     "one mark": "\u0301" * 200_000,
     "emoji": "😀" * 100_000,
     "emoji sequences": "👨\u200d👩\u200d👧" * 20_000,
     "unknown characters": "𒀀𒀁𒀂" * 40_000,
     "nul": "\0" * 200_000,
-    "a space now and then": ("a" * 20_000 + " ") * 10,
-    "json": '{"a":1,"bb":[2,3]},' * 10_000,
 }
 
 
 @pytest.mark.parametrize("name", ["minilm", "nfkc", "precompiled"])
-@pytest.mark.parametrize("text", LONG.values(), ids=LONG.keys())
-def test_long_texts_are_never_tokenized_whole(
+@pytest.mark.parametrize("text", CUT.values(), ids=CUT.keys())
+def test_long_texts_are_tokenized_in_pieces(
     tokenizers: dict[str, Tokenizer], name: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
@@ -277,15 +285,39 @@ def test_long_texts_are_never_tokenized_whole(
         seen.extend(map(len, batch))
         return encode(tokenizer, batch, **options)
 
-    encode, step, n_wanted = textcut.encode_batch, 1024, 64
-    monkeypatch.setattr(textcut, "encode_batch", encode_batch)
+    encode, step, n_wanted = truncation.encode_batch, 1024, 64
+    monkeypatch.setattr(truncation, "encode_batch", encode_batch)
     ids = cutter(tokenizers[name], step).first_ids(text, n_wanted)
-    assert 0 < max(seen) <= 4 * step
+    assert 0 < max(seen) <= 20 * step
     assert ids == whole(tokenizers[name], text)[:n_wanted]
 
 
-def test_a_tie_is_broken_by_the_far_end(tokenizers: dict[str, Tokenizer]) -> None:
-    """The reason for viterbi.py: the first token of a run depends on its length."""
-    first = {cutter(tokenizers["ties"], 200).first_ids("a" * length, 3)[1] for length in range(20_000, 20_012)}
-    assert first == {whole(tokenizers["ties"], "a" * length)[1] for length in range(20_000, 20_012)}
-    assert len(first) > 1
+@pytest.mark.parametrize("name", ["minilm", "nfkc", "precompiled"])
+@pytest.mark.parametrize("text", WHOLE.values(), ids=WHOLE.keys())
+def test_what_cannot_be_cut_is_tokenized_whole_up_to_a_bound(
+    tokenizers: dict[str, Tokenizer], name: str, text: str
+) -> None:
+    """Or its first ids are known from its beginning: a guess there is never."""
+    expected = whole(tokenizers[name], text)[:64]
+    assert cutter(tokenizers[name], 1024).first_ids(text, 64) == expected
+    bounded = cutter(tokenizers[name], 1024, max_whole_chars=50_000)
+    try:
+        ids = bounded.first_ids(text, 64)
+    except InputError:
+        with pytest.raises(InputError, match=rf"input 7: {len(text):,} characters without .*, and at most 50,000 are"):
+            bounded.first_ids(text, 64, index=7)
+    else:
+        assert ids == expected
+
+
+def test_the_bound_is_met_to_the_character(tokenizers: dict[str, Tokenizer]) -> None:
+    tokenizer = tokenizers["minilm"]
+    bounded = cutter(tokenizer, 1024, max_whole_chars=100_000)
+    assert bounded.first_ids("a" * 100_000, 3) == whole(tokenizer, "a" * 100_000)[:3]
+    with pytest.raises(InputError, match="100,001 characters"):
+        bounded.first_ids("a" * 100_001, 3)
+    with pytest.raises(InputError, match="100,001 characters"):  # the space is the first of them
+        bounded.first_ids("the quick " + "a" * 100_000, 60)
+    # What comes after the last id that is kept is never looked at.
+    prose = "the quick " * 1000
+    assert bounded.first_ids(prose + "a" * 100_001, 60) == whole(tokenizer, prose)[:60]
