@@ -201,7 +201,7 @@ class HostAllocation:
         self.pointer = self.bytes.ctypes.data
 
 
-class HostMark:
+class HostEvent:
     """Done when all before it is."""
 
     def __init__(self, done: Future[None]) -> None:
@@ -281,8 +281,8 @@ class HostDevice:
             self._captured = None
         return HostGraph(self, captured)
 
-    def mark(self) -> HostMark:
-        return HostMark(self._last)
+    def record_event(self) -> HostEvent:
+        return HostEvent(self._last)
 
     def free_bytes(self) -> int:
         return 1 << 40

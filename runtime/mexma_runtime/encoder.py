@@ -20,10 +20,10 @@ from mexma_runtime.backends import Attention, Graphs, choose, open_backends, res
 from mexma_runtime.backends.base import Backend, BackendOptions
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
-from mexma_runtime.call.execution import InFlight, check_ids
+from mexma_runtime.call.execution import PendingBatches, check_ids
 from mexma_runtime.call.flow import Flow
 from mexma_runtime.call.options import EncodeOptions, listed, resolve_options
-from mexma_runtime.call.scheduler import CancelSignal, Turns
+from mexma_runtime.call.scheduler import CancelSignal, Scheduler
 from mexma_runtime.device_vectors import DeviceRows
 from mexma_runtime.errors import EncoderClosedError, InputError, TruncationWarning, UsageError
 from mexma_runtime.info import EncoderInfo, Times, describe
@@ -57,7 +57,7 @@ class Encoder:
         text = bundle.manifest.text
         spec = TokenizerSpec(max_tokens=text.max_tokens, lower_case=text.lower_case, max_whole_chars=max_whole_chars)
         self._flow = Flow(bundle.manifest, TextTokenizer(bundle.path(text.tokenizer), spec), backend)
-        self._turns = Turns(max_waiting=max_waiting)
+        self._scheduler = Scheduler(max_waiting=max_waiting)
         self._info = describe(bundle, engine, backend.info)
         self._process = os.getpid()
 
@@ -264,17 +264,17 @@ class Encoder:
         n_done = n_truncated = 0
         progress = progress_bars() if show_progress_bar else nullcontext()
         with (
-            self._turns.call(timeout_s=timeout, cancel=cancel) as call,
-            self._flow.in_flight() as in_flight,
+            self._scheduler.call(timeout_s=timeout, cancel=cancel) as call,
+            self._flow.pending() as pending,
             progress as report,
         ):
             for tokens in self._flow.tokenized(texts, options, call):
                 rows = vectors[n_done : n_done + len(tokens.ragged)]
                 on_rows = report and functools.partial(_report_rows, report, n_done, len(texts))
-                self._flow.embed(tokens.ragged, rows, options, call, in_flight, on_rows)
+                self._flow.embed(tokens.ragged, rows, options, call, pending, on_rows)
                 n_done += len(rows)
                 n_truncated += int(tokens.truncated.sum())
-            in_flight.finish()
+            pending.finish()
         if n_truncated:
             warnings.warn(self._truncation(n_truncated, n_done), stacklevel=2)
         if isinstance(vectors, DeviceRows):
@@ -336,8 +336,8 @@ class Encoder:
         options = resolve_options(self._manifest, normalize=normalize_embeddings, batch_size=batch_size)
         check_ids(ragged, self._manifest)
         vectors = rows_to_fill(out, len(ragged), self._info.dim)
-        with self._turns.call(timeout_s=timeout, cancel=cancel) as call, self._flow.in_flight() as in_flight:
-            self._flow.embed(ragged, vectors, options, call, in_flight)
+        with self._scheduler.call(timeout_s=timeout, cancel=cancel) as call, self._flow.pending() as pending:
+            self._flow.embed(ragged, vectors, options, call, pending)
         return vectors
 
     def tokenize(
@@ -366,7 +366,7 @@ class Encoder:
 
     def close(self) -> None:
         """Wait for the running batch and release the engine; waiting calls get EncoderClosedError."""
-        if os.getpid() == self._process and self._turns.close():
+        if os.getpid() == self._process and self._scheduler.close():
             self._backend.close()
 
     def __enter__(self) -> Encoder:
@@ -390,18 +390,18 @@ class Encoder:
         n_done = n_truncated = 0
         windows = iter(lambda: list(islice(sentences, window)), [])
         started: deque[tuple[Vectors, int]] = deque()
-        with self._turns.call(cancel=cancel) as call, self._flow.in_flight() as in_flight:
+        with self._scheduler.call(cancel=cancel) as call, self._flow.pending() as pending:
             for tokens in self._flow.tokenized_windows(windows, options, call):
                 vectors = np.empty((len(tokens.ragged), self._info.dim), dtype=np.float32)
-                self._flow.embed(tokens.ragged, vectors, options, call, in_flight)
-                started.append((vectors, in_flight.n_started))
+                self._flow.embed(tokens.ragged, vectors, options, call, pending)
+                started.append((vectors, pending.n_started))
                 n_done += len(vectors)
                 n_truncated += int(tokens.truncated.sum())
                 # On a device, one window is under way while the vectors of those before it are taken.
-                while started and (len(started) > 1 or in_flight.is_finished(started[0][1])):
-                    yield from _taken(*started.popleft(), in_flight)
+                while started and (len(started) > 1 or pending.is_finished(started[0][1])):
+                    yield from _taken(*started.popleft(), pending)
             while started:
-                yield from _taken(*started.popleft(), in_flight)
+                yield from _taken(*started.popleft(), pending)
         if n_truncated:
             warnings.warn(self._truncation(n_truncated, n_done), stacklevel=2)
 
@@ -420,9 +420,9 @@ class Encoder:
             )
 
 
-def _taken(vectors: Vectors, n_batches: int, in_flight: InFlight) -> Iterator[Vectors]:
+def _taken(vectors: Vectors, n_batches: int, pending: PendingBatches) -> Iterator[Vectors]:
     """The rows of a window once its batches are done; copies, so that keeping one does not keep its window."""
-    in_flight.finish(n_batches)
+    pending.finish(n_batches)
     yield from (row.copy() for row in vectors)
 
 

@@ -28,10 +28,10 @@ from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
 pytestmark = pytest.mark.gpu
 
 ENGINES = ("packed.fp32", "fused.fp32", "packed.fp16", "fused.fp16")
-MOST_DIFFERENCE = {"fp32": 1e-4, "fp16": 1e-2}
-LEAST_COSINE = {"fp32": 0.999999, "fp16": 0.9999}
+MAX_DIFFERENCE = {"fp32": 1e-4, "fp16": 1e-2}
+MIN_COSINE = {"fp32": 0.999999, "fp16": 0.9999}
 MIB = 1 << 20
-MOST_LOST_BYTES = 64 * MIB
+MAX_LOST_BYTES = 64 * MIB
 # Of one sentence each, around the edges of buckets, and past the largest.
 LENGTHS = (1, 2, 3, 7, 8, 9, 12, 13, 31, 32, 33, 64, 65, 127, 128, 129, 200, 256, 384, 511, 512)
 TEXTS = [f"{'The ferry leaves at noon. ' * (1 + n % 7)}{n}" for n in range(300)]
@@ -91,8 +91,8 @@ def one_by_one(encoder: Encoder, sentences: Ragged) -> Vectors:
 
 def assert_agree(found: Vectors, expected: Vectors, precision: str) -> None:
     figures = compare(found, expected)
-    assert figures.max_abs_difference <= MOST_DIFFERENCE[precision], figures
-    assert figures.cosine_min >= LEAST_COSINE[precision], figures
+    assert figures.max_abs_difference <= MAX_DIFFERENCE[precision], figures
+    assert figures.cosine_min >= MIN_COSINE[precision], figures
 
 
 def free_bytes() -> int:
@@ -237,7 +237,7 @@ def test_memory_stays_as_it_is_over_random_shapes(bundle: Path, engine: str) -> 
             encoder.encode_ids(random_ids(lengths, seed=number))
             if number == 49:
                 settled = free_bytes()
-        assert settled - free_bytes() <= MOST_LOST_BYTES
+        assert settled - free_bytes() <= MAX_LOST_BYTES
 
 
 def test_threads_share_an_encoder(packed: Encoder) -> None:
@@ -249,7 +249,7 @@ def test_threads_share_an_encoder(packed: Encoder) -> None:
 
     with ThreadPoolExecutor(2) as pool:
         for found, known in zip(pool.map(encode, range(len(batches))), expected, strict=True):
-            np.testing.assert_allclose(found, known, atol=MOST_DIFFERENCE["fp16"])
+            np.testing.assert_allclose(found, known, atol=MAX_DIFFERENCE["fp16"])
 
 
 def test_closing_gives_memory_back(bundle: Path) -> None:
@@ -259,4 +259,4 @@ def test_closing_gives_memory_back(bundle: Path) -> None:
     encoder = Encoder.load(bundle, device="cuda")
     assert free_bytes() < before
     encoder.close()
-    assert before - free_bytes() <= MOST_LOST_BYTES
+    assert before - free_bytes() <= MAX_LOST_BYTES

@@ -12,7 +12,7 @@ import pytest
 
 from mexma_export.checkpoint.standin import write_standin
 
-MOST_MEMORY_BYTES = 4e9
+MAX_MEMORY_BYTES = 4e9
 
 
 @pytest.mark.full_size
@@ -30,4 +30,4 @@ def test_full_size_is_exported_and_judged_in_bounded_memory(tmp_path: Path) -> N
         assert judged[name]["figures"]["max_abs_difference"] <= 1e-4
         assert judged[name]["figures"]["top10_agreement"] == 1
     peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    assert peak_bytes < MOST_MEMORY_BYTES
+    assert peak_bytes < MAX_MEMORY_BYTES

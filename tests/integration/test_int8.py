@@ -155,7 +155,7 @@ def test_portable_graphs_are_standard_onnx_over_external_weights(int8_bundle: Pa
 
 @pytest.mark.parametrize("recipe", ["fast", "precise"])
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-def test_vectors_are_close_and_the_same_in_any_company(
+def test_vectors_are_close_and_the_same_among_any_batch_mates(
     int8_bundle: Path, tiny_bundle: Path, backend: str, recipe: str
 ) -> None:
     expected = encode(tiny_bundle, ENGLISH)
@@ -163,9 +163,9 @@ def test_vectors_are_close_and_the_same_in_any_company(
         assert encoder.info.backend == backend
         together = encoder.encode(ENGLISH)
         alone = np.concatenate([encoder.encode([text]) for text in ENGLISH[:12]])
-        company = encoder.encode(ENGLISH[:12] * 4 + ["", "word " * 200])[:12]
+        among_others = encoder.encode(ENGLISH[:12] * 4 + ["", "word " * 200])[:12]
     assert compare(together, expected).cosine_min > 0.999
-    for other in (alone, company):
+    for other in (alone, among_others):
         assert compare(other, together[:12]).cosine_min >= 0.999999
 
 

@@ -1,4 +1,4 @@
-"""The steps on vectors: against PyTorch in fp32 on the same device, and of one sentence in different company."""
+"""The steps on vectors: against PyTorch in fp32 on the same device, and of one sentence among different batch-mates."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from mexma_runtime import Encoder
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.types import Dialect, Precision
 
-LEAST_COSINE = 0.9999
-LEAST_COSINE_MINILM = 0.9998
+MIN_COSINE = 0.9999
+MIN_COSINE_MINILM = 0.9998
 
 
 def check_parity(setup: Setup, record: Record) -> None:
     """Rows of least cosines: of the checkpoint, and of MiniLM's trained weights where they are installed."""
-    _against_pytorch(setup, record, setup.source, setup.bundle, least=LEAST_COSINE)
+    _against_pytorch(setup, record, setup.source, setup.bundle, least=MIN_COSINE)
     if find_spec(MINILM_PACKAGE.replace("-", "_")) is None:
         reason = f"{MINILM_PACKAGE} is not installed"
         record.checks.append(not_measured("MiniLM, trained weights: least cosine to PyTorch", reason, is_excused=True))
@@ -40,13 +40,13 @@ def check_parity(setup: Setup, record: Record) -> None:
         check_parity=False,
     )
     export(source, plan)
-    _against_pytorch(setup, record, source, Bundle.open(folder), least=LEAST_COSINE_MINILM)
+    _against_pytorch(setup, record, source, Bundle.open(folder), least=MIN_COSINE_MINILM)
 
 
 def check_invariance(setup: Setup, record: Record) -> None:
     """Each of some sentences alone, among each other, and in one large batch: the least cosine between any two ways."""
     sizes, encoder = setup.sizes, setup.encoder
-    ragged = drawn_ids(sizes.n_company, setup.bundle.manifest.model.vocab_size)
+    ragged = drawn_ids(sizes.n_batch_mates, setup.bundle.manifest.model.vocab_size)
     rows = np.linspace(0, len(ragged) - 1, sizes.n_alone).round().astype(np.int64)
     few = ragged.take(rows)
     alone = np.concatenate([encoder.encode_ids(few.part(row, row + 1)) for row in range(len(few))])
@@ -60,7 +60,7 @@ def check_invariance(setup: Setup, record: Record) -> None:
     record.checks.append(
         Check(
             what=f"one sentence alone, among {len(few)} and among {len(ragged):,}: least cosine",
-            bar=at_least(LEAST_COSINE),
+            bar=at_least(MIN_COSINE),
             measured=min(float(values.min()) for values in cosines.values()),
             note=f"{ragged.ids.size:,} tokens, up to {encoder.info.max_batch_tokens:,} in a batch",
         )

@@ -21,7 +21,7 @@ class Sizes:
     """A round."""
     n_alone: int
     """Sentences that are embedded alone too."""
-    n_company: int
+    n_batch_mates: int
     """Sentences that they are embedded with."""
     n_latency_rounds: int
     n_calls: int
@@ -42,7 +42,7 @@ FULL = Sizes(
     n_alike=512,
     n_alike_batches=4,
     n_alone=64,
-    n_company=4096,
+    n_batch_mates=4096,
     n_latency_rounds=10,
     n_calls=100,
     n_pytorch_calls=30,
@@ -57,7 +57,7 @@ QUICK = Sizes(
     n_alike=8,
     n_alike_batches=1,
     n_alone=4,
-    n_company=64,
+    n_batch_mates=64,
     n_latency_rounds=2,
     n_calls=5,
     n_pytorch_calls=3,

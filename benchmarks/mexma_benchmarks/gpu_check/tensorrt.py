@@ -32,9 +32,9 @@ from mexma_runtime.types import Dialect, Precision, Ragged
 
 BACKEND = "tensorrt"
 PRECISIONS = (Precision.FP16, Precision.INT8, Precision.FP8)
-LEAST_OF_MEAN = {Precision.INT8: 0.999, Precision.FP8: 0.999}
-LEAST_COSINE_FP16 = 0.9999
-LEAST_GAIN = 1.3
+MIN_MEAN_COSINE = {Precision.INT8: 0.999, Precision.FP8: 0.999}
+MIN_COSINE_FP16 = 0.9999
+MIN_GAIN = 1.3
 """Of int8 or fp8 over fp16, in batches of 64k tokens."""
 LENGTH = 128
 """Of the sentences in bulk."""
@@ -62,11 +62,11 @@ def check_tensorrt_parity(setup: Setup, record: Record) -> None:
                 vectors = encoder.encode_ids(ragged)
             reference = pytorch.vectors(Work.of(ragged)) if reference is None else reference
             figures = compare(vectors, reference)
-            mean = LEAST_OF_MEAN.get(precision)
+            mean = MIN_MEAN_COSINE.get(precision)
             record.checks.append(
                 Check(
                     what=f"TensorRT {precision}, MiniLM: {'mean' if mean else 'least'} cosine to PyTorch fp32",
-                    bar=at_least(mean or LEAST_COSINE_FP16),
+                    bar=at_least(mean or MIN_COSINE_FP16),
                     measured=figures.cosine_mean if mean else figures.cosine_min,
                     note=f"{figures.n_sentences} sentences; least {figures.cosine_min:.6f}, mean "
                     f"{figures.cosine_mean:.6f}",
@@ -99,7 +99,7 @@ def measure_tensorrt(setup: Setup, record: Record) -> None:
             samples_ms = by_name(take_turns(calls), sizes.n_rounds)
             record.samples[f"{what}, ms"] = samples_ms
             for ours, other, bar in (
-                ("TensorRT int8", "TensorRT fp16", at_least(LEAST_GAIN) if what == bulk else None),
+                ("TensorRT int8", "TensorRT fp16", at_least(MIN_GAIN) if what == bulk else None),
                 ("TensorRT fp16", "CUDA backend", None),
                 ("TensorRT fp16", "PyTorch", None),
             ):

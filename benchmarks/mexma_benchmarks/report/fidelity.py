@@ -33,7 +33,7 @@ def fidelity_section(model: ModelResult) -> Iterator[str]:
     yield (
         "Error/distance: length of the difference over the root mean square distance between two sentences. Top-1, "
         "top-10: share of the nearest, and of the ten nearest, neighbours that are the reference's. Mixed: queries by "
-        "the subject, index by the reference. In a batch: the same sentences alone, in mixed company, in another order."
+        "the subject, index by the reference. In a batch: the same sentences alone, among others, in another order."
     )
     for text in dict.fromkeys(one.calibration for _, one in judged if one.calibration):
         names = ", ".join(escape(name) for name, one in judged if one.calibration == text)
@@ -67,14 +67,14 @@ def _distance_cells(figures: ParityFigures) -> list[str]:
 
 
 def _neighbour_cells(one: Fidelity) -> list[str]:
-    figures, company = one.figures, one.invariance
+    figures, batch_mates = one.figures, one.invariance
     return [
         optional(figures.top1_agreement, ".4f"),
         optional(figures.top10_agreement, ".4f"),
         optional(figures.mixed_top1_agreement, ".4f"),
         optional(figures.mixed_top10_agreement, ".4f"),
-        optional(company.cosine_min if company else None, ".6f"),
-        optional(company.max_abs_difference if company else None, ".1e"),
+        optional(batch_mates.cosine_min if batch_mates else None, ".6f"),
+        optional(batch_mates.max_abs_difference if batch_mates else None, ".1e"),
     ]
 
 

@@ -37,15 +37,15 @@ from mexma_runtime.hardware import detect_hardware
 from mexma_runtime.terminal import Progress
 from mexma_runtime.types import Dialect, Precision
 
-LEAST_ONNXRUNTIME = "1.20.1"
+MIN_ONNXRUNTIME = "1.20.1"
 """The oldest release that runs both dialects in both precisions; 1.20.0 fails in fp16 SkipLayerNormalization."""
-LEAST_ONNXRUNTIME_PACKED = "1.31"
+MIN_ONNXRUNTIME_PACKED = "1.31"
 """The release whose kernels packed graphs were written for."""
-LEAST_ONNXRUNTIME_AROUND_FP16 = "1.31"
+MIN_ONNXRUNTIME_AROUND_FP16 = "1.31"
 """The only release that Q/DQ around fp16 was run with."""
-LEAST_TENSORRT = "10.16"
+MIN_TENSORRT = "10.16"
 """The oldest release that the builder's calls and the graphs' operators were checked against."""
-LEAST_OPENVINO = "2026.4"
+MIN_OPENVINO = "2026.4"
 """The only release that int8 was measured with."""
 
 
@@ -88,11 +88,9 @@ class EngineWriter:
             name = f"{dialect}.{precision}"
             graph = self._keep_graph(f"model.{name}", dialect, precision, dict(weights.tensors))
             packed = dialect is Dialect.PACKED
-            requires = {"onnxruntime": LEAST_ONNXRUNTIME_PACKED if packed else LEAST_ONNXRUNTIME}
+            requires = {"onnxruntime": MIN_ONNXRUNTIME_PACKED if packed else MIN_ONNXRUNTIME}
             if dialect is Dialect.PORTABLE:
-                requires |= (
-                    {"openvino": LEAST_OPENVINO} if precision is Precision.FP32 else {"tensorrt": LEAST_TENSORRT}
-                )
+                requires |= {"openvino": MIN_OPENVINO} if precision is Precision.FP32 else {"tensorrt": MIN_TENSORRT}
             engines.append(self._entry(name, dialect, precision, graph, [weights], requires))
         return engines
 
@@ -226,13 +224,13 @@ class EngineWriter:
             products=[_product(group, plan) for group in self._groups],
         )
         if recipe.is_for_tensorrt:
-            requires = {"tensorrt": LEAST_TENSORRT, "onnxruntime": LEAST_ONNXRUNTIME_AROUND_FP16}
+            requires = {"tensorrt": MIN_TENSORRT, "onnxruntime": MIN_ONNXRUNTIME_AROUND_FP16}
         elif dialect is Dialect.FUSED:
-            requires = {"onnxruntime": LEAST_ONNXRUNTIME}
+            requires = {"onnxruntime": MIN_ONNXRUNTIME}
         else:
-            requires = {"openvino": LEAST_OPENVINO}
+            requires = {"openvino": MIN_OPENVINO}
             if not has_groups:  # which onnxruntime would compute in float
-                requires["onnxruntime"] = LEAST_ONNXRUNTIME
+                requires["onnxruntime"] = MIN_ONNXRUNTIME
         return self._entry(name, dialect, precision, graph, [tables, linears], requires, job, quantization)
 
     def _entry(

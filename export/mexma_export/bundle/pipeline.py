@@ -26,7 +26,7 @@ from mexma_runtime.errors import BundleError, EngineUnavailableError, ParityErro
 from mexma_runtime.terminal import Progress
 from mexma_runtime.types import PADDED_DIALECTS, QUANTIZED, Dialect, Pooling, Precision
 
-MOST_PACKED_HEAD_SIZE = 256
+MAX_PACKED_HEAD_SIZE = 256
 """FlashAttention's limit."""
 GRAPH_BYTES = 16 << 20
 """More than the graphs of one export take together, for the check of free disk."""
@@ -268,9 +268,9 @@ def _quantized_dialects(plan: ExportPlan) -> tuple[tuple[Dialect, ...], list[str
 def _float_dialects(plan: ExportPlan, checkpoint: Checkpoint) -> tuple[Dialect, ...]:
     """The dialects asked for; UsageError for packed, where CUDA's packed kernels do not serve the model's heads."""
     head_size = checkpoint.config.head_size
-    if Dialect.PACKED in plan.dialects and (head_size % 8 or head_size > MOST_PACKED_HEAD_SIZE):
+    if Dialect.PACKED in plan.dialects and (head_size % 8 or head_size > MAX_PACKED_HEAD_SIZE):
         raise UsageError(
-            f"dialect packed: expected heads of 8, 16, ... {MOST_PACKED_HEAD_SIZE} numbers, which packed attention "
+            f"dialect packed: expected heads of 8, 16, ... {MAX_PACKED_HEAD_SIZE} numbers, which packed attention "
             f"kernels take, got {head_size}: leave it out (--dialect portable --dialect fused)"
         )
     return plan.dialects

@@ -43,7 +43,7 @@ RARE_SCALE, RARE_SHIFT = 8.0, -8.0
 """What a planted channel of FFN-up is multiplied by and shifted by."""
 
 _CHUNK_ELEMENTS = 1 << 22
-_MOST_CHUNKS_AHEAD = 4
+_MAX_CHUNKS_AHEAD = 4
 _N_THREADS = 2
 _GAINS = {"attention.query": 1.5, "attention.key": 1.5, "attention.value": 0.7, "attention.output": 0.7}
 
@@ -149,7 +149,7 @@ def write_weights(
         ahead: deque[Future[NDArray[np.float32]]] = deque()
         for fill, start, stop in _chunks(tensors):
             ahead.append(pool.submit(_draw, fill, start, stop, seed))
-            if len(ahead) > _MOST_CHUNKS_AHEAD:
+            if len(ahead) > _MAX_CHUNKS_AHEAD:
                 write(ahead.popleft())
         while ahead:
             write(ahead.popleft())

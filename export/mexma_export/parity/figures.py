@@ -137,7 +137,7 @@ def worst_rows(vectors: Vectors, reference: Vectors, k: int = 5) -> list[WorstRo
 
 
 def batch_invariance(alone: Vectors, together: Vectors) -> InvarianceFigures:
-    """How much company changes a vector: float32 `(n, dim)` both, one engine. Raises as `RowFigures.of`."""
+    """How much batch-mates change a vector: float32 `(n, dim)` both, one engine. Raises as `RowFigures.of`."""
     rows = _Differences.of(together, alone)
     return InvarianceFigures(cosine_min=float(rows.cosine.min()), max_abs_difference=float(rows.max_abs.max()))
 

@@ -216,12 +216,12 @@ def judge(
 
 def _certified_figures(figures: ParityFigures, invariance: BatchInvariance) -> dict[str, float | int | None]:
     ways = {f"_{way}": getattr(invariance, way) for way in ("alone", "mixed", "shuffled")}
-    company = {
+    batch_mates = {
         f"batch_invariance{way}_{name}": value
         for way, found in {"": invariance.worst, **ways}.items()
         for name, value in dataclasses.asdict(found).items()
     }
-    return {**dataclasses.asdict(figures), **company}
+    return {**dataclasses.asdict(figures), **batch_mates}
 
 
 def _n_task_texts(mining: MiningCorpus | None, sts: StsPairs | None) -> int:

@@ -19,7 +19,7 @@ SHUFFLE_SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class BatchInvariance:
-    """What company changes: the corpus, embedded in its own order, against the same sentences otherwise."""
+    """What batch-mates change: the corpus, embedded in its own order, against the same sentences otherwise."""
 
     alone: InvarianceFigures
     """One sentence a call."""

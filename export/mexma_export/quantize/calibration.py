@@ -18,16 +18,16 @@ from mexma_runtime.errors import UsageError
 from mexma_runtime.text.tokenizer import TextTokenizer, TokenizerSpec
 from mexma_runtime.types import Ragged
 
-LEAST_TEXTS, LEAST_TOKENS = 64, 1_000
+MIN_TEXTS, MIN_TOKENS = 64, 1_000
 """Fewer say too little of the ranges that other text will reach."""
-MOST_UNKNOWN = 0.1
+MAX_UNKNOWN = 0.1
 """Share of a text's tokens that may be unknown; beyond it the text says nothing of the model."""
-LEAST_OF_ENGLISH = 0.75
+MIN_ENGLISH_COSINE = 0.75
 """Bytes a token, to English's. A language of fewer is in pieces: the tokenizer was not made for it, and what the model
 computes from it is like nothing that it computes from the languages it knows."""
-MOST_LEFT_OUT = 0.5
+MAX_LEFT_OUT = 0.5
 """Share of a user's texts that may be left out before the file is refused."""
-MOST_TOKENS = 65_536
+MAX_TOKENS = 65_536
 """Longer text is thinned evenly: a model of full size takes minutes for so many, and 300 MB."""
 BATCH_TOKENS = 2048
 
@@ -41,7 +41,7 @@ class Calibration:
     """Of the texts that are used, one a line."""
     ragged: Ragged
     n_left_out: int
-    """Texts of more unknown tokens than MOST_UNKNOWN, and those of the package's own whose language is in pieces."""
+    """Texts of more unknown tokens than MAX_UNKNOWN, and those of the package's own whose language is in pieces."""
 
     @property
     def n_texts(self) -> int:
@@ -80,7 +80,7 @@ def load_calibration(checkpoint: Checkpoint, path: Path | None = None) -> Calibr
     )
     ragged = tokenizer.encode([settings.default_prompt + text for text in corpus.texts]).ragged
     unknown = _unknown_shares(ragged, _unknown_id(checkpoint.source.tokenizer))
-    is_known = unknown <= MOST_UNKNOWN
+    is_known = unknown <= MAX_UNKNOWN
     if not path:
         n_around = int(tokenizer.encode([settings.default_prompt]).ragged.lengths[0])
         is_whole = ragged.lengths < settings.max_tokens
@@ -88,18 +88,18 @@ def load_calibration(checkpoint: Checkpoint, path: Path | None = None) -> Calibr
     kept = np.flatnonzero(is_known)
     n_left_out = len(ragged) - kept.size
     known = ragged.take(kept)
-    if known.ids.size > MOST_TOKENS:
-        n_thinned = max(LEAST_TEXTS, int(kept.size * MOST_TOKENS / known.ids.size))
+    if known.ids.size > MAX_TOKENS:
+        n_thinned = max(MIN_TEXTS, int(kept.size * MAX_TOKENS / known.ids.size))
         kept = kept[np.linspace(0, kept.size - 1, min(n_thinned, kept.size)).round().astype(np.int64)]
         known = ragged.take(kept)
-    if path and n_left_out > MOST_LEFT_OUT * len(ragged):
+    if path and n_left_out > MAX_LEFT_OUT * len(ragged):
         raise UsageError(
-            f"{where}: {n_left_out} of {len(ragged)} texts have more than {MOST_UNKNOWN:.0%} tokens that are unknown "
+            f"{where}: {n_left_out} of {len(ragged)} texts have more than {MAX_UNKNOWN:.0%} tokens that are unknown "
             "to the model's tokenizer: calibrate on text in languages that the model reads"
         )
-    if kept.size < LEAST_TEXTS or known.ids.size < LEAST_TOKENS:
+    if kept.size < MIN_TEXTS or known.ids.size < MIN_TOKENS:
         raise UsageError(
-            f"{where}: expected at least {LEAST_TEXTS} texts and {LEAST_TOKENS} tokens to calibrate on, got "
+            f"{where}: expected at least {MIN_TEXTS} texts and {MIN_TOKENS} tokens to calibrate on, got "
             f"{kept.size} texts and {known.ids.size} tokens ({n_left_out} texts left out as unknown to the tokenizer): "
             "give more text, or leave --calibration out to use the package's own"
         )
@@ -126,10 +126,10 @@ def _unknown_shares(ragged: Ragged, unknown_id: int | None) -> NDArray[np.float6
 
 
 def _in_languages_known(corpus: Corpus, n_tokens: NDArray[np.int64], is_whole: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """bool `(n,)`: whether tokens of the text's language hold LEAST_OF_ENGLISH, over its texts that are not cut."""
+    """bool `(n,)`: whether tokens of the text's language hold MIN_ENGLISH_COSINE, over its texts that are not cut."""
     assert corpus.languages is not None
     languages, index = np.unique(corpus.languages, return_inverse=True)
     n_bytes = np.array([len(text.encode()) for text in corpus.texts])
     held = np.bincount(index, n_bytes * is_whole) / np.maximum(np.bincount(index, n_tokens * is_whole), 1)
-    is_known: NDArray[np.bool_] = held >= LEAST_OF_ENGLISH * held[languages == "en"]
+    is_known: NDArray[np.bool_] = held >= MIN_ENGLISH_COSINE * held[languages == "en"]
     return is_known[index]

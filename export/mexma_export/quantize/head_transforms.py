@@ -16,7 +16,7 @@ from mexma_export.quantize.statistics import InputStatistics
 
 Floats = NDArray[np.float32]
 Matrices = NDArray[np.float64]
-LEAST_SHARE = 1e-6
+MIN_SHARE = 1e-6
 """A direction counts as no less than this share of the mean of all: a dead one is not blown up."""
 
 
@@ -54,7 +54,7 @@ def head_transform(statistics: InputStatistics, weight: Floats, n_heads: int) ->
     roots = (vectors * values[:, np.newaxis] ** 0.5) @ vectors.transpose(0, 2, 1)
     inverse_roots = (vectors * values[:, np.newaxis] ** -0.5) @ vectors.transpose(0, 2, 1)
     values, vectors = np.linalg.eigh(roots @ gains @ roots)
-    values = np.maximum(values, LEAST_SHARE**2 * values.max())[:, np.newaxis]
+    values = np.maximum(values, MIN_SHARE**2 * values.max())[:, np.newaxis]
     hadamard = _hadamard(size)
     return HeadTransform(
         matrices=inverse_roots @ (vectors * values**0.25) @ hadamard,
@@ -80,7 +80,7 @@ def _times(x: Floats | NDArray[np.float64], matrices: Matrices) -> NDArray[np.fl
 def _lifted(matrices: Matrices) -> Matrices:
     size = matrices.shape[-1]
     mean = np.trace(matrices, axis1=1, axis2=2).mean() / size
-    result: Matrices = matrices + (LEAST_SHARE * mean or 1.0) * np.eye(size)
+    result: Matrices = matrices + (MIN_SHARE * mean or 1.0) * np.eye(size)
     return result
 
 

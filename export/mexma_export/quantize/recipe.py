@@ -23,9 +23,9 @@ SCHEMA = 1
 FOR_CPUS, FOR_TENSORRT = ("fast", "precise"), "tensorrt"
 SHIPPED = (*FOR_CPUS, FOR_TENSORRT)
 FLOATS = (Precision.FP32, Precision.FP16)
-MOST_CHOICES = 64
+MAX_CHOICES = 64
 """Longest list of migrations or clippings: each costs a pass over a sample of every product's input."""
-MOST_STEPS = 1000
+MAX_STEPS = 1000
 """Of gradient descent: each costs about as much."""
 
 
@@ -177,7 +177,7 @@ _MODES: dict[Dialect, list[Any]] = {
 def _is_shares(values: Any, lowest: float) -> bool:
     return (
         isinstance(values, list)
-        and len(values) <= MOST_CHOICES
+        and len(values) <= MAX_CHOICES
         and all(type(value) in (int, float) and lowest <= value <= 1 for value in values)
     )
 
@@ -207,14 +207,14 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "group in fused",
         _is_modes,
     ),
-    "migrations": (f"at most {MOST_CHOICES} numbers from 0 to 1", lambda v: _is_shares(v, 0)),
+    "migrations": (f"at most {MAX_CHOICES} numbers from 0 to 1", lambda v: _is_shares(v, 0)),
     "refinement_steps": (
-        f"a whole number from 0 to {MOST_STEPS}",
-        lambda v: type(v) is int and 0 <= v <= MOST_STEPS,
+        f"a whole number from 0 to {MAX_STEPS}",
+        lambda v: type(v) is int and 0 <= v <= MAX_STEPS,
     ),
     "head_transforms": ("true or false", lambda v: type(v) is bool),
     "copied_share": ("a number from 0 to 1", lambda v: type(v) in (int, float) and 0 <= v <= 1),
-    "clippings": (f"1 to {MOST_CHOICES} numbers from 0.1 to 1", lambda v: _is_shares(v, 0.1) and v),
+    "clippings": (f"1 to {MAX_CHOICES} numbers from 0.1 to 1", lambda v: _is_shares(v, 0.1) and v),
     "shifted": (
         f"a list of {', '.join(PADDED_DIALECTS)}",
         lambda v: isinstance(v, list) and all(d in PADDED_DIALECTS for d in v),

@@ -24,7 +24,7 @@ from mexma_runtime.bundle.manifest import ProductMode
 from mexma_runtime.types import Dialect
 
 Floats = NDArray[np.float32]
-LEAST_RANGE = 1e-3
+MIN_RANGE = 1e-3
 """A channel's range, or its weights, count as no less than this share of the median: a dead one is not blown up."""
 ONE_SIDED_ZERO_POINTS = (64, 32, 16, 8)
 """To choose from for scales a token: inputs after GELU are nearly one-sided."""
@@ -284,6 +284,6 @@ class _Search:
 
 
 def _no_less(values: Floats) -> Floats:
-    floor = LEAST_RANGE * float(np.median(values))
+    floor = MIN_RANGE * float(np.median(values))
     result: Floats = np.maximum(values, floor if floor > 0 else 1.0)
     return result

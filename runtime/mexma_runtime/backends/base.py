@@ -74,7 +74,7 @@ class BackendInfo:
     processor: str
     """The processor and the instruction sets that the library uses of it."""
     policy: BatchPolicy
-    n_in_flight: int = 1
+    n_pending: int = 1
     """Batches that a caller may have started and not finished."""
     n_graphs: int = 0
     """Graphs captured, or to be captured on first use."""

@@ -34,7 +34,7 @@ class SeveralBackends:
             device=",".join(info.device for info in infos),
             processor="; ".join(dict.fromkeys(info.processor for info in infos)),
             policy=policy,
-            n_in_flight=sum(info.n_in_flight for info in infos),
+            n_pending=sum(info.n_pending for info in infos),
             n_graphs=sum(info.n_graphs for info in infos),
             graph_bytes=sum(info.graph_bytes for info in infos),
         )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 NAME = "tensorrt"
-MOST_KEPT = 20
+MAX_KEPT = 20
 """Messages that an error is told with."""
 Say = Callable[[str, str], None]
 """Called with a message's severity and its text."""
@@ -38,7 +38,7 @@ class Messages:
     def add(self, severity: str, text: str) -> None:
         """Take one message in."""
         if severity in ("ERROR", "INTERNAL_ERROR"):
-            self._kept = [*self._kept, text][-MOST_KEPT:]
+            self._kept = [*self._kept, text][-MAX_KEPT:]
         if self._say:
             self._say(severity, text)
 

@@ -19,7 +19,7 @@ from mexma_runtime.errors import InputError
 from mexma_runtime.types import Ragged, Vectors
 
 
-class InFlight:
+class PendingBatches:
     """The batches of one call that were started and are not finished, at most `limit`, the oldest first.
 
     Leaving the context finishes all, whatever has happened: they write into the caller's memory.
@@ -50,7 +50,7 @@ class InFlight:
         """Whether that has nothing to wait for."""
         return self._n_finished >= n_batches
 
-    def __enter__(self) -> InFlight:
+    def __enter__(self) -> PendingBatches:
         return self
 
     def __exit__(
@@ -76,7 +76,7 @@ def embed(
     ragged: Ragged,
     out: Vectors | DeviceRows,
     call: Call,
-    in_flight: InFlight,
+    pending: PendingBatches,
     *,
     normalize: bool,
     max_rows: int | None = None,
@@ -84,7 +84,7 @@ def embed(
 ) -> None:
     """Start batches that write the vector of each sentence of `ragged` into its row of `out`, `(n, dim)`.
 
-    All are done when `in_flight` says so. Takes a turn for each batch, so it raises what `Call.turn` raises; `on_rows`
+    All are done when `pending` says so. Takes a turn for each batch, so it raises what `Call.turn` raises; `on_rows`
     is called as each is done, with the number of rows done so far.
     """
     info = backend.info
@@ -109,14 +109,14 @@ def embed(
         if not is_consecutive:
             # What is under way keeps its own.
             assert isinstance(out, np.ndarray)
-            if scratch is None or len(scratch) < n_rows or info.n_in_flight > 1:
+            if scratch is None or len(scratch) < n_rows or info.n_pending > 1:
                 scratch = np.empty((n_rows, out.shape[1]), dtype=np.float32)
             written = scratch[:n_rows]
         with call.turn():
             finish = backend.start(
                 batch, out[first : first + n_rows] if written is None else written, normalize=normalize
             )
-        in_flight.add(functools.partial(finished, finish, rows, written))
+        pending.add(functools.partial(finished, finish, rows, written))
 
 
 def check_ids(ragged: Ragged, manifest: Manifest, *, first_index: int = 0) -> None:

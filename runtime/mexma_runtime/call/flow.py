@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from mexma_runtime.backends.base import Backend
 from mexma_runtime.bundle.manifest import Manifest
-from mexma_runtime.call.execution import InFlight, check_ids, embed
+from mexma_runtime.call.execution import PendingBatches, check_ids, embed
 from mexma_runtime.call.options import EncodeOptions, with_prompt
 from mexma_runtime.call.prefetch import run_ahead
 from mexma_runtime.call.scheduler import Call
@@ -66,7 +66,7 @@ class Flow:
         out: Vectors | DeviceRows,
         options: EncodeOptions,
         call: Call,
-        in_flight: InFlight,
+        pending: PendingBatches,
         on_rows: Callable[[int], None] | None = None,
     ) -> None:
         """Start filling `out`, `(n, dim)`: see `embedding.embed`."""
@@ -75,12 +75,12 @@ class Flow:
             ragged,
             out,
             call,
-            in_flight,
+            pending,
             normalize=options.normalize,
             max_rows=options.batch_size,
             on_rows=on_rows,
         )
 
-    def in_flight(self) -> InFlight:
+    def pending(self) -> PendingBatches:
         """For the batches of one call."""
-        return InFlight(self._backend.info.n_in_flight)
+        return PendingBatches(self._backend.info.n_pending)

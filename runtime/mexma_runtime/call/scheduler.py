@@ -33,7 +33,7 @@ class CancelSignal(Protocol):
         """Whether to stop."""
 
 
-class Turns:
+class Scheduler:
     """Hands the engine from call to call; a call takes a turn for each batch, so concurrent calls interleave.
 
     At most `max_waiting` calls are admitted beyond the first; the next is refused with EncoderBusyError.
@@ -118,31 +118,31 @@ class Turns:
 class Call:
     """One admitted call: its deadline, its cancel signal and its turns."""
 
-    def __init__(self, turns: Turns, *, timeout_s: float | None, cancel: CancelSignal | None) -> None:
-        self._turns = turns
+    def __init__(self, scheduler: Scheduler, *, timeout_s: float | None, cancel: CancelSignal | None) -> None:
+        self._scheduler = scheduler
         self._timeout_s = timeout_s
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._cancel = cancel
         self._error: BaseException | None = None
 
     def __enter__(self) -> Call:
-        self._turns.enter()
+        self._scheduler.enter()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._turns.leave()
+        self._scheduler.leave()
 
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Hold the engine for one batch; raises as `check` does, and EncoderClosedError."""
         self.check()
-        self._turns.take(self.wait)
+        self._scheduler.take(self.wait)
         try:
             yield
         finally:
-            self._turns.pass_on()
+            self._scheduler.pass_on()
 
     def check(self) -> None:
         """Raise EncodeCancelledError, EncodeTimeoutError or what `fail` was given, where the call should end."""

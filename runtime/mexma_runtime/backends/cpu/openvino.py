@@ -35,9 +35,9 @@ from mexma_runtime.vectors import rows_to_fill
 NAME = "openvino"
 DEVICE = "CPU"
 MAX_BATCH_TOKENS = 512
-MOST_STREAMS = 8
+MAX_STREAMS = 8
 """Large batches are parted among so many groups of threads at most; each has kernels and values of its own."""
-LEAST_STREAMED_TOKENS = 256
+MIN_STREAMED_TOKENS = 256
 """Fewer are computed by all threads together, as soon as possible and without a second model in memory."""
 STREAM_TOKENS = 256
 """What one stream takes at a time, but for one sentence that is longer."""
@@ -89,7 +89,7 @@ class OpenVinoCpu(HostBackend):
         require_names(self._path, engine, inputs, outputs)
         n_threads = compiled.get_property("INFERENCE_NUM_THREADS")
         # In fp32 a second model would cost gigabytes.
-        self._n_streams = min(n_threads, MOST_STREAMS) if engine.precision is Precision.INT8 else 1
+        self._n_streams = min(n_threads, MAX_STREAMS) if engine.precision is Precision.INT8 else 1
         self._request = compiled.create_infer_request()
         self._streams: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._pool = ThreadPoolExecutor(self._n_streams, thread_name_prefix="mexma-stream")
@@ -115,7 +115,7 @@ class OpenVinoCpu(HostBackend):
         n_tokens, lengths = batch.ids.size, batch.lengths
         # Each stream gets an even share; a sentence longer than that would keep one busy while the others wait.
         share = -(-n_tokens // self._n_streams)
-        in_streams = self._n_streams > 1 and n_tokens >= LEAST_STREAMED_TOKENS and lengths.max() <= share
+        in_streams = self._n_streams > 1 and n_tokens >= MIN_STREAMED_TOKENS and lengths.max() <= share
         most_tokens = min(STREAM_TOKENS, share) if in_streams else MAX_BATCH_TOKENS
         parts = plan_batches(lengths, BatchPolicy(max_batch_tokens=most_tokens, grouping=Grouping.EQUAL))
         feeds = [self._feed(batch.take(rows)) for rows in parts]

@@ -9,9 +9,9 @@ import numpy as np
 
 from mexma_runtime.backends.base import BackendInfo, Graphs
 from mexma_runtime.backends.gpu.backend import DeviceBackend, Worker
-from mexma_runtime.backends.gpu.buckets import packed_lattice, padded_lattice
+from mexma_runtime.backends.gpu.buckets import packed_buckets, padded_buckets
 from mexma_runtime.backends.gpu.device import Device
-from mexma_runtime.backends.gpu.engine import N_ROOMS, DeviceEngine
+from mexma_runtime.backends.gpu.engine import N_STAGING_BUFFERS, DeviceEngine
 from mexma_runtime.backends.gpu.layouts import Layout, PackedLayout, PaddedLayout, Shape
 from mexma_runtime.backends.gpu.session import Session
 from mexma_runtime.batching import BatchPolicy, Grouping
@@ -21,10 +21,10 @@ from mexma_runtime.bundle.tuning import Tuning
 from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError
 from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
 
-MOST_ROWS = 8192
+MAX_ROWS = 8192
 """Sentences in a batch."""
-LEAST_BATCH_TOKENS = 1024
-MOST_GRAPH_BYTES = 1 << 30
+MIN_BATCH_TOKENS = 1024
+MAX_GRAPH_BYTES = 1 << 30
 """Of the device's memory, for buckets and their graphs."""
 LARGEST_DIFFERENCE = {Precision.FP32: 1e-3, Precision.FP16: 3e-2, Precision.INT8: 0.1, Precision.FP8: 0.1}
 """Most that a vector may differ, as a share of its length, between ways to run it that are compared at loading.
@@ -53,21 +53,21 @@ def assemble(
     processor: str,
     spinning: bool,
     make_value: Callable[[tuple[int, ...]], Any],
-    most_rows: int = MOST_ROWS,
+    most_rows: int = MAX_ROWS,
 ) -> DeviceBackend:
     """Called in the worker's thread, which made `session` and `device`.
 
-    EngineUnavailableError where the device gives a sentence another vector in company, or in a graph, than alone;
-    DeviceMemoryError where not even a small batch fits.
+    EngineUnavailableError where the device gives a sentence another vector among batch-mates, or in a graph, than
+    alone; DeviceMemoryError where not even a small batch fits.
     """
     manifest, text, precision = bundle.manifest, bundle.manifest.text, entry.precision
     is_packed = entry.dialect is Dialect.PACKED
     engine = largest_engine(session, device, bundle, entry, max_tokens=tuning.max_batch_tokens, most_rows=most_rows)
     sentences = probe(manifest.model.vocab_size, text.max_tokens)
-    expected = check_company(engine, sentences, dim=manifest.dim, precision=precision)
+    expected = check_batch_mates(engine, sentences, dim=manifest.dim, precision=precision)
     if graphs is not Graphs.NEVER:
-        lattice = packed_lattice if is_packed else padded_lattice
-        shapes = lattice(text.max_tokens, up_to_tokens=min(tuning.graph_up_to_tokens, engine.capacity.n_tokens))
+        buckets_up_to = packed_buckets if is_packed else padded_buckets
+        shapes = buckets_up_to(text.max_tokens, up_to_tokens=min(tuning.graph_up_to_tokens, engine.capacity.n_tokens))
 
         def capture(shape: Shape) -> None:
             if graphs is Graphs.AT_LOAD:
@@ -87,7 +87,7 @@ def assemble(
             max_batch_rows=engine.capacity.n_sentences,
             grouping=Grouping.IN_ORDER if is_packed else Grouping.PADDED,
         ),
-        n_in_flight=N_ROOMS,
+        n_pending=N_STAGING_BUFFERS,
         n_graphs=len(engine.buckets),
         graph_bytes=engine.graph_bytes,
     )
@@ -95,7 +95,7 @@ def assemble(
 
 
 def largest_engine(
-    session: Session, device: Device, bundle: Bundle, entry: EngineEntry, *, max_tokens: int, most_rows: int = MOST_ROWS
+    session: Session, device: Device, bundle: Bundle, entry: EngineEntry, *, max_tokens: int, most_rows: int = MAX_ROWS
 ) -> DeviceEngine:
     """An engine with room for batches of `max_tokens`, or of half as many, a quarter, ... until they fit.
 
@@ -109,7 +109,7 @@ def largest_engine(
             return _tried(DeviceEngine(session, device, layout, entry, dim=manifest.dim, capacity=capacity))
         except DeviceMemoryError as error:
             max_tokens //= 2
-            if max_tokens < max(LEAST_BATCH_TOKENS, longest):
+            if max_tokens < max(MIN_BATCH_TOKENS, longest):
                 raise DeviceMemoryError(
                     f"{device.kind}:{device.index}: no room for a batch of {2 * max_tokens} tokens beside the weights "
                     f"({error}): raise memory_limit, or make room on the device"
@@ -127,7 +127,7 @@ def add_buckets(
     shapes: Iterable[Shape],
     capture: Callable[[Shape], None],
     *,
-    most_bytes: int = MOST_GRAPH_BYTES,
+    most_bytes: int = MAX_GRAPH_BYTES,
 ) -> None:
     """Give `engine` a bucket for each shape, the smallest first, and `capture` it.
 
@@ -151,7 +151,7 @@ def probe(vocab_size: int, max_tokens: int) -> Ragged:
     return Ragged.from_lengths(ids, lengths)
 
 
-def check_company(engine: DeviceEngine, sentences: Ragged, *, dim: int, precision: Precision) -> Vectors:
+def check_batch_mates(engine: DeviceEngine, sentences: Ragged, *, dim: int, precision: Precision) -> Vectors:
     """Vectors of `sentences`, each run alone; EngineUnavailableError where running them together gives others."""
     alone = np.empty((len(sentences), dim), dtype=np.float32)
     for row in range(len(sentences)):

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from mexma_runtime.backends.base import BackendInfo, Finish
-from mexma_runtime.backends.gpu.engine import DeviceEngine, Flight
+from mexma_runtime.backends.gpu.engine import DeviceEngine, PendingBatch
 from mexma_runtime.backends.gpu.measuring import measure_buckets
 from mexma_runtime.batching import Grouping
 from mexma_runtime.bundle.tuning import Sample
@@ -73,7 +73,7 @@ class DeviceBackend:
                 f"host ({error})"
             ) from error
 
-    def _launch(self, batch: Ragged, out: Vectors | DeviceRows, normalize: bool) -> list[Flight]:
+    def _launch(self, batch: Ragged, out: Vectors | DeviceRows, normalize: bool) -> list[PendingBatch]:
         try:
             return [self._engine.launch(batch, out, normalize=normalize)]
         except DeviceMemoryError as error:
@@ -85,15 +85,17 @@ class DeviceBackend:
         half = len(batch) // 2
         parts = ((0, half), (half, len(batch)))
         return [
-            flight for start, end in parts for flight in self._launch(batch.part(start, end), out[start:end], normalize)
+            pending
+            for start, end in parts
+            for pending in self._launch(batch.part(start, end), out[start:end], normalize)
         ]
 
-    def _finish(self, flights: list[Flight]) -> None:
-        for flight in flights:
-            flight.finish()
+    def _finish(self, queued: list[PendingBatch]) -> None:
+        for pending in queued:
+            pending.finish()
         with self._adding:
-            self._waited_s += sum(flight.wait_s for flight in flights)
-            self._fetched_s += sum(flight.copy_s for flight in flights)
+            self._waited_s += sum(pending.wait_s for pending in queued)
+            self._fetched_s += sum(pending.copy_s for pending in queued)
 
 
 class Worker:

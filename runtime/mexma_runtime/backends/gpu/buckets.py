@@ -11,7 +11,7 @@ TOKENS_A_SENTENCE = 4
 """Of packed buckets: one with room for n tokens takes at most n / 4 sentences; texts are seldom shorter."""
 
 
-def packed_lattice(max_tokens: int, *, up_to_tokens: int) -> list[Shape]:
+def packed_buckets(max_tokens: int, *, up_to_tokens: int) -> list[Shape]:
     """Buckets for tokens end to end, the smallest first: a sentence of `max_tokens` fits into the larger ones."""
     return [
         Shape(n_sentences=-(-n_tokens // TOKENS_A_SENTENCE), longest=min(n_tokens, max_tokens), n_tokens=n_tokens)
@@ -20,7 +20,7 @@ def packed_lattice(max_tokens: int, *, up_to_tokens: int) -> list[Shape]:
     ]
 
 
-def padded_lattice(max_tokens: int, *, up_to_tokens: int) -> list[Shape]:
+def padded_buckets(max_tokens: int, *, up_to_tokens: int) -> list[Shape]:
     """Buckets for `n_sentences` of up to `longest` tokens each, the smallest first."""
     lengths = [step for step in STEPS if step < max_tokens] + [max_tokens]
     shapes = [

@@ -12,9 +12,9 @@ from typing import Any
 from mexma_runtime.backends.gpu.cuda_device import call, import_cudart
 from mexma_runtime.errors import DeviceError, EngineUnavailableError
 
-LEAST_CAPABILITY = (7, 5)
+MIN_CAPABILITY = (7, 5)
 """CUDA 13 has no code for older GPUs (its release notes: Maxwell, Pascal and Volta were dropped)."""
-LEAST_DRIVERS = {12: "525", 13: "580"}
+MIN_DRIVERS = {12: "525", 13: "580"}
 """Of Linux, by the CUDA that they came with (NVIDIA's CUDA toolkit release notes)."""
 
 
@@ -96,7 +96,7 @@ def find_gpu(index: int, *, needed_cuda: int) -> Gpu:
 
 def driver_problem(driver: int, needed_cuda: int) -> str | None:
     """What is wrong with the driver, whose newest CUDA is `driver` (1000 * major + 10 * minor; 0: there is none)."""
-    least = LEAST_DRIVERS.get(needed_cuda, "the newest")
+    least = MIN_DRIVERS.get(needed_cuda, "the newest")
     if driver == 0:
         return (
             f"no NVIDIA driver was found: install driver {least} or later; in a container, start it with the NVIDIA "
@@ -113,9 +113,9 @@ def driver_problem(driver: int, needed_cuda: int) -> str | None:
 
 def capability_problem(gpu: Gpu) -> str | None:
     """What is wrong with the GPU itself."""
-    if gpu.capability >= LEAST_CAPABILITY:
+    if gpu.capability >= MIN_CAPABILITY:
         return None
-    least = ".".join(map(str, LEAST_CAPABILITY))
+    least = ".".join(map(str, MIN_CAPABILITY))
     return (
         f"cuda:{gpu.index} is {gpu.description}, and CUDA 13 needs {least} or later (Turing): use another GPU, or "
         "the engines for CPUs (device='cpu')"

@@ -47,8 +47,8 @@ class CudaAllocation:
         call(cudart.cudaMemsetAsync, self.pointer, 0, n_bytes, stream)
 
 
-class CudaMark:
-    """An event that was recorded in a stream; once waited for, it is there for the next mark."""
+class CudaEvent:
+    """An event that was recorded in a stream; once waited for, it is there for the next recording."""
 
     def __init__(self, event: Any, spare: deque[Any]) -> None:
         self._event, self._spare = event, spare
@@ -145,8 +145,8 @@ class CudaDevice:
         finally:
             call(cudart.cudaGraphDestroy, graph)
 
-    def mark(self) -> CudaMark:
-        """Queue a mark."""
+    def record_event(self) -> CudaEvent:
+        """Record an event: it is over when all that was queued before is done."""
         cudart = self._cudart
         try:
             event = self._spare.popleft()
@@ -154,7 +154,7 @@ class CudaDevice:
             flags = cudart.cudaEventDisableTiming | (0 if self._spinning else cudart.cudaEventBlockingSync)
             event = call(cudart.cudaEventCreateWithFlags, flags)
         call(cudart.cudaEventRecord, event, self._stream)
-        return CudaMark(event, self._spare)
+        return CudaEvent(event, self._spare)
 
     def free_bytes(self) -> int:
         """Memory of the device that nobody has."""

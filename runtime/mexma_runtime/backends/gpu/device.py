@@ -16,7 +16,7 @@ class Allocation(Protocol):
     pointer: int
 
 
-class Mark(Protocol):
+class Event(Protocol):
     """A place in the device's queue."""
 
     def wait(self) -> None:
@@ -58,8 +58,8 @@ class Device(Protocol):
     def capture(self, work: Callable[[], None]) -> Graph:
         """What `work` queues: it is not run now, and whatever memory it names has to stay where it is."""
 
-    def mark(self) -> Mark:
-        """Queue a mark."""
+    def record_event(self) -> Event:
+        """Record an event: it is over when all that was queued before is done."""
 
     def free_bytes(self) -> int:
         """Memory of the device that nobody has."""

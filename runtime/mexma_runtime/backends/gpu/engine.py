@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexma_runtime.backends.gpu.buckets import size
-from mexma_runtime.backends.gpu.device import Device, Graph, Mark
+from mexma_runtime.backends.gpu.device import Device, Event, Graph
 from mexma_runtime.backends.gpu.layouts import ArraySpec, Layout, Shape
 from mexma_runtime.backends.gpu.session import Session
 from mexma_runtime.bundle.manifest import EngineEntry
@@ -27,17 +27,17 @@ from mexma_runtime.errors import DeviceError, DeviceMemoryError, MexmaError, Usa
 from mexma_runtime.types import Ragged, Vectors
 from mexma_runtime.vectors import normalize_rows
 
-N_ROOMS = 2
+N_STAGING_BUFFERS = 2
 """Batches that are under way at once: one is computed while the next is laid out."""
 ALIGNMENT = 256
 """Bytes; as cudaMalloc aligns."""
 
 
-class Flight:
+class PendingBatch:
     """A batch that was queued. Whoever needs it done first, the caller or the next user of its memory, finishes it."""
 
-    def __init__(self, room: _Room, mark: Mark, target: Vectors | None, *, normalize: bool) -> None:
-        self._room, self._mark, self._target, self._normalize = room, mark, target, normalize
+    def __init__(self, staging: _StagingBuffer, event: Event, target: Vectors | None, *, normalize: bool) -> None:
+        self._staging, self._event, self._target, self._normalize = staging, event, target, normalize
         self._lock = threading.Lock()
         self._is_done = False
         self.wait_s = self.copy_s = 0.0
@@ -48,10 +48,10 @@ class Flight:
             if self._is_done:
                 return
             start_s = time.perf_counter()
-            self._mark.wait()
+            self._event.wait()
             waited_s = time.perf_counter()
             if self._target is not None:
-                self._target[...] = self._room.host_vectors[: len(self._target)]
+                self._target[...] = self._staging.host_vectors[: len(self._target)]
                 if self._normalize:
                     normalize_rows(self._target)
             self._is_done, self._target = True, None
@@ -62,7 +62,7 @@ class DeviceEngine:
     """An open session on a device.
 
     Its methods are called by one thread: a library makes handles and workspaces for each thread that runs a session.
-    But batches that have a graph may be launched, and all flights finished, by any.
+    But batches that have a graph may be launched, and all pending batches finished, by any.
     """
 
     def __init__(
@@ -79,7 +79,9 @@ class DeviceEngine:
         self._session, self._device, self._layout, self._entry, self._dim = session, device, layout, entry, dim
         self.capacity = capacity
         self._zeros = device.allocate(max(map(_bytes_of, layout.constant_specs(capacity).values()), default=0))
-        self._rooms = cycle([_Room(session, device, layout, capacity, dim) for _ in range(N_ROOMS)])
+        self._staging = cycle(
+            [_StagingBuffer(session, device, layout, capacity, dim) for _ in range(N_STAGING_BUFFERS)]
+        )
         self._buckets: dict[Shape, _Bucket] = {}
         self._queueing = threading.Lock()
         self.graph_bytes = 0
@@ -95,16 +97,16 @@ class DeviceEngine:
         """From now on, run what fits in `shape` there, in a graph that the first run captures."""
         assert self.capacity.n_sentences >= shape.n_sentences
         with self._counting_memory():
-            room = _Room(self._session, self._device, self._layout, shape, self._dim)
-            laid = room.laid_out(shape)
-            self._bind(room, laid, room.vectors.pointer)
-        buckets = {**self._buckets, shape: _Bucket(laid, room)}
+            staging = _StagingBuffer(self._session, self._device, self._layout, shape, self._dim)
+            laid = staging.laid_out(shape)
+            self._bind(staging, laid, staging.vectors.pointer)
+        buckets = {**self._buckets, shape: _Bucket(laid, staging)}
         self._buckets = dict(sorted(buckets.items(), key=lambda item: size(item[0])))
 
     def remove_bucket(self, shape: Shape) -> None:
         """The contrary."""
         if bucket := self._buckets.pop(shape, None):
-            bucket.room.finish()
+            bucket.staging.finish()
 
     def fits(self, batch: Ragged, shape: Shape) -> bool:
         """Whether there is room for `batch` in `shape`, a bucket's or `capacity`, and the library runs it there."""
@@ -122,7 +124,7 @@ class DeviceEngine:
 
     def launch(
         self, batch: Ragged, target: Vectors | DeviceRows, *, normalize: bool, shape: Shape | None = None
-    ) -> Flight:
+    ) -> PendingBatch:
         """Queue `batch`, its vectors to go to `target`: float32 `(n, dim)` of the host, or rows of DeviceVectors.
 
         shape: the bucket to take instead of the smallest, or `capacity` for none.
@@ -139,34 +141,34 @@ class DeviceEngine:
         if bucket is None and not self.can_run(need):
             raise DeviceMemoryError(f"a batch of {_words(need)}, which no profile of the plan holds")
         with self._queueing, self._device.active():
-            room = bucket.room if bucket else next(self._rooms)
-            room.finish()
-            laid = bucket.laid if bucket else room.laid_out(need)
+            staging = bucket.staging if bucket else next(self._staging)
+            staging.finish()
+            laid = bucket.laid if bucket else staging.laid_out(need)
             self._layout.fill(batch, laid.arrays, normalize=normalize)
             if bucket is None:
-                self._bind(room, laid, rows.pointer if rows else room.vectors.pointer)
+                self._bind(staging, laid, rows.pointer if rows else staging.vectors.pointer)
             elif bucket.graph is None:
                 self._capture(bucket)
             laid_s = time.perf_counter()
             if bucket and bucket.graph:
                 bucket.graph.launch()
             else:
-                self._run(room, laid)
+                self._run(staging, laid)
             ran_s = time.perf_counter()
-            n_bytes = len(batch) * self._dim * room.host_vectors.itemsize
+            n_bytes = len(batch) * self._dim * staging.host_vectors.itemsize
             if rows is None:
-                self._device.download(room.vectors.pointer, room.vector_bytes[:n_bytes])
+                self._device.download(staging.vectors.pointer, staging.vector_bytes[:n_bytes])
             elif bucket:
-                self._device.copy(room.vectors.pointer, rows.pointer, n_bytes)
-            room.flight = flight = Flight(
-                room,
-                self._device.mark(),
+                self._device.copy(staging.vectors.pointer, rows.pointer, n_bytes)
+            staging.pending = pending = PendingBatch(
+                staging,
+                self._device.record_event(),
                 target if isinstance(target, np.ndarray) else None,
                 normalize=normalize and not self._layout.normalizes,
             )
             self.compute_s += ran_s - laid_s
             self.copy_s += time.perf_counter() - ran_s + laid_s - start_s
-            return flight
+            return pending
 
     def run_largest(self) -> None:
         """Run a batch that needs all of the capacity: afterwards the library has all the memory that any needs.
@@ -187,16 +189,16 @@ class DeviceEngine:
     def finish(self) -> None:
         """Return when nothing is under way."""
         with self._queueing:
-            for _ in range(N_ROOMS):
-                next(self._rooms).finish()
+            for _ in range(N_STAGING_BUFFERS):
+                next(self._staging).finish()
             for bucket in self._buckets.values():
-                bucket.room.finish()
+                bucket.staging.finish()
 
     def close(self) -> None:
         """Release session and memory."""
         self.finish()
         self._buckets.clear()
-        self._rooms = cycle(())
+        self._staging = cycle(())
         del self._session
         self._device.close()
 
@@ -205,31 +207,31 @@ class DeviceEngine:
             return self._buckets.get(shape)
         return next((bucket for there, bucket in self._buckets.items() if there.holds(need)), None)
 
-    def _bind(self, room: _Room, laid: _LaidOut, vectors: int) -> None:
-        binding = room.binding
+    def _bind(self, staging: _StagingBuffer, laid: _LaidOut, vectors: int) -> None:
+        binding = staging.binding
         for name, array in laid.arrays.items():
-            binding.bind_input(name, array.dtype.type, array.shape, room.inputs.pointer + laid.offsets[name])
+            binding.bind_input(name, array.dtype.type, array.shape, staging.inputs.pointer + laid.offsets[name])
         for name, spec in self._layout.constant_specs(laid.shape).items():
             binding.bind_input(name, spec.dtype, spec.shape, self._zeros.pointer)
         binding.bind_output(self._entry.output, np.float32, (laid.shape.n_sentences, self._dim), vectors)
 
-    def _run(self, room: _Room, laid: _LaidOut) -> None:
-        self._device.upload(room.host[: laid.n_bytes], room.inputs.pointer)
+    def _run(self, staging: _StagingBuffer, laid: _LaidOut) -> None:
+        self._device.upload(staging.host[: laid.n_bytes], staging.inputs.pointer)
         try:
-            self._session.run(room.binding)
+            self._session.run(staging.binding)
         except Exception as error:
             with suppress(MexmaError):
-                self._device.mark().wait()  # for the copy, whose memory may be filled or freed next
+                self._device.record_event().wait()  # for the copy, whose memory may be filled or freed next
             what = f"{self._entry.file}: {self._session.library} failed on a batch of {_words(laid.shape)}: {error}"
             raise (DeviceMemoryError if is_out_of_memory(error) else MexmaError)(what) from error
 
     def _capture(self, bucket: _Bucket) -> None:
         """Capture copy and run; run them once before, for what kernels load or take the first time."""
         with self._counting_memory():
-            self._run(bucket.room, bucket.laid)
-            self._device.mark().wait()
+            self._run(bucket.staging, bucket.laid)
+            self._device.record_event().wait()
             try:
-                bucket.graph = self._device.capture(lambda: self._run(bucket.room, bucket.laid))
+                bucket.graph = self._device.capture(lambda: self._run(bucket.staging, bucket.laid))
             except DeviceMemoryError:
                 raise
             except MexmaError as error:
@@ -267,7 +269,7 @@ class _LaidOut:
     """From the first input's beginning to the last one's end."""
 
 
-class _Room:
+class _StagingBuffer:
     """Memory for one batch under way, on both sides: inputs one after another, so that one copy takes them over."""
 
     def __init__(self, session: Session, device: Device, layout: Layout, capacity: Shape, dim: int) -> None:
@@ -277,7 +279,7 @@ class _Room:
         self.vector_bytes = device.host_bytes(capacity.n_sentences * dim * 4)
         self.host_vectors = self.vector_bytes.view(np.float32).reshape(capacity.n_sentences, dim)
         self.vectors = device.allocate(self.vector_bytes.nbytes)
-        self.flight: Flight | None = None
+        self.pending: PendingBatch | None = None
 
     def laid_out(self, shape: Shape) -> _LaidOut:
         """The inputs of `shape`, as views of this memory."""
@@ -291,9 +293,9 @@ class _Room:
 
     def finish(self) -> None:
         """Wait for the batch that is under way in this memory."""
-        if self.flight:
-            self.flight.finish()
-            self.flight = None
+        if self.pending:
+            self.pending.finish()
+            self.pending = None
 
 
 @dataclass(eq=False)
@@ -301,7 +303,7 @@ class _Bucket:
     """A shape with memory of its own, bound once."""
 
     laid: _LaidOut
-    room: _Room
+    staging: _StagingBuffer
     graph: Graph | None = None
 
 

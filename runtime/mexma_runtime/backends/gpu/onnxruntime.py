@@ -23,7 +23,7 @@ from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError, Usag
 from mexma_runtime.types import Dialect, Precision
 
 PROVIDER = "CUDAExecutionProvider"
-LEAST_VERSION = "1.31"
+MIN_VERSION = "1.31"
 """What this was written for, and measured with."""
 SDPA_KERNELS = {Attention.EFFICIENT: 2, Attention.FLASH: 1 | 2}
 """onnxruntime's bits of its kernels that read packed tokens by their bounds alone; fp32 has no flash kernel."""
@@ -64,9 +64,9 @@ def _ready(index: int) -> tuple[str, Gpu]:
             f"{PROVIDER} was asked for, and the installed onnxruntime {ort.__version__} has {', '.join(providers)}: "
             "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'mexma-runtime[gpu]'"
         )
-    if version_key(ort.__version__) < version_key(LEAST_VERSION):
+    if version_key(ort.__version__) < version_key(MIN_VERSION):
         raise EngineUnavailableError(
-            f"engines on a GPU need onnxruntime-gpu {LEAST_VERSION} or later, {ort.__version__} is installed: "
+            f"engines on a GPU need onnxruntime-gpu {MIN_VERSION} or later, {ort.__version__} is installed: "
             "pip install --upgrade 'mexma-runtime[gpu]'"
         )
     cuda = int(str(ort.cuda_version or "13").partition(".")[0])

@@ -17,7 +17,7 @@ from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.errors import BundleError, EngineUnavailableError, UsageError
 from mexma_runtime.types import Dialect, Precision
 
-NO_COMPANY = InvarianceFigures(cosine_min=0.5, max_abs_difference=1.0)
+BAD_INVARIANCE = InvarianceFigures(cosine_min=0.5, max_abs_difference=1.0)
 CORPUS = Corpus(name="test", texts=("one", "two words", "a third sentence"), languages=("en", "en", "x"))
 
 
@@ -45,7 +45,7 @@ def test_certificates_are_kept_one_for_each_place_that_judged(
     fp16 = verdicts[0]
     on_gpu = dataclasses.replace(fp16.certificate, provider="CUDAExecutionProvider", processor="H200", certified=True)
     elsewhere = dataclasses.replace(fp16, engine=dataclasses.replace(fp16.engine, certificates=[on_gpu]))
-    bad = dataclasses.replace(verdicts[1], shortfalls=check_invariance(NO_COMPANY, Precision.FP32))
+    bad = dataclasses.replace(verdicts[1], shortfalls=check_invariance(BAD_INVARIANCE, Precision.FP32))
 
     assert certify(folder, [fp16, elsewhere, bad]) == ["fused.fp16"]
 

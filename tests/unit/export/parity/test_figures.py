@@ -336,7 +336,7 @@ def test_every_precision_has_thresholds() -> None:
     assert THRESHOLDS.keys() == set(Precision)
 
 
-def test_eight_bits_around_fp16_may_be_rounded_the_other_way_in_company() -> None:
+def test_eight_bits_around_fp16_may_be_rounded_the_other_way_among_batch_mates() -> None:
     for cosine, n_short in ((0.99901, 0), (0.9989, 1)):
         figures = InvarianceFigures(cosine_min=cosine, max_abs_difference=0.0)
         assert len(check_invariance(figures, Precision.INT8, is_around_fp16=True)) == n_short

@@ -14,8 +14,8 @@ from mexma_export.corpus.sample import load_sample
 from mexma_export.quantize import calibration as module
 from mexma_export.quantize.calibration import (
     BATCH_TOKENS,
-    LEAST_TEXTS,
-    MOST_TOKENS,
+    MAX_TOKENS,
+    MIN_TEXTS,
     Calibration,
     load_calibration,
     shipped_corpus,
@@ -51,7 +51,7 @@ def test_no_text_of_it_judges_engines() -> None:
 def test_it_is_read_by_the_models_tokenizer(checkpoint: Checkpoint) -> None:
     calibration = load_calibration(checkpoint)
     assert calibration.name == "mexma-runtime calibration text"
-    assert 0.9 * MOST_TOKENS < calibration.n_tokens == calibration.ragged.ids.size < 1.1 * MOST_TOKENS
+    assert 0.9 * MAX_TOKENS < calibration.n_tokens == calibration.ragged.ids.size < 1.1 * MAX_TOKENS
     assert set(calibration.ragged.ids[calibration.ragged.offsets[:-1]]) == {0}
 
 
@@ -140,8 +140,8 @@ def test_the_models_own_prompt_comes_first(checkpoint: Checkpoint, few_texts: Pa
     [
         ((), "expected two sentences or more, one a line, got 0"),
         (("one line",), "expected two sentences or more, one a line, got 1"),
-        (("a few words",) * (LEAST_TEXTS - 1), "expected at least 64 texts and 1000 tokens to calibrate on, got 63"),
-        (("a",) * LEAST_TEXTS, r"expected at least 64 texts and 1000 tokens to calibrate on, got 64 texts and \d+ tok"),
+        (("a few words",) * (MIN_TEXTS - 1), "expected at least 64 texts and 1000 tokens to calibrate on, got 63"),
+        (("a",) * MIN_TEXTS, r"expected at least 64 texts and 1000 tokens to calibrate on, got 64 texts and \d+ tok"),
         ((UNKNOWN,) * 300, r"300 of 300 texts have more than 10% tokens that are unknown to the model's tokenizer"),
         (
             ("a few words",) * 250 + (UNKNOWN,) * 251,
@@ -157,7 +157,7 @@ def test_too_little_is_refused(checkpoint: Checkpoint, tmp_path: Path, texts: tu
 
 def test_long_text_is_thinned_evenly(checkpoint: Checkpoint, few_texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load_calibration(checkpoint, few_texts)
-    monkeypatch.setattr(module, "MOST_TOKENS", whole.n_tokens * 3 // 4)
+    monkeypatch.setattr(module, "MAX_TOKENS", whole.n_tokens * 3 // 4)
     thinned = load_calibration(checkpoint, few_texts)
     assert 0.6 * whole.n_tokens < thinned.n_tokens < 0.9 * whole.n_tokens
     assert np.array_equal(thinned.ragged[0], whole.ragged[0])

@@ -9,7 +9,7 @@ import pytest
 
 from mexma_export.checkpoint.checkpoint import Checkpoint
 from mexma_export.graph.linear_groups import all_groups
-from mexma_export.quantize.recipe import MOST_CHOICES, MOST_STEPS, SHIPPED, Recipe, Rounding, load_recipe, parse_recipe
+from mexma_export.quantize.recipe import MAX_CHOICES, MAX_STEPS, SHIPPED, Recipe, Rounding, load_recipe, parse_recipe
 from mexma_runtime.bundle.manifest import ProductMode
 from mexma_runtime.errors import UsageError
 from mexma_runtime.types import PADDED_DIALECTS, Dialect, Precision
@@ -109,10 +109,10 @@ def test_patterns_that_fit_nothing_and_products_without_a_mode_are_named(checkpo
         ("migrations", [1.5]),
         ("migrations", [True]),
         ("migrations", 0.5),
-        ("migrations", [0.5] * (MOST_CHOICES + 1)),
+        ("migrations", [0.5] * (MAX_CHOICES + 1)),
         ("migrations", [float("nan")]),
         ("refinement_steps", -1),
-        ("refinement_steps", MOST_STEPS + 1),
+        ("refinement_steps", MAX_STEPS + 1),
         ("refinement_steps", 60.0),
         ("refinement_steps", True),
         ("head_transforms", 1),

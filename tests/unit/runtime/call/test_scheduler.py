@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mexma_runtime.call.scheduler import Turns
+from mexma_runtime.call.scheduler import Scheduler
 from mexma_runtime.errors import (
     EncodeCancelledError,
     EncoderBusyError,
@@ -39,8 +39,8 @@ class Started:
         return self.error
 
 
-def n_queued(turns: Turns) -> int:
-    return len(turns._queue)
+def n_queued(scheduler: Scheduler) -> int:
+    return len(scheduler._queue)
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
@@ -51,12 +51,12 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 
 def test_one_at_a_time_and_all_get_their_turns() -> None:
-    turns = Turns(max_waiting=8)
+    scheduler = Scheduler(max_waiting=8)
     inside, most, done = 0, 0, 0
 
     def work() -> None:
         nonlocal inside, most, done
-        with turns.call() as call:
+        with scheduler.call() as call:
             for _ in range(200):
                 with call.turn():
                     inside += 1
@@ -70,27 +70,27 @@ def test_one_at_a_time_and_all_get_their_turns() -> None:
 
 
 def test_first_come_first_served() -> None:
-    turns, order = Turns(max_waiting=9), list[int]()
-    with turns.call() as call, call.turn():
+    scheduler, order = Scheduler(max_waiting=9), list[int]()
+    with scheduler.call() as call, call.turn():
         threads = []
         for i in range(5):
 
             def work(i: int = i) -> None:
-                with turns.call() as mine, mine.turn():
+                with scheduler.call() as mine, mine.turn():
                     order.append(i)
 
             threads.append(Started(work))
-            wait_until(lambda i=i: n_queued(turns) == i + 1)  # type: ignore[misc]
+            wait_until(lambda i=i: n_queued(scheduler) == i + 1)  # type: ignore[misc]
     assert [thread.join() for thread in threads] == [None] * 5
     assert order == [0, 1, 2, 3, 4]
 
 
 def test_calls_interleave_turn_by_turn() -> None:
-    turns, order = Turns(max_waiting=9), list[str]()
+    scheduler, order = Scheduler(max_waiting=9), list[str]()
     first_is_in, go = threading.Event(), threading.Event()
 
     def work(name: str) -> None:
-        with turns.call() as call:
+        with scheduler.call() as call:
             for i in range(4):
                 with call.turn():
                     order.append(name)
@@ -101,7 +101,7 @@ def test_calls_interleave_turn_by_turn() -> None:
     first = Started(lambda: work("first"))
     first_is_in.wait(PATIENCE_S)
     second = Started(lambda: work("second"))
-    wait_until(lambda: n_queued(turns) == 1)
+    wait_until(lambda: n_queued(scheduler) == 1)
     go.set()
 
     assert first.join() is None
@@ -111,36 +111,36 @@ def test_calls_interleave_turn_by_turn() -> None:
 
 
 def test_the_queue_is_bounded() -> None:
-    turns = Turns(max_waiting=1)
+    scheduler = Scheduler(max_waiting=1)
     said = r"2 calls are running or waiting, all that max_waiting=1 admits"
-    with turns.call(), turns.call(), pytest.raises(EncoderBusyError, match=said), turns.call():
+    with scheduler.call(), scheduler.call(), pytest.raises(EncoderBusyError, match=said), scheduler.call():
         pass
-    with turns.call() as call, call.turn():
+    with scheduler.call() as call, call.turn():
         pass
 
 
 def test_a_negative_bound_is_refused() -> None:
     with pytest.raises(UsageError, match="max_waiting: expected 0 or more, got -1"):
-        Turns(max_waiting=-1)
+        Scheduler(max_waiting=-1)
 
 
 def test_a_wait_times_out_and_leaves_the_queue() -> None:
-    turns = Turns(max_waiting=5)
-    with turns.call() as call, call.turn():
+    scheduler = Scheduler(max_waiting=5)
+    with scheduler.call() as call, call.turn():
 
         def impatient() -> None:
-            with turns.call(timeout_s=0.02) as mine, mine.turn():
+            with scheduler.call(timeout_s=0.02) as mine, mine.turn():
                 pass
 
         assert isinstance(Started(impatient).join(), EncodeTimeoutError)
-        assert n_queued(turns) == 0
-    with turns.call() as call, call.turn():
+        assert n_queued(scheduler) == 0
+    with scheduler.call() as call, call.turn():
         pass
 
 
 def test_a_deadline_counts_between_turns() -> None:
-    turns = Turns(max_waiting=0)
-    with turns.call(timeout_s=0.02) as call:
+    scheduler = Scheduler(max_waiting=0)
+    with scheduler.call(timeout_s=0.02) as call:
         with call.turn():
             time.sleep(0.05)
         with pytest.raises(EncodeTimeoutError, match=r"within 0\.02 s"), call.turn():
@@ -148,23 +148,23 @@ def test_a_deadline_counts_between_turns() -> None:
 
 
 def test_a_waiting_call_can_be_cancelled() -> None:
-    turns, cancel = Turns(max_waiting=5), threading.Event()
-    with turns.call() as call, call.turn():
+    scheduler, cancel = Scheduler(max_waiting=5), threading.Event()
+    with scheduler.call() as call, call.turn():
 
         def unwanted() -> None:
-            with turns.call(cancel=cancel) as mine, mine.turn():
+            with scheduler.call(cancel=cancel) as mine, mine.turn():
                 pass
 
         thread = Started(unwanted)
-        wait_until(lambda: n_queued(turns) == 1)
+        wait_until(lambda: n_queued(scheduler) == 1)
         cancel.set()
         assert isinstance(thread.join(), EncodeCancelledError)
-        assert n_queued(turns) == 0
+        assert n_queued(scheduler) == 0
 
 
 def test_giving_up_while_being_granted_passes_the_turn_on() -> None:
-    turns = Turns(max_waiting=5)
-    with turns.call() as call:
+    scheduler = Scheduler(max_waiting=5)
+    with scheduler.call() as call:
         call_turn = call.turn()
         call_turn.__enter__()
 
@@ -173,21 +173,21 @@ def test_giving_up_while_being_granted_passes_the_turn_on() -> None:
             raise EncodeTimeoutError("too late by a hair")
 
         with pytest.raises(EncodeTimeoutError):
-            turns.take(wait_and_raise)
+            scheduler.take(wait_and_raise)
         with call.turn():
             pass
 
 
 def test_an_error_inside_a_turn_passes_it_on() -> None:
-    turns = Turns(max_waiting=0)
+    scheduler = Scheduler(max_waiting=0)
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), turns.call() as call, call.turn():
+        with pytest.raises(ZeroDivisionError), scheduler.call() as call, call.turn():
             raise ZeroDivisionError
 
 
 def test_a_failure_elsewhere_ends_the_call() -> None:
-    turns = Turns(max_waiting=0)
-    with turns.call() as call:
+    scheduler = Scheduler(max_waiting=0)
+    with scheduler.call() as call:
         call.fail(None)
         call.check()
         call.fail(ValueError("first"))
@@ -197,20 +197,20 @@ def test_a_failure_elsewhere_ends_the_call() -> None:
 
 
 def test_closing_waits_for_the_turn_and_refuses_those_behind() -> None:
-    turns = Turns(max_waiting=9)
+    scheduler = Scheduler(max_waiting=9)
     events: list[str] = []
-    with turns.call() as call:
+    with scheduler.call() as call:
         turn = call.turn()
         turn.__enter__()
 
         def late() -> None:
-            with turns.call() as mine, mine.turn():
+            with scheduler.call() as mine, mine.turn():
                 events.append("ran")
 
         waiting = Started(late)
-        wait_until(lambda: n_queued(turns) == 1)
-        closing = Started(lambda: events.append(f"closed {turns.close()}"))
-        wait_until(lambda: n_queued(turns) == 2)
+        wait_until(lambda: n_queued(scheduler) == 1)
+        closing = Started(lambda: events.append(f"closed {scheduler.close()}"))
+        wait_until(lambda: n_queued(scheduler) == 2)
         assert not events
         turn.__exit__(None, None, None)
 
@@ -219,6 +219,6 @@ def test_closing_waits_for_the_turn_and_refuses_those_behind() -> None:
         assert events == ["closed True"]
         with pytest.raises(EncoderClosedError), call.turn():
             pass
-    assert not turns.close()
-    with pytest.raises(EncoderClosedError, match="was closed: load the bundle again"), turns.call():
+    assert not scheduler.close()
+    with pytest.raises(EncoderClosedError, match="was closed: load the bundle again"), scheduler.call():
         pass

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mexma_export.targets.tensorrt.profiles import DEFAULT_SPECS, parse_profiles
-from mexma_runtime.backends.gpu.buckets import STEPS, padded_lattice
+from mexma_runtime.backends.gpu.buckets import STEPS, padded_buckets
 from mexma_runtime.batching import BatchPolicy, Grouping, plan_batches
 from mexma_runtime.bundle.plans import Profile
 from mexma_runtime.errors import UsageError
@@ -37,7 +37,7 @@ def test_the_default_ones_are_few_narrow_and_in_order() -> None:
 @pytest.mark.parametrize("max_tokens", LONGEST)
 def test_every_bucket_is_held_by_one(max_tokens: int) -> None:
     profiles = parse_profiles(DEFAULT_SPECS, max_tokens=max_tokens)
-    for shape in padded_lattice(max_tokens, up_to_tokens=STEPS[-1]):
+    for shape in padded_buckets(max_tokens, up_to_tokens=STEPS[-1]):
         assert held(profiles, shape.n_sentences, shape.longest), shape
 
 

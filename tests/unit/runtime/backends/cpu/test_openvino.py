@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mexma_runtime.backends import backend_statuses, open_backend
 from mexma_runtime.backends.base import Backend, BackendOptions
 from mexma_runtime.backends.cpu.host import HostBackend
-from mexma_runtime.backends.cpu.openvino import LEAST_STREAMED_TOKENS
+from mexma_runtime.backends.cpu.openvino import MIN_STREAMED_TOKENS
 from mexma_runtime.batching import BatchPolicy, Grouping
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry, ProductMode
@@ -191,7 +191,7 @@ def write_graph_for_one_token(path: Path, width: int = 8) -> None:
 
 
 @pytest.mark.parametrize("bits", [7, pytest.param(8, marks=needs_vnni)])
-def test_static_int8_is_exact_and_the_same_in_any_company(
+def test_static_int8_is_exact_and_the_same_among_any_batch_mates(
     make_int8_bundle: MakeInt8Bundle, int8_reference: Int8Reference, bits: int
 ) -> None:
     bundle = make_int8_bundle(ProductMode.STATIC, bits=bits)
@@ -219,7 +219,7 @@ def test_large_batches_are_parted_among_streams(
     assert backend.info.policy == BatchPolicy(max_batch_tokens=1024, grouping=Grouping.MIXED)
     for sentences in (*batches, long_one, [*long_one, *batches[0]]):
         ragged = Ragged.from_sequences(sentences)
-        assert ragged.ids.size >= LEAST_STREAMED_TOKENS
+        assert ragged.ids.size >= MIN_STREAMED_TOKENS
         together = embedded(backend, ragged, dim=64)
         np.testing.assert_allclose(together, int8_reference(ragged, 7), rtol=1e-5, atol=1e-4)
         for row in (0, 2):

@@ -19,7 +19,7 @@ from mexma_runtime import Encoder
 from mexma_runtime.backends.base import Backend, Graphs
 from mexma_runtime.backends.gpu.assembly import add_buckets, assemble, largest_engine
 from mexma_runtime.backends.gpu.backend import DeviceBackend, Worker
-from mexma_runtime.backends.gpu.buckets import packed_lattice
+from mexma_runtime.backends.gpu.buckets import packed_buckets
 from mexma_runtime.backends.gpu.device import Device
 from mexma_runtime.backends.gpu.layouts import Shape
 from mexma_runtime.backends.gpu.measuring import N_ROUNDS, sentences_of
@@ -401,7 +401,7 @@ def test_two_devices_share_the_batches_of_a_call(
     assert sorted(len(session.device.runs) for session in sessions) == [15, 15]
 
 
-def test_a_device_that_computes_something_else_in_company_is_refused(
+def test_a_device_that_computes_something_else_among_batch_mates_is_refused(
     make: MakeBackend, make_host_device: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a kernel would that looked into `token_offset`, or a graph that replays another batch."""
@@ -434,7 +434,7 @@ def test_every_bucket_is_measured_full_against_the_least_it_is_taken_for(
     assert session.device.runs == expected
 
 
-@given(st.integers(1, 4096), st.sampled_from(packed_lattice(512, up_to_tokens=4096)))
+@given(st.integers(1, 4096), st.sampled_from(packed_buckets(512, up_to_tokens=4096)))
 def test_what_is_measured_fits_where_it_is_measured(n_tokens: int, shape: Shape) -> None:
     batch = sentences_of(min(n_tokens, shape.n_tokens), shape)
     assert 1 <= len(batch) <= shape.n_sentences
@@ -459,7 +459,7 @@ def test_buckets_stop_where_their_memory_does(
         if shape.n_tokens == 24:
             raise DeviceMemoryError("none left")
 
-    shapes = packed_lattice(512, up_to_tokens=1024)
+    shapes = packed_buckets(512, up_to_tokens=1024)
     add_buckets(engine, shapes, capture, most_bytes=25)
     assert [shape.n_tokens for shape in engine.buckets] == captured == [8, 12, 16]
     assert engine.graph_bytes == 30

@@ -131,7 +131,7 @@ def test_nvidias_functions_take_what_we_give_them() -> None:
         "cudaGraphLaunch": CudaGraph(executable, device._stream).launch,
         "cudaMalloc": lambda: device.allocate(10),
         "cudaHostAlloc": lambda: device.host_bytes(10),
-        "cudaEventCreateWithFlags": device.mark,
+        "cudaEventCreateWithFlags": device.record_event,
         "cudaMemGetInfo": device.free_bytes,
         "cudaStreamDestroy": device.close,
         "cudaEventRecord": lambda: call(cudart.cudaEventRecord, event, device._stream),

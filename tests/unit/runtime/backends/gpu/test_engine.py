@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mexma_runtime import Encoder
-from mexma_runtime.backends.gpu.buckets import packed_lattice, padded_lattice
+from mexma_runtime.backends.gpu.buckets import packed_buckets, padded_buckets
 from mexma_runtime.backends.gpu.device import Device
 from mexma_runtime.backends.gpu.engine import DeviceEngine
 from mexma_runtime.backends.gpu.layouts import Layout, PackedLayout, PaddedLayout, Shape
@@ -75,7 +75,7 @@ def open_engine(bundle: Bundle, sessions: dict[Dialect, Any], make_host_device: 
         session = Session(sessions[dialect], device)
         engine = DeviceEngine(session, device, layout, entry, dim=manifest.dim, capacity=capacity)
         if buckets:
-            lattice = packed_lattice if is_packed else padded_lattice
+            lattice = packed_buckets if is_packed else padded_buckets
             for shape in lattice(text.max_tokens, up_to_tokens=256):
                 engine.add_bucket(shape)
         return engine

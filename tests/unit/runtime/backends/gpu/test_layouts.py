@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mexma_runtime.backends.gpu.buckets import STEPS, packed_lattice, padded_lattice, size
+from mexma_runtime.backends.gpu.buckets import STEPS, packed_buckets, padded_buckets, size
 from mexma_runtime.backends.gpu.layouts import Layout, PackedLayout, PaddedLayout, Shape
 from mexma_runtime.backends.padding import padded_inputs
 from mexma_runtime.bundle.manifest import PositionScheme, TextEntry
@@ -97,7 +97,7 @@ def test_padding_leaves_every_sentence_what_it_has_without_more_room(
 @given(st.integers(1, 40), st.integers(1, 512), st.integers(1, 4096))
 def test_a_batch_runs_in_the_smallest_bucket_that_holds_it(n_sentences: int, longest: int, n_tokens: int) -> None:
     need = Shape(n_sentences=n_sentences, longest=longest, n_tokens=max(n_tokens, longest))
-    buckets = packed_lattice(512, up_to_tokens=2048)
+    buckets = packed_buckets(512, up_to_tokens=2048)
     assert buckets == sorted(buckets, key=size)
     found = next((bucket for bucket in buckets if bucket.holds(need)), None)
     holding = [bucket for bucket in buckets if bucket.holds(need)]
@@ -108,12 +108,12 @@ def test_a_batch_runs_in_the_smallest_bucket_that_holds_it(n_sentences: int, lon
 
 @pytest.mark.parametrize("max_tokens", [16, 128, 512])
 def test_lattices_rise_and_stay_within_their_bounds(max_tokens: int) -> None:
-    packed = packed_lattice(max_tokens, up_to_tokens=1024)
+    packed = packed_buckets(max_tokens, up_to_tokens=1024)
     assert [bucket.n_tokens for bucket in packed] == [step for step in STEPS if step <= 1024]
     assert all(bucket.longest == min(bucket.n_tokens, max_tokens) for bucket in packed)
-    padded = padded_lattice(max_tokens, up_to_tokens=1024)
+    padded = padded_buckets(max_tokens, up_to_tokens=1024)
     assert all(bucket.n_tokens == bucket.n_sentences * bucket.longest <= 1024 for bucket in padded)
     assert max(bucket.longest for bucket in padded) == max_tokens
     assert [b.n_tokens for b in padded] == sorted(b.n_tokens for b in padded)
     assert len(set(padded)) == len(padded)
-    assert packed_lattice(max_tokens, up_to_tokens=0) == padded_lattice(max_tokens, up_to_tokens=0) == []
+    assert packed_buckets(max_tokens, up_to_tokens=0) == padded_buckets(max_tokens, up_to_tokens=0) == []
