@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -34,6 +34,26 @@ from mexma_runtime.vectors import cosine_similarity, rows_to_fill, to_tensor
 
 ITER_WINDOW_TEXTS = 1024
 """Texts that `encode_iter` plans together: more would fill batches better, and give the first vector later."""
+MAX_WAITING = 64
+"""Calls that wait for the engine, where nothing else is asked for."""
+
+
+class LoadOptions(TypedDict, total=False):
+    """What `Encoder.load` takes; what is left out is chosen. See there."""
+
+    precision: str | None
+    recipe: str | None
+    dialect: str | None
+    engine: str | None
+    device: str | Sequence[str]
+    backend: str | None
+    n_threads: int | None
+    spinning: bool | None
+    graphs: str | None
+    attention: str | None
+    memory_limit: int | None
+    max_waiting: int
+    max_whole_chars: int
 
 
 class Encoder:
@@ -43,21 +63,17 @@ class Encoder:
     opens its bundle again where it is unpickled. Nothing here prints.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        engine: EngineEntry,
-        backend: Backend,
-        *,
-        max_waiting: int,
-        max_whole_chars: int,
-        arguments: dict[str, Any],
-    ) -> None:
-        self._manifest, self._backend, self._arguments = bundle.manifest, backend, arguments
+    def __init__(self, bundle: Bundle, engine: EngineEntry, backend: Backend, options: LoadOptions) -> None:
+        """`options`: those it was loaded with; another process needs them to load this encoder again."""
+        self._manifest, self._backend, self._options = bundle.manifest, backend, options
         text = bundle.manifest.text
-        spec = TokenizerSpec(max_tokens=text.max_tokens, lower_case=text.lower_case, max_whole_chars=max_whole_chars)
+        spec = TokenizerSpec(
+            max_tokens=text.max_tokens,
+            lower_case=text.lower_case,
+            max_whole_chars=options.get("max_whole_chars", MAX_WHOLE_CHARS),
+        )
         self._flow = Flow(bundle.manifest, TextTokenizer(bundle.path(text.tokenizer), spec), backend)
-        self._scheduler = Scheduler(max_waiting=max_waiting)
+        self._scheduler = Scheduler(max_waiting=options.get("max_waiting", MAX_WAITING))
         self._info = describe(bundle, engine, backend.info)
         self._process = os.getpid()
 
@@ -66,20 +82,8 @@ class Encoder:
         cls,
         path: str | os.PathLike[str],
         *,
-        precision: str | None = None,
-        recipe: str | None = None,
-        dialect: str | None = None,
-        engine: str | None = None,
-        device: str | Sequence[str] = "cpu",
-        backend: str | None = None,
-        n_threads: int | None = None,
-        spinning: bool | None = None,
-        graphs: str | None = None,
-        attention: str | None = None,
-        memory_limit: int | None = None,
         verify: bool = False,
-        max_waiting: int = 64,
-        max_whole_chars: int = MAX_WHOLE_CHARS,
+        **options: Unpack[LoadOptions],
     ) -> Encoder:
         """Open the bundle in folder `path`; `encoder.info` says what was chosen.
 
@@ -87,8 +91,9 @@ class Encoder:
         recipe: of int8, `fast`, `precise` or one's own; None: the first of DEFAULT_RECIPES that the bundle has.
         dialect: `fused`, `portable` or `packed`; None: the one that the backend runs best.
         engine: one engine by its name, instead of the three above.
-        device, backend: what to run on and which library to insist on; nothing else is ever used in their place.
-            No backend: OpenVINO for int8, where it is installed and the processor has VNNI; else onnxruntime first.
+        device, backend: what to run on (`cpu` if not said) and which library to insist on; nothing else is ever used in
+            their place. No backend: OpenVINO for int8, where it is installed and the processor has VNNI; else
+            onnxruntime first.
             Several GPUs, `["cuda:0", "cuda:1"]`, share the batches of each call.
         n_threads: threads that compute one batch; None: the physical cores that this process may use.
         spinning: whether idle threads wait busily; None: unless a CPU quota holds. With several encoders in one
@@ -99,69 +104,40 @@ class Encoder:
             tokens, or `flash`, faster for longer texts and for single sentences.
         memory_limit: of a GPU, bytes that onnxruntime may take for weights and activations; None: all there are.
         verify: check the weights' hash too (everything else is always checked).
-        max_waiting: calls that may wait for the running one; the next gets EncoderBusyError.
+        max_waiting: calls that may wait for the running one, 64 if not said; the next gets EncoderBusyError.
         max_whole_chars: most characters of a text that are tokenized at once where no place to cut them is known, some
-            300 bytes of memory each; more get InputError. Text with white space is cut long before.
+            300 bytes of memory each, 2^20 if not said; more get InputError. Text with white space is cut long before.
 
         Raises BundleError, EngineUnavailableError, MissingDependencyError or UsageError.
         """
-        return cls.from_bundle(
-            Bundle.open(Path(path).absolute(), verify=verify),
-            precision=precision,
-            recipe=recipe,
-            dialect=dialect,
-            engine=engine,
-            device=device,
-            backend=backend,
-            n_threads=n_threads,
-            spinning=spinning,
-            graphs=graphs,
-            attention=attention,
-            memory_limit=memory_limit,
-            max_waiting=max_waiting,
-            max_whole_chars=max_whole_chars,
-        )
+        return cls.from_bundle(Bundle.open(Path(path).absolute(), verify=verify), **options)
 
     @classmethod
-    def from_bundle(
-        cls,
-        bundle: Bundle,
-        *,
-        precision: str | None = None,
-        recipe: str | None = None,
-        dialect: str | None = None,
-        engine: str | None = None,
-        device: str | Sequence[str] = "cpu",
-        backend: str | None = None,
-        n_threads: int | None = None,
-        spinning: bool | None = None,
-        graphs: str | None = None,
-        attention: str | None = None,
-        memory_limit: int | None = None,
-        max_waiting: int = 64,
-        max_whole_chars: int = MAX_WHOLE_CHARS,
-    ) -> Encoder:
+    def from_bundle(cls, bundle: Bundle, **options: Unpack[LoadOptions]) -> Encoder:
         """The same with a bundle that is open already."""
-        # What another process needs to load this encoder again.
-        arguments = {name: value for name, value in locals().items() if name not in ("cls", "bundle")}
+        if unknown := sorted(options.keys() - LoadOptions.__annotations__.keys()):
+            raise TypeError(
+                f"unknown options: {', '.join(unknown)}; there are {', '.join(LoadOptions.__annotations__)}"
+            )
+        device = options.get("device", "cpu")
         spec, entry = choose(
             bundle,
             device=device,
-            backend=backend,
-            engine=engine,
-            precision=precision,
-            dialect=dialect,
-            recipe=recipe,
+            backend=options.get("backend"),
+            engine=options.get("engine"),
+            precision=options.get("precision"),
+            dialect=options.get("dialect"),
+            recipe=options.get("recipe"),
         )
-        options = BackendOptions(
-            n_threads=n_threads,
-            spinning=spinning,
-            graphs=resolve(Graphs, "graphs", graphs),
-            attention=resolve(Attention, "attention", attention),
-            memory_limit=memory_limit,
+        how = BackendOptions(
+            n_threads=options.get("n_threads"),
+            spinning=options.get("spinning"),
+            graphs=resolve(Graphs, "graphs", options.get("graphs")),
+            attention=resolve(Attention, "attention", options.get("attention")),
+            memory_limit=options.get("memory_limit"),
         )
-        opened = open_backends(bundle, entry, options, device, backend=spec.name)
-        return cls(bundle, entry, opened, max_waiting=max_waiting, max_whole_chars=max_whole_chars, arguments=arguments)
+        opened = open_backends(bundle, entry, how, device, backend=spec.name)
+        return cls(bundle, entry, opened, options)
 
     @property
     def info(self) -> EncoderInfo:
@@ -378,7 +354,7 @@ class Encoder:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial(type(self).load, **self._arguments), (self._info.bundle,)
+        return functools.partial(type(self).load, **self._options), (self._info.bundle,)
 
     def __repr__(self) -> str:
         info = self._info

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,3 +191,9 @@ def test_importing_brings_no_heavy_library_and_prints_nothing() -> None:
 
 def test_every_public_name_is_there() -> None:
     assert all(hasattr(mexma_runtime, name) for name in mexma_runtime.__all__)
+
+
+def test_an_option_that_does_not_exist_is_refused(bundle_folder: Path) -> None:
+    misspelt: dict[str, Any] = {"threads": 2, "precison": "fp32"}
+    with pytest.raises(TypeError, match="unknown options: precison, threads; there are precision, recipe"):
+        Encoder.load(bundle_folder, **misspelt)

@@ -145,7 +145,7 @@ def make(bundle: Bundle, paths: dict[Dialect, Path], make_host_device: Callable[
 
 
 def encoder_over(bundle: Bundle, backend: Backend, dialect: Dialect = Dialect.PACKED) -> Encoder:
-    return Encoder(bundle, entry_of(bundle, dialect), backend, max_waiting=8, max_whole_chars=1 << 20, arguments={})
+    return Encoder(bundle, entry_of(bundle, dialect), backend, {"max_waiting": 8})
 
 
 @pytest.fixture(scope="module")
