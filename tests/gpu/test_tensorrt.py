@@ -39,7 +39,7 @@ def tensorrt() -> None:
 def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Plans of all precisions, built here."""
     out = tmp_path_factory.mktemp("bundle") / "tensorrt"
-    recipe = dataclasses.replace(load_recipe("tensorrt"), migrations=(0.6,), clippings=(1.0,))
+    recipe = dataclasses.replace(load_recipe("tensorrt"), smoothquant_alphas=(0.6,), clip_ratios=(1.0,))
     plan = ExportPlan(
         out=out,
         precisions=(Precision.FP32, *PRECISIONS),

@@ -44,8 +44,8 @@ pytestmark = pytest.mark.skipif(
 
 
 def few(shipped: str = "fast", /, **changes: Any) -> Recipe:
-    """A shipped recipe that tries two migrations and two ranges, to save time; a small FFN takes a larger share."""
-    shares: dict[str, Any] = {"migrations": (0.6, 0.8), "clippings": (1.0, 0.7), "copied_share": 0.25}
+    """A shipped recipe that tries two alphas and two clip ratios, to save time; a small FFN takes a larger share."""
+    shares: dict[str, Any] = {"smoothquant_alphas": (0.6, 0.8), "clip_ratios": (1.0, 0.7), "split_channel_share": 0.25}
     return dataclasses.replace(load_recipe(shipped), **shares | changes)
 
 
@@ -196,7 +196,7 @@ def test_int8_joins_the_engines_that_are_there(
 def minilm_bundle(minilm_folder: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """all-MiniLM-L6-v2 in fp32 and by both recipes."""
     out = tmp_path_factory.mktemp("int8") / "minilm"
-    precise = few("precise", migrations=(0.6,))
+    precise = few("precise", smoothquant_alphas=(0.6,))
     run(minilm_folder, plan(out, few(), precise, floats=True, calibration=texts))
     return out
 
@@ -225,7 +225,7 @@ def test_a_bound_that_needs_floats_leaves_the_worst_products_in_float(
 ) -> None:
     """A recipe bad enough at two products, judged against PyTorch."""
     out = tmp_path / "out"
-    recipe = few("precise", name="mine", migrations=(), weight_bits=7)
+    recipe = few("precise", name="mine", smoothquant_alphas=(), weight_bits=7)
     judged = run(tiny_checkpoint, plan(tmp_path / "plain", recipe, check=True, calibration=texts))
     least = min(verdict.figures.cosine_mean for verdict in judged.verdicts)
     bound = 1 - (1 - least) * 0.85
@@ -377,14 +377,14 @@ def outlier_bundle(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     plain = few(
         name="plain",
         modes=ALL_STATIC,
-        migrations=(),
-        refinement_steps=0,
+        smoothquant_alphas=(),
+        smoothing_refinement_steps=0,
         head_transforms=False,
-        copied_share=0,
-        clippings=(1.0,),
+        split_channel_share=0,
+        clip_ratios=(1.0,),
         rounding=Rounding.NEAREST,
         correct_bias=False,
-        shifted=(),
+        channel_shift=(),
     )
     run(checkpoint, plan(folder / "out", plain, *map(load_recipe, FOR_CPUS), floats=True, calibration=texts))
     return folder / "out"

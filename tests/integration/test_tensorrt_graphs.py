@@ -40,7 +40,7 @@ ENGLISH = [line.text for line in load_sample() if line.lang == "en"]
 def export_for_tensorrt(
     checkpoint: Path, out: Path, *precisions: Precision, texts: Path | None = None, check: bool = False
 ) -> Path:
-    recipe = dataclasses.replace(load_recipe("tensorrt"), migrations=(0.6, 0.8), clippings=(1.0, 0.8, 0.6))
+    recipe = dataclasses.replace(load_recipe("tensorrt"), smoothquant_alphas=(0.6, 0.8), clip_ratios=(1.0, 0.8, 0.6))
     options = QuantizationOptions(recipes=(recipe,), calibration=texts)
     plan = ExportPlan(
         out=out,

@@ -119,9 +119,9 @@ def quick_recipe() -> Recipe:
     return dataclasses.replace(
         load_recipe(FOR_TENSORRT),
         name="unsearched",
-        migrations=(),
-        refinement_steps=0,
-        clippings=(1.0,),
+        smoothquant_alphas=(),
+        smoothing_refinement_steps=0,
+        clip_ratios=(1.0,),
         rounding=Rounding.NEAREST,
     )
 

@@ -24,7 +24,7 @@ STEP, TENSOR_CORE_STEP = 8, 32
 
 def n_copies(recipe: Recipe, group: str, n_channels: int) -> int:
     """How many channels more `group`, which reads `n_channels`, gets by `recipe`; as many as fill up its last group."""
-    wanted = recipe.copied_share * n_channels
+    wanted = recipe.split_channel_share * n_channels
     if recipe.is_for_tensorrt:
         return round(wanted / TENSOR_CORE_STEP) * TENSOR_CORE_STEP
     if recipe.mode(Dialect.PORTABLE, group) is not ProductMode.GROUP:

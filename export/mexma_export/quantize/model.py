@@ -213,7 +213,7 @@ class _Layer:
                 modes=quantized,
                 recipe=self._recipe,
                 activation=self._activation,
-                shiftable=() if is_foldable else self._recipe.shifted,
+                shiftable=() if is_foldable else self._recipe.channel_shift,
                 copies=copies,
                 original=(self._original_statistics[part], first),
             )

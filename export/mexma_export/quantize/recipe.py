@@ -19,12 +19,13 @@ from mexma_runtime.bundle.manifest import GROUP_STEP, ProductMode
 from mexma_runtime.errors import UsageError
 from mexma_runtime.types import PADDED_DIALECTS, Dialect, Precision
 
-SCHEMA = 1
+SCHEMA = 2
+"""History: 2 has the field's own words (`_SCHEMA_1` are those before); 1 was the first."""
 FOR_CPUS, FOR_TENSORRT = ("fast", "precise"), "tensorrt"
 SHIPPED = (*FOR_CPUS, FOR_TENSORRT)
 FLOATS = (Precision.FP32, Precision.FP16)
 MAX_CHOICES = 64
-"""Longest list of migrations or clippings: each costs a pass over a sample of every product's input."""
+"""Most alphas or clip ratios to choose from: each costs a pass over a sample of every product's input."""
 MAX_STEPS = 1000
 """Of gradient descent: each costs about as much."""
 
@@ -34,7 +35,7 @@ class Rounding(StrEnum):
 
     NEAREST = "nearest"
     """Each to the integer next to it."""
-    COMPENSATED = "compensated"
+    GPTQ = "gptq"
     """GPTQ (Frantar et al., 2022, arXiv:2210.17323): what rounding one input channel changes, the next ones make up."""
 
 
@@ -53,17 +54,17 @@ class Recipe:
 
     `group` is for the portable dialect alone: OpenVINO finds such scales, onnxruntime does not.
     """
-    migrations: tuple[float, ...]
-    """Exponents alpha of the scale migration to choose from, for each group of products; empty: none."""
-    refinement_steps: int
-    """Of gradient descent on each channel's own migration, from the best of `migrations`; 0: none."""
+    smoothquant_alphas: tuple[float, ...]
+    """SmoothQuant's alphas to choose from, for each linear group (Xiao et al., 2022, arXiv:2211.10438); empty: none."""
+    smoothing_refinement_steps: int
+    """Of gradient descent on each channel's own smoothing scale, from the best alpha; 0: none."""
     head_transforms: bool
-    """Whether the channels of each head's output are made alike, in the weights around the attention."""
-    copied_share: float
-    """FFN channels to compute more than once, as a share of all."""
-    clippings: tuple[float, ...]
-    """Shares of the range seen in calibration to choose from."""
-    shifted: tuple[Dialect, ...]
+    """Whether the channels of each head's output are made alike by a matrix a head, in the weights around it."""
+    split_channel_share: float
+    """FFN channels to split as outlier channels (Zhao et al., 2019, arXiv:1901.09504), as a share of all."""
+    clip_ratios: tuple[float, ...]
+    """Shares of the range seen in calibration to choose from, 1: all of it."""
+    channel_shift: tuple[Dialect, ...]
     """Dialects in which each channel's range may be moved around zero: free in OpenVINO, an addition in onnxruntime."""
     rounding: Rounding
     correct_bias: bool
@@ -133,6 +134,8 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         data = json.loads(text)
     except ValueError as error:
         raise UsageError(f"recipe {where}: not JSON: {error}") from None
+    if isinstance(data, dict) and type(data.get("schema")) is int and data["schema"] == 1:
+        data = _upgraded(data)
     fields = set(Recipe.__dataclass_fields__) | {"schema"}
     if not isinstance(data, dict) or data.keys() != fields:
         there = set(data) if isinstance(data, dict) else set()
@@ -156,16 +159,35 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         weight_bits=data["weight_bits"],
         group_size=data["group_size"],
         modes=modes,
-        migrations=tuple(map(float, data["migrations"])),
-        refinement_steps=data["refinement_steps"],
+        smoothquant_alphas=tuple(map(float, data["smoothquant_alphas"])),
+        smoothing_refinement_steps=data["smoothing_refinement_steps"],
         head_transforms=data["head_transforms"],
-        copied_share=float(data["copied_share"]),
-        clippings=tuple(map(float, data["clippings"])),
-        shifted=tuple(map(Dialect, data["shifted"])),
+        split_channel_share=float(data["split_channel_share"]),
+        clip_ratios=tuple(map(float, data["clip_ratios"])),
+        channel_shift=tuple(map(Dialect, data["channel_shift"])),
         rounding=Rounding(data["rounding"]),
         correct_bias=data["correct_bias"],
         floats=Precision(data["floats"]),
     )
+
+
+_SCHEMA_1 = {
+    "migrations": "smoothquant_alphas",
+    "refinement_steps": "smoothing_refinement_steps",
+    "copied_share": "split_channel_share",
+    "clippings": "clip_ratios",
+    "shifted": "channel_shift",
+}
+"""Field of schema 1 -> the same in schema 2."""
+
+
+def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
+    """A recipe of schema 1 as schema 2 has it; what is neither is left as it is, to be refused."""
+    if data.keys() & set(_SCHEMA_1.values()):
+        return data
+    data = {_SCHEMA_1.get(name, name): value for name, value in data.items()}
+    rounding = Rounding.GPTQ if data.get("rounding") == "compensated" else data.get("rounding")
+    return {**data, "rounding": rounding, "schema": SCHEMA}
 
 
 _MODES: dict[Dialect, list[Any]] = {
@@ -207,15 +229,15 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "group in fused",
         _is_modes,
     ),
-    "migrations": (f"at most {MAX_CHOICES} numbers from 0 to 1", lambda v: _is_shares(v, 0)),
-    "refinement_steps": (
+    "smoothquant_alphas": (f"at most {MAX_CHOICES} numbers from 0 to 1", lambda v: _is_shares(v, 0)),
+    "smoothing_refinement_steps": (
         f"a whole number from 0 to {MAX_STEPS}",
         lambda v: type(v) is int and 0 <= v <= MAX_STEPS,
     ),
     "head_transforms": ("true or false", lambda v: type(v) is bool),
-    "copied_share": ("a number from 0 to 1", lambda v: type(v) in (int, float) and 0 <= v <= 1),
-    "clippings": (f"1 to {MAX_CHOICES} numbers from 0.1 to 1", lambda v: _is_shares(v, 0.1) and v),
-    "shifted": (
+    "split_channel_share": ("a number from 0 to 1", lambda v: type(v) in (int, float) and 0 <= v <= 1),
+    "clip_ratios": (f"1 to {MAX_CHOICES} numbers from 0.1 to 1", lambda v: _is_shares(v, 0.1) and v),
+    "channel_shift": (
         f"a list of {', '.join(PADDED_DIALECTS)}",
         lambda v: isinstance(v, list) and all(d in PADDED_DIALECTS for d in v),
     ),

@@ -25,7 +25,7 @@ def round_weights(
 ) -> tuple[NDArray[Any], Floats]:
     """Numbers of `grid`, `(in, out)`, and float32 `(out,)` scales of `weight`, float32 `(in, out)`.
 
-    `covariance`, float64 `(in, in)`, of what the weight is multiplied by: COMPENSATED needs it.
+    `covariance`, float64 `(in, in)`, of what the weight is multiplied by: GPTQ needs it.
     """
     scales = grid.scales(weight)
     if rounding is Rounding.NEAREST or covariance is None:

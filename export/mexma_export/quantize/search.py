@@ -92,15 +92,15 @@ def quantize_group(
         plain = before.try_migration(before.migration(None), is_plain=True)
     # A float's rounding is a share of the number itself: no migration makes it smaller.
     is_float = activation is Activation.E4M3
-    migrations = (None,) if is_float else recipe.migrations
-    candidates = [unmigrated, *(search.try_migration(search.migration(alpha)) for alpha in migrations)]
+    alphas = (None,) if is_float else recipe.smoothquant_alphas
+    candidates = [unmigrated, *(search.try_migration(search.migration(alpha)) for alpha in alphas)]
     best = min(candidates, key=_Candidate.total)
-    if recipe.refinement_steps and not is_float:
+    if recipe.smoothing_refinement_steps and not is_float:
         best = min(best, search.try_migration(search.refined(best)), key=_Candidate.total)
     chosen = best.migration
     migrated = weight * chosen.scale[:, np.newaxis]
     covariance = None
-    if recipe.rounding is Rounding.COMPENSATED:
+    if recipe.rounding is Rounding.GPTQ:
         covariance = statistics.covariance / np.outer(chosen.scale, chosen.scale)
         covariance[np.diag_indices_from(covariance)] += search.noise(best)
     grid = grid_of(recipe, activation)
@@ -192,7 +192,7 @@ class _Search:
             grid=self._grid,
             group_size=self._group_size,
         )
-        refined = refine(model, scale, self._recipe.refinement_steps)
+        refined = refine(model, scale, self._recipe.smoothing_refinement_steps)
         return dataclasses.replace(candidate.migration, scale=refined)
 
     def try_migration(self, migration: Migration, *, is_plain: bool = False) -> _Candidate:
@@ -263,7 +263,7 @@ class _Search:
         """`base` for each share of the range from calibration."""
         whole = ends if base.shift is None else ends + base.shift
         tried = []
-        for clipping in (1.0,) if is_plain else self._recipe.clippings:
+        for clipping in (1.0,) if is_plain else self._recipe.clip_ratios:
             scale, zero_point = static_parameters(whole, self._activation, clipping)
             if self._recipe.is_for_tensorrt:
                 scale = float(stored_scale(np.array(scale, np.float32), self._grid.scale_dtype))

@@ -256,7 +256,11 @@ def test_without_tensorrt_its_steps_are_excused(step: Callable[[Setup, Record], 
 def test_what_is_timed_is_quantized_as_the_shipped_recipe_does_it() -> None:
     """Only faster to make: the same products, in the same numbers."""
     quick, shipped = quick_recipe(), load_recipe("tensorrt")
-    assert (quick.modes, quick.floats, quick.copied_share) == (shipped.modes, shipped.floats, shipped.copied_share)
+    assert (quick.modes, quick.floats, quick.split_channel_share) == (
+        shipped.modes,
+        shipped.floats,
+        shipped.split_channel_share,
+    )
     assert quick.name != shipped.name
 
 

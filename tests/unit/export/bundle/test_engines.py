@@ -133,8 +133,10 @@ def test_groups_of_channels_divide_what_products_read(
 ) -> None:
     config = dataclasses.replace(checkpoint.config, hidden_size=hidden, ffn_size=ffn)
     modes = {dialect: {"*": ProductMode.GROUP} for dialect in PADDED_DIALECTS}
-    assert group_size(dataclasses.replace(FAST, modes=modes, group_size=asked, copied_share=0), config) == expected
-    copied = dataclasses.replace(FAST, modes=modes, group_size=asked, copied_share=1 / 64)
+    assert (
+        group_size(dataclasses.replace(FAST, modes=modes, group_size=asked, split_channel_share=0), config) == expected
+    )
+    copied = dataclasses.replace(FAST, modes=modes, group_size=asked, split_channel_share=1 / 64)
     assert group_size(copied, config) == expected
     some = {dialect: {"*": ProductMode.TOKEN, "*.ffn.down": ProductMode.GROUP} for dialect in PADDED_DIALECTS}
     copied = dataclasses.replace(copied, modes=some)

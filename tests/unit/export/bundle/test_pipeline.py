@@ -250,7 +250,7 @@ def test_without_openvino_its_int8_engines_are_not_written_and_that_is_said(
 ) -> None:
     """Unless nothing is to be judged; and asked for nothing else, it is refused before the work."""
     without_openvino(monkeypatch)
-    recipe = replace(load_recipe("fast"), migrations=(0.5,), clippings=(1.0,))
+    recipe = replace(load_recipe("fast"), smoothquant_alphas=(0.5,), clip_ratios=(1.0,))
     texts = tmp_path / "few.txt"
     texts.write_text("\n".join(line.text for line in load_sample()[:100]), encoding="utf-8")
     int8 = QuantizationOptions(recipes=(recipe,), calibration=texts)

@@ -132,7 +132,7 @@ def test_wishes_for_int8_are_checked_before_the_work(app: typer.Typer, tiny_chec
 
 def test_export_writes_int8_by_recipes(app: typer.Typer, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """A shipped one by its name, a user's by its file."""
-    recipe = {**load_recipe("precise").to_json(), "name": "mine", "migrations": [0.5]}
+    recipe = {**load_recipe("precise").to_json(), "name": "mine", "smoothquant_alphas": [0.5]}
     file, calibration = tmp_path / "mine.json", tmp_path / "mine.tsv"
     file.write_text(json.dumps(recipe), encoding="utf-8")
     calibration.write_text("".join(f"{line.lang}\t{line.text}\n" for line in load_sample()[:120]), encoding="utf-8")

@@ -34,13 +34,13 @@ def calibration(checkpoint: Checkpoint, few_texts: Path) -> Calibration:
 
 @pytest.fixture(scope="session")
 def make_recipe() -> MakeRecipe:
-    """`make_recipe(name="fast", **changes)`: a shipped recipe that tries two migrations and two ranges.
+    """`make_recipe(name="fast", **changes)`: a shipped recipe that tries two alphas and two clip ratios.
 
     A small FFN takes a larger share of copies.
     """
 
     def make(name: str = "fast", **changes: object) -> Recipe:
-        few = {"migrations": (0.5, 0.8), "clippings": (1.0, 0.8), "copied_share": 0.25}
+        few = {"smoothquant_alphas": (0.5, 0.8), "clip_ratios": (1.0, 0.8), "split_channel_share": 0.25}
         return dataclasses.replace(load_recipe(name), **few | changes)  # type: ignore[arg-type]
 
     return make

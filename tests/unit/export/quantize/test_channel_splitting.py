@@ -42,7 +42,7 @@ def test_channels_are_added_by_multiples_and_fill_groups_up(
 ) -> None:
     modes = {dialect: {"*": ProductMode.FLOAT} for dialect in PADDED_DIALECTS}
     modes[Dialect.PORTABLE]["*.ffn.down"] = mode
-    recipe = dataclasses.replace(load_recipe("precise"), modes=modes, group_size=128, copied_share=share)
+    recipe = dataclasses.replace(load_recipe("precise"), modes=modes, group_size=128, split_channel_share=share)
     assert n_copies(recipe, "layer.3.ffn.down", n_channels) == expected
 
 

@@ -131,7 +131,7 @@ def test_the_attentions_migration_becomes_part_of_the_values(
 def test_what_is_exact_lessens_the_errors_and_is_not_what_they_are_compared_with(
     checkpoint: Checkpoint, calibration: Calibration, done: tuple[Done, Done], make_recipe: MakeRecipe
 ) -> None:
-    (without,) = quantize(checkpoint, calibration, make_recipe("precise", head_transforms=False, copied_share=0))
+    (without,) = quantize(checkpoint, calibration, make_recipe("precise", head_transforms=False, split_channel_share=0))
     for dialect in PADDED_DIALECTS:
         outcomes, others = (of.plans[dialect].outcomes for of in (done[1], without))
         outputs = [group for group in outcomes if group.endswith("attention.output")]

@@ -15,6 +15,7 @@ from mexma_runtime.errors import UsageError
 from mexma_runtime.types import PADDED_DIALECTS, Dialect, Precision
 
 FAST = load_recipe("fast")
+GOLDEN = Path(__file__).parents[3] / "golden"
 
 
 def changed(**fields: Any) -> str:
@@ -42,12 +43,12 @@ def test_the_hash_is_of_every_field() -> None:
         "weight_bits": 7,
         "group_size": 64,
         "modes": {dialect: {"*": ProductMode.FLOAT} for dialect in PADDED_DIALECTS},
-        "migrations": (),
-        "refinement_steps": 0,
+        "smoothquant_alphas": (),
+        "smoothing_refinement_steps": 0,
         "head_transforms": False,
-        "copied_share": 0.5,
-        "clippings": (0.5,),
-        "shifted": (),
+        "split_channel_share": 0.5,
+        "clip_ratios": (0.5,),
+        "channel_shift": (),
         "rounding": Rounding.NEAREST,
         "correct_bias": False,
         "floats": Precision.FP16,
@@ -87,7 +88,7 @@ def test_patterns_that_fit_nothing_and_products_without_a_mode_are_named(checkpo
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("schema", 2),
+        ("schema", 3),
         ("schema", True),
         ("name", ""),
         ("name", "a.b"),
@@ -106,24 +107,24 @@ def test_patterns_that_fit_nothing_and_products_without_a_mode_are_named(checkpo
         ("modes", {"portable": {"*": "int4"}, "fused": {"*": "static"}}),
         ("modes", {"portable": {"*": "group"}, "fused": {"*": "group"}}),
         ("modes", {"portable": {"*": ["static"]}, "fused": {"*": "static"}}),
-        ("migrations", [1.5]),
-        ("migrations", [True]),
-        ("migrations", 0.5),
-        ("migrations", [0.5] * (MAX_CHOICES + 1)),
-        ("migrations", [float("nan")]),
-        ("refinement_steps", -1),
-        ("refinement_steps", MAX_STEPS + 1),
-        ("refinement_steps", 60.0),
-        ("refinement_steps", True),
+        ("smoothquant_alphas", [1.5]),
+        ("smoothquant_alphas", [True]),
+        ("smoothquant_alphas", 0.5),
+        ("smoothquant_alphas", [0.5] * (MAX_CHOICES + 1)),
+        ("smoothquant_alphas", [float("nan")]),
+        ("smoothing_refinement_steps", -1),
+        ("smoothing_refinement_steps", MAX_STEPS + 1),
+        ("smoothing_refinement_steps", 60.0),
+        ("smoothing_refinement_steps", True),
         ("head_transforms", 1),
-        ("copied_share", -0.1),
-        ("copied_share", 1.5),
-        ("copied_share", "1"),
-        ("clippings", []),
-        ("clippings", [0]),
-        ("shifted", ["packed"]),
-        ("shifted", [["portable"]]),
-        ("shifted", "portable"),
+        ("split_channel_share", -0.1),
+        ("split_channel_share", 1.5),
+        ("split_channel_share", "1"),
+        ("clip_ratios", []),
+        ("clip_ratios", [0]),
+        ("channel_shift", ["packed"]),
+        ("channel_shift", [["portable"]]),
+        ("channel_shift", "portable"),
         ("rounding", "up"),
         ("rounding", ["nearest"]),
         ("correct_bias", 1),
@@ -140,10 +141,10 @@ def test_a_wrong_value_is_named_with_what_is_expected(field: str, value: object)
 
 def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(UsageError) as caught:
-        parse_recipe(changed(weight_bits=4, rounding="up", clippings=[2]), where="mine.json")
+        parse_recipe(changed(weight_bits=4, rounding="up", clip_ratios=[2]), where="mine.json")
     assert [line.split(":")[0].strip(" -") for line in str(caught.value).splitlines()[1:]] == [
         "weight_bits",
-        "clippings",
+        "clip_ratios",
         "rounding",
     ]
 
@@ -159,6 +160,20 @@ def test_unknown_and_missing_fields_are_named() -> None:
     del data["rounding"]
     with pytest.raises(UsageError, match="missing fields: rounding; unknown fields: bits"):
         parse_recipe(json.dumps(data), where="x")
+
+
+def test_recipes_of_schema_1_are_read() -> None:
+    text = (GOLDEN / "recipe.schema-1.json").read_text(encoding="utf-8")
+    assert parse_recipe(text, where="x") == FAST
+    old: dict[str, Any] = json.loads(text)
+    for wrong, said in (
+        ({"clip_ratios": [1.0]}, r"missing fields: .*; unknown fields: .*migrations"),
+        ({"schema": 2}, r"unknown fields: .*migrations"),
+        ({"rounding": "up"}, r"rounding: expected"),
+        ({"clippings": [2]}, r"clip_ratios: expected"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            parse_recipe(json.dumps({**old, **wrong}), where="x")
 
 
 def test_files(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_compensated_halves_the_loss_on_the_covariance_it_was_given(seed: int, n
     # Of fewer channels, too few may be left to make up for what one lost: nothing promises a gain then.
     weight, covariance = weights(seed, n_in, 48), covariances(seed, n_in, max(1, n_in // 4))
     nearest = round_weights(weight, grid=integer_grid(bits), rounding=Rounding.NEAREST)
-    compensated = round_weights(weight, grid=integer_grid(bits), rounding=Rounding.COMPENSATED, covariance=covariance)
+    compensated = round_weights(weight, grid=integer_grid(bits), rounding=Rounding.GPTQ, covariance=covariance)
     assert loss(weight, *compensated, covariance) < 0.5 * loss(weight, *nearest, covariance)
 
 
@@ -73,14 +73,14 @@ def test_compensated_gains_much_where_channels_go_together() -> None:
     """Over more channels than one block of columns."""
     weight, covariance = weights(0, 300, 32), covariances(0, 300, 30)
     nearest = round_weights(weight, grid=integer_grid(8), rounding=Rounding.NEAREST)
-    compensated = round_weights(weight, grid=integer_grid(8), rounding=Rounding.COMPENSATED, covariance=covariance)
+    compensated = round_weights(weight, grid=integer_grid(8), rounding=Rounding.GPTQ, covariance=covariance)
     assert loss(weight, *compensated, covariance) < 0.5 * loss(weight, *nearest, covariance)
 
 
 def test_independent_channels_are_rounded_to_the_nearest() -> None:
     weight, covariance = weights(1, 20, 8), np.diag(np.linspace(1, 9, 20))
     nearest, _ = round_weights(weight, grid=integer_grid(8), rounding=Rounding.NEAREST)
-    compensated, _ = round_weights(weight, grid=integer_grid(8), rounding=Rounding.COMPENSATED, covariance=covariance)
+    compensated, _ = round_weights(weight, grid=integer_grid(8), rounding=Rounding.GPTQ, covariance=covariance)
     assert np.array_equal(nearest, compensated)
 
 
@@ -101,9 +101,7 @@ def test_channels_that_never_vary_give_no_nan(n_dead: int) -> None:
     weight, covariance = weights(4, 20, 8), covariances(4, 20, 4)
     covariance[:n_dead] = covariance[:, :n_dead] = 0
     with np.errstate(all="raise", under="ignore"):
-        integers, scales = round_weights(
-            weight, grid=integer_grid(8), rounding=Rounding.COMPENSATED, covariance=covariance
-        )
+        integers, scales = round_weights(weight, grid=integer_grid(8), rounding=Rounding.GPTQ, covariance=covariance)
     if n_dead == 20:
         assert np.array_equal(integers, round_weights(weight, grid=integer_grid(8), rounding=Rounding.NEAREST)[0])
     assert np.abs(integers[:n_dead] * scales - weight[:n_dead]).max() <= scales.max()

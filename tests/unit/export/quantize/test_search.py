@@ -15,15 +15,15 @@ from mexma_runtime.bundle.manifest import ProductMode
 from mexma_runtime.types import PADDED_DIALECTS, Dialect
 
 Floats = NDArray[np.float32]
-FEW = dataclasses.replace(load_recipe("fast"), migrations=(0.5, 0.8), clippings=(1.0, 0.8), group_size=32)
+FEW = dataclasses.replace(load_recipe("fast"), smoothquant_alphas=(0.5, 0.8), clip_ratios=(1.0, 0.8), group_size=32)
 PLAIN = dataclasses.replace(
     FEW,
-    migrations=(),
-    refinement_steps=0,
-    clippings=(1.0,),
+    smoothquant_alphas=(),
+    smoothing_refinement_steps=0,
+    clip_ratios=(1.0,),
     rounding=Rounding.NEAREST,
     correct_bias=False,
-    shifted=(),
+    channel_shift=(),
 )
 STATIC = dict.fromkeys(Dialect, ProductMode.STATIC)
 TOKEN = dict.fromkeys(Dialect, ProductMode.TOKEN)
@@ -71,7 +71,7 @@ def quantize(
         modes=modes,
         recipe=recipe,
         activation=activation,
-        shiftable=recipe.shifted,
+        shiftable=recipe.channel_shift,
     )
 
 
@@ -117,7 +117,7 @@ def test_the_errors_told_are_those_of_what_is_handed_out(
 def test_each_step_gains(modes: dict[Dialect, ProductMode]) -> None:
     weight, bias = layer()
     result = quantize(tokens(), weight, bias, modes=modes)
-    assert result.migration.alpha in FEW.migrations
+    assert result.migration.alpha in FEW.smoothquant_alphas
     for errors in result.errors.values():
         assert errors.final < errors.migrated < errors.plain / 4
 
@@ -139,9 +139,12 @@ def test_migration_is_chosen_by_the_error_and_may_be_none() -> None:
     x = tokens(outliers=False)
     weight, bias = layer()
     weight[::2] *= np.float32(100)
-    harmful = dataclasses.replace(PLAIN, migrations=(0.0,))
+    harmful = dataclasses.replace(PLAIN, smoothquant_alphas=(0.0,))
     assert quantize(x, weight, bias, recipe=harmful).migration.alpha is None
-    assert quantize(tokens(), *layer(), recipe=dataclasses.replace(PLAIN, migrations=(0.5,))).migration.alpha == 0.5
+    assert (
+        quantize(tokens(), *layer(), recipe=dataclasses.replace(PLAIN, smoothquant_alphas=(0.5,))).migration.alpha
+        == 0.5
+    )
 
 
 def test_bias_correction_takes_out_the_mean_error() -> None:
@@ -150,7 +153,7 @@ def test_bias_correction_takes_out_the_mean_error() -> None:
     exact = sampled.sample @ weight + bias
     means = {}
     for correct in (True, False):
-        recipe = dataclasses.replace(PLAIN, clippings=(0.3,), migrations=(0.5,), correct_bias=correct)
+        recipe = dataclasses.replace(PLAIN, clip_ratios=(0.3,), smoothquant_alphas=(0.5,), correct_bias=correct)
         result = quantize(x, weight, bias, recipe=recipe)
         difference = computed(sampled.sample, result, Dialect.FUSED) - exact
         means[correct] = np.abs(np.average(difference, axis=0, weights=sampled.sample_weights)).max()
@@ -160,7 +163,7 @@ def test_bias_correction_takes_out_the_mean_error() -> None:
 
 def test_channels_are_moved_around_zero_where_the_dialect_may() -> None:
     x, (weight, bias) = tokens(), layer()
-    recipe = dataclasses.replace(FEW, shifted=(Dialect.PORTABLE,))
+    recipe = dataclasses.replace(FEW, channel_shift=(Dialect.PORTABLE,))
     result = quantize(x, weight, bias, recipe=recipe, modes=GROUP)
     shift = result.inputs[Dialect.PORTABLE].shift
     assert shift is not None
