@@ -17,6 +17,7 @@ from mexma_benchmarks.result.environment import Environment
 from mexma_benchmarks.result.estimates import UNSTABLE_SPREAD, relative_spread
 from mexma_benchmarks.result.measured import fidelity_model, largest_model, main_texts, series
 from mexma_benchmarks.result.result import ModelResult, Result
+from mexma_runtime.bundle.whole_files import write_whole
 
 BUSY_LOAD = 0.5
 METHOD = (
@@ -50,9 +51,7 @@ def write_report(result: Result, folder: Path) -> list[Path]:
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        temporary = folder / f"{name}.tmp"
-        temporary.write_bytes(content)
-        temporary.replace(folder / name)
+        write_whole(folder / name, content)
     return [folder / name for name in reversed(contents)]
 
 

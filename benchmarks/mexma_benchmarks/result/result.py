@@ -14,6 +14,7 @@ from typing import Literal
 
 from mexma_benchmarks.result.environment import Environment
 from mexma_export.parity.figures import InvarianceFigures, ParityFigures
+from mexma_runtime.bundle.whole_files import write_whole
 from mexma_runtime.errors import UsageError
 
 SCHEMA = 2
@@ -175,9 +176,7 @@ class Result:
         from pydantic import TypeAdapter
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(TypeAdapter(Result).dump_json(self) + b"\n")
-        temporary.replace(path)
+        write_whole(path, TypeAdapter(Result).dump_json(self) + b"\n")
 
     @classmethod
     def load(cls, path: Path) -> Result:

@@ -1,1 +1,1 @@
-"""The commands `mexma export`, `mexma parity` and `mexma standin`."""
+"""The commands `mexma export`, `build`, `parity` and `standin`."""

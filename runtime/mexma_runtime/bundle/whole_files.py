@@ -50,8 +50,10 @@ class WholeFile:
 
     def write(self, data: bytes | memoryview) -> None:
         """Write `data` where the last write ended."""
-        with self._errors():
+        try:  # a row at a time, where a context manager would be felt
             self._file.write(data)
+        except OSError as error:
+            raise self._refusal(error) from None
 
     def rewind(self) -> None:
         """Let the next write begin at the start of the file."""
@@ -65,7 +67,8 @@ class WholeFile:
     def _open(self) -> BinaryIO:
         while True:
             file = self._part.open("wb")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with suppress(OSError):  # a file system without locks, where nothing is swept either
+                fcntl.flock(file, fcntl.LOCK_EX)
             # Another process may have swept the file between its making and its lock.
             with suppress(FileNotFoundError):
                 if self._part.stat().st_ino == os.fstat(file.fileno()).st_ino:
@@ -85,7 +88,10 @@ class WholeFile:
         try:
             yield
         except OSError as error:
-            raise UsageError(f"{self._path}: cannot be written: {error.strerror}; nothing of it was kept") from None
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: OSError) -> UsageError:
+        return UsageError(f"{self._path}: cannot be written: {error.strerror}; nothing of it was kept")
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:

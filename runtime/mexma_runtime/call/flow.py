@@ -69,7 +69,7 @@ class Flow:
         pending: PendingBatches,
         on_rows: Callable[[int], None] | None = None,
     ) -> None:
-        """Start filling `out`, `(n, dim)`: see `embedding.embed`."""
+        """Start filling `out`, `(n, dim)`: see `execution.embed`."""
         embed(
             self._backend,
             ragged,

@@ -15,12 +15,12 @@ OWN = dict(zip(TEXTS, np.random.default_rng(0).standard_normal((50, 8)).astype(n
 
 
 def embedder(spoil: str, log: list[list[str]]) -> Embed:
-    """Embeds alike in every batch_mates but one: `alone`, `mixed` or `shuffled`."""
+    """Embeds alike among all batch-mates but one kind: `alone`, `mixed` or `shuffled`."""
 
     def embed(texts: Sequence[str]) -> Vectors:
         vectors = np.stack([OWN[text] for text in texts])
-        batch_mates = "alone" if len(texts) == 1 else "mixed" if len(texts) < 50 else "shuffled"
-        if batch_mates == spoil and list(texts) != TEXTS:
+        kind = "alone" if len(texts) == 1 else "mixed" if len(texts) < 50 else "shuffled"
+        if kind == spoil and list(texts) != TEXTS:
             vectors[-1] += np.float32(0.5)
         log.append(list(texts))
         return vectors
@@ -29,15 +29,15 @@ def embedder(spoil: str, log: list[list[str]]) -> Embed:
 
 
 @pytest.mark.parametrize("spoil", ["nothing", "alone", "mixed", "shuffled"])
-def test_each_company_is_looked_at(spoil: str) -> None:
+def test_each_kind_of_batch_mates_is_looked_at(spoil: str) -> None:
     log: list[list[str]] = []
     embed = embedder(spoil, log)
     found = measure_invariance(embed, TEXTS, LENGTHS, embed(TEXTS))
-    for batch_mates in ("alone", "mixed", "shuffled"):
-        figures = getattr(found, batch_mates)
-        expected = 0.5 if batch_mates == spoil else 0
+    for kind in ("alone", "mixed", "shuffled"):
+        figures = getattr(found, kind)
+        expected = 0.5 if kind == spoil else 0
         assert figures.max_abs_difference == pytest.approx(expected, abs=1e-6)
-        assert (figures.cosine_min < 0.999) == (batch_mates == spoil)
+        assert (figures.cosine_min < 0.999) == (kind == spoil)
     assert found.worst.max_abs_difference == pytest.approx(0 if spoil == "nothing" else 0.5, abs=1e-6)
     again = log[1:]
     assert sum(map(len, again)) == n_texts_again(50) == N_ALONE + N_MIXED + 50
