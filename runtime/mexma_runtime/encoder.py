@@ -16,8 +16,8 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mexma_runtime.backends import Attention, Graphs, choose, open_backends, resolve
-from mexma_runtime.backends.base import Backend, BackendOptions
+from mexma_runtime.backends import choose, open_backends, resolve_backend_options
+from mexma_runtime.backends.base import Backend
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.call.execution import PendingBatches, check_ids
@@ -129,11 +129,13 @@ class Encoder:
             dialect=options.get("dialect"),
             recipe=options.get("recipe"),
         )
-        how = BackendOptions(
+        how = resolve_backend_options(
+            spec.device,
+            device,
             n_threads=options.get("n_threads"),
             spinning=options.get("spinning"),
-            graphs=resolve(Graphs, "graphs", options.get("graphs")),
-            attention=resolve(Attention, "attention", options.get("attention")),
+            graphs=options.get("graphs"),
+            attention=options.get("attention"),
             memory_limit=options.get("memory_limit"),
         )
         opened = open_backends(bundle, entry, how, device, backend=spec.name)

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-from mexma_runtime.backends.base import Attention, Backend, BackendOptions, Graphs
-from mexma_runtime.backends.choice import DEFAULT_RECIPES, choose, devices_of, resolve, runnable_engines, runners
+from mexma_runtime.backends.base import Backend
+from mexma_runtime.backends.choice import DEFAULT_RECIPES, choose, devices_of, runnable_engines, runners
 from mexma_runtime.backends.gpu.backend import DeviceBackend
 from mexma_runtime.backends.gpu.buckets import STEPS
 from mexma_runtime.backends.gpu.cuda_checks import all_gpus
+from mexma_runtime.backends.options import (
+    Attention,
+    BackendOptions,
+    CpuOptions,
+    GpuOptions,
+    Graphs,
+    resolve_backend_options,
+)
 from mexma_runtime.backends.several import SeveralBackends
-from mexma_runtime.backends.support import BACKENDS, BackendSpec, module_of, serving
+from mexma_runtime.backends.support import (
+    BACKENDS,
+    BackendSpec,
+    CpuModule,
+    GpuModule,
+    device_for,
+    module_of,
+    requirements,
+    serving,
+)
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.bundle.plans import Target
@@ -30,11 +47,13 @@ __all__ = [
     "Graphs",
     "backend_statuses",
     "choose",
+    "device_for",
     "gpu_lines",
     "open_backend",
     "open_backends",
     "plan_target",
-    "resolve",
+    "requirements",
+    "resolve_backend_options",
     "runnable_engines",
     "runners",
     "tune",
@@ -54,13 +73,22 @@ class BackendStatus:
 
 
 def open_backend(
-    bundle: Bundle, engine: EngineEntry, options: BackendOptions, *, backend: str | None = None
+    bundle: Bundle, engine: EngineEntry, options: BackendOptions, device: str = "cpu", *, backend: str | None = None
 ) -> Backend:
-    """Open `engine` on `options.device`, with the backend of that name or the first that serves the device.
+    """Open `engine` on `device`, with the backend of that name or the first that serves the device.
 
     Raises EngineUnavailableError, MissingDependencyError or BundleError; never takes another device or backend instead.
     """
-    return module_of(serving(options.device, backend)[0]).open_engine(bundle, engine, options)
+    spec = serving(device, backend)[0]
+    if not spec.runs(engine):
+        raise EngineUnavailableError(
+            f"engine {engine.name} is for {' or '.join(runners(engine)) or 'no backend'}, not for {spec.name} on "
+            f"{spec.device}"
+        )
+    module = module_of(spec)
+    if isinstance(options, CpuOptions):
+        return cast("CpuModule", module).open_engine(bundle, engine, options)
+    return cast("GpuModule", module).open_engine(bundle, engine, options, int(device.partition(":")[2] or 0))
 
 
 def open_backends(
@@ -71,12 +99,11 @@ def open_backends(
     *,
     backend: str | None = None,
 ) -> Backend:
-    """The same on one `device`, in place of the options', or on several that share the batches of each call."""
+    """The same on one `device`, or on several that share the batches of each call."""
     opened: list[Backend] = []
     try:
         for one in devices_of(device):
-            of_device = dataclasses.replace(options, device=one)
-            opened.append(open_backend(bundle, engine, of_device, backend=backend))
+            opened.append(open_backend(bundle, engine, options, one, backend=backend))
     except BaseException:
         for there in opened:
             there.close()
@@ -95,8 +122,8 @@ def tune(
     if spec.device == "cpu":
         raise UsageError(f"--tune measures GPUs, and {device!r} is none: --device cuda")
     widest = Tuning(graph_up_to_tokens=STEPS[-1])
-    options = BackendOptions(device=device, graphs=Graphs.AT_LOAD, tuning=widest)
-    opened = open_backend(bundle, entry, options, backend=spec.name)
+    options = GpuOptions(graphs=Graphs.AT_LOAD, tuning=widest)
+    opened = open_backend(bundle, entry, options, device, backend=spec.name)
     assert isinstance(opened, DeviceBackend)
     with closing(opened):
         samples = opened.measure(dim=bundle.manifest.dim, progress=progress)

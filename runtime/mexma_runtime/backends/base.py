@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol, TypeAlias
 
 from mexma_runtime.batching import BatchPolicy
-from mexma_runtime.bundle.tuning import Tuning
 from mexma_runtime.device_vectors import DeviceRows, DeviceVectors
 from mexma_runtime.types import Ragged, Vectors
 
@@ -18,43 +16,6 @@ Finish: TypeAlias = Callable[[], None]
 
 def done() -> None:
     """The Finish of a batch that is done already."""
-
-
-class Graphs(StrEnum):
-    """When a GPU's graphs are captured, one for each shape of small batches."""
-
-    AT_LOAD = "at-load"
-    FIRST_USE = "first-use"
-    """When the first batch of a shape comes, which then takes a few milliseconds more."""
-    NEVER = "never"
-
-
-class Attention(StrEnum):
-    """Which of onnxruntime's attention kernels a GPU runs packed tokens with; they differ in the tiles they compute."""
-
-    EFFICIENT = "efficient"
-    """64 tokens by 64 at a time: faster where most sentences are as short."""
-    FLASH = "flash"
-    """128 by 128: faster for longer texts, and for one sentence at a time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackendOptions:
-    """What a caller may ask of a backend; None leaves the choice to it."""
-
-    device: str = "cpu"
-    n_threads: int | None = None
-    """Threads that compute one batch; None: the physical cores that the process may use."""
-    spinning: bool | None = None
-    """Whether waiting threads wait busily: lower latency, more processor time. Only onnxruntime has the choice."""
-    graphs: Graphs | None = None
-    """Of a GPU; None: at loading."""
-    attention: Attention | None = None
-    """Of a GPU and packed engines; None: efficient."""
-    memory_limit: int | None = None
-    """Bytes of a GPU's memory that onnxruntime may take for weights and activations; None: no limit."""
-    tuning: Tuning | None = None
-    """Of a GPU; None: what was measured on one like it, or the defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from importlib.util import find_spec
-from typing import TypeVar
 
+from mexma_runtime.backends.options import resolve
 from mexma_runtime.backends.support import BACKENDS, BackendSpec, module_of, serving
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.errors import EngineUnavailableError, UsageError
 from mexma_runtime.hardware import VNNI, detect_hardware, onednn_instruction_sets
-from mexma_runtime.types import QUANTIZED, Dialect, Precision
-
-Word = TypeVar("Word", bound=StrEnum)
+from mexma_runtime.types import Dialect, Precision
 
 DEFAULT_RECIPES = {"openvino": ("precise", "fast"), "onnxruntime": ("fast", "precise")}
 """Where a bundle has several int8 recipes and none is asked for: the order of each backend; others follow by name."""
@@ -45,8 +42,7 @@ def choose(
         (spec, entry)
         for spec in specs
         for entry in bundle.manifest.engines
-        if spec.name in entry.requires
-        and _serves(spec, entry)
+        if spec.runs(entry)
         and (entry.dialect in spec.dialects or entry.dialect == wanted_dialect or entry.name == engine)
     ]
     if engine is not None:
@@ -93,26 +89,14 @@ def runnable_engines(bundle: Bundle, device: str) -> list[tuple[str, EngineEntry
         (spec, engine)
         for spec in specs
         for engine in bundle.manifest.engines
-        if engine.dialect in spec.dialects
-        and spec.name in engine.requires
-        and _serves(spec, engine)
-        and _works(spec, engine)
+        if engine.dialect in spec.dialects and spec.runs(engine) and _works(spec, engine)
     ]
     return [(spec.name, engine) for spec, engine in sorted(pairs, key=_preference())]
 
 
 def runners(engine: EngineEntry) -> list[str]:
     """The backends of this version that `engine` is for, with their devices."""
-    return [
-        f"{spec.name} on {spec.device}" for spec in BACKENDS if spec.name in engine.requires and _serves(spec, engine)
-    ]
-
-
-def _serves(spec: BackendSpec, engine: EngineEntry) -> bool:
-    """Packed engines are for GPUs alone; int8 and fp8 run on a GPU by TensorRT alone."""
-    if spec.device == "cpu":
-        return engine.dialect is not Dialect.PACKED
-    return spec.name == "tensorrt" or engine.precision not in QUANTIZED
+    return [f"{spec.name} on {spec.device}" for spec in BACKENDS if spec.runs(engine)]
 
 
 def devices_of(device: str | Sequence[str]) -> tuple[str, ...]:
@@ -173,11 +157,3 @@ def _place(order: Sequence[str], value: str | None) -> int:
 def _works(spec: BackendSpec, engine: EngineEntry) -> bool:
     """Whether the library is installed, which is not to say that it works, and may run `engine` on this processor."""
     return find_spec(spec.name) is not None and module_of(spec).obstacle(engine) is None
-
-
-def resolve(kind: type[Word], what: str, value: str | None) -> Word | None:
-    """The member of `kind` that was asked for as `what`; UsageError where there is none of that name."""
-    try:
-        return None if value is None else kind(value)
-    except ValueError:
-        raise UsageError(f"{what}: expected one of {', '.join(kind)}, got {value!r}") from None

@@ -1,4 +1,4 @@
-"""What every backend checks of an engine, a library and the caller's wishes before it opens anything."""
+"""What every backend checks of an engine and a library before it opens anything."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from mexma_runtime.backends.base import BackendOptions
 from mexma_runtime.backends.padding import INPUT_NAMES
 from mexma_runtime.bundle.manifest import EngineEntry
-from mexma_runtime.errors import BundleError, EngineUnavailableError, UsageError
-from mexma_runtime.hardware import Hardware, sums_int8_exactly
+from mexma_runtime.errors import BundleError, EngineUnavailableError
+from mexma_runtime.hardware import sums_int8_exactly
 from mexma_runtime.types import Precision
 
 WHOLE_BITS = 8
@@ -18,10 +17,8 @@ WHOLE_BITS = 8
 
 
 def require_version(engine: EngineEntry, library: str, version: str, *, extra: str) -> None:
-    """EngineUnavailableError unless `engine` is for `library` and its `version` is late enough."""
-    least = engine.requires.get(library)
-    if least is None:
-        raise EngineUnavailableError(f"engine {engine.name} is for {', '.join(engine.requires)}, not for {library}")
+    """EngineUnavailableError where `version` of `library` is too old for `engine`."""
+    least = engine.requires[library]
     if version_key(version) < version_key(least):
         raise EngineUnavailableError(
             f"engine {engine.name} needs {library} {least} or later, {version} is installed: "
@@ -42,21 +39,6 @@ def require_names(
         raise BundleError(
             path, f"expected inputs {engine.inputs} and output {engine.output}, the graph has {inputs} and {outputs}"
         )
-
-
-def refuse_device_options(options: BackendOptions) -> None:
-    """UsageError for what only a GPU has."""
-    for name in ("graphs", "attention", "memory_limit", "tuning"):
-        if (value := getattr(options, name)) is not None:
-            raise UsageError(f"{name}={value} is for a GPU, and device={options.device!r} was asked for: leave it out")
-
-
-def n_threads_for(options: BackendOptions, hardware: Hardware) -> int:
-    """The threads asked for, or as many as the process has cores."""
-    n_threads = hardware.n_usable_cores if options.n_threads is None else options.n_threads
-    if n_threads < 1:
-        raise UsageError(f"n_threads: expected 1 or more, got {n_threads}")
-    return n_threads
 
 
 def saturates(engine: EngineEntry, instruction_sets: Iterable[str]) -> bool:

@@ -1,4 +1,4 @@
-"""The backends there are, before any library of theirs is imported."""
+"""Who runs what: the backends there are and the engines that each takes, before any of their libraries is imported."""
 
 from __future__ import annotations
 
@@ -6,24 +6,57 @@ import importlib
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-from mexma_runtime.backends.base import Backend, BackendOptions
+from mexma_runtime.backends.base import Backend
+from mexma_runtime.backends.options import CpuOptions, GpuOptions
+from mexma_runtime.backends.requirements import version_key
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.errors import EngineUnavailableError, UsageError
-from mexma_runtime.types import Dialect
+from mexma_runtime.types import QUANTIZED, Dialect, Precision
+
+MIN_ONNXRUNTIME_GPU = "1.31"
+"""What the backend was written for, and measured with; packed graphs are of its kernels."""
+EIGHT_BITS = (Precision.INT8, Precision.FP8)
 
 
 class BackendModule(Protocol):
     """What the module of a backend holds."""
-
-    def open_engine(self, bundle: Bundle, engine: EngineEntry, options: BackendOptions) -> Backend:
-        """Open `engine`."""
 
     def library_version(self) -> str:
         """Version of the library; MissingDependencyError or EngineUnavailableError where it does not work."""
 
     def obstacle(self, engine: EngineEntry) -> str | None:
         """Why this processor must not run `engine`; None: it may. Does not import the library."""
+
+
+class CpuModule(BackendModule, Protocol):
+    """The same of a backend on the CPU."""
+
+    def open_engine(self, bundle: Bundle, engine: EngineEntry, options: CpuOptions) -> Backend:
+        """Open `engine`."""
+
+
+class GpuModule(BackendModule, Protocol):
+    """The same of a backend on GPUs."""
+
+    def open_engine(self, bundle: Bundle, engine: EngineEntry, options: GpuOptions, index: int) -> Backend:
+        """Open `engine` on the GPU of that index."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Support:
+    """Engines of one dialect that a backend runs, and since when."""
+
+    dialect: Dialect
+    precisions: tuple[Precision, ...]
+    since: str
+    """The least version of the backend's library."""
+    around: Precision = Precision.FP32
+    """Of int8 and fp8: what their other operators compute in."""
+    has_groups: bool = False
+    """Of int8: whether scales a group of channels are found in integers, too."""
+    is_default: bool = True
+    """Whether such an engine is taken without being asked for by its dialect or its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,30 +69,101 @@ class BackendSpec:
     """The kind of device it runs on: `cpu` or `cuda`."""
     module: str
     """A BackendModule."""
-    dialects: tuple[Dialect, ...] = ()
-    """What it runs, the best first."""
+    supports: tuple[Support, ...]
+    """What it runs, the best dialect first."""
+    takes_plans: bool = False
+    """Whether it runs plans, built from an engine's graph on the device, and not the graph itself."""
 
+    @property
+    def dialects(self) -> tuple[Dialect, ...]:
+        """Those that are taken without being asked for, the best first."""
+        return tuple(dict.fromkeys(support.dialect for support in self.supports if support.is_default))
+
+    def runs(self, engine: EngineEntry) -> bool:
+        """Whether `engine` is for this backend and its device."""
+        return self.name in engine.requires and any(
+            engine.dialect is support.dialect and engine.precision in support.precisions for support in self.supports
+        )
+
+
+FLOATS = (Precision.FP32, Precision.FP16)
 
 BACKENDS = (
     BackendSpec(
         name="onnxruntime",
         device="cpu",
         module="mexma_runtime.backends.cpu.onnxruntime",
-        dialects=(Dialect.FUSED, Dialect.PORTABLE),
+        supports=(
+            # 1.20.0 fails in SkipLayerNormalization of fp16.
+            Support(dialect=Dialect.FUSED, precisions=(*FLOATS, Precision.INT8), since="1.20.1"),
+            Support(dialect=Dialect.PORTABLE, precisions=(*FLOATS, Precision.INT8), since="1.20.1"),
+            # The only release that these were run with.
+            Support(dialect=Dialect.PORTABLE, precisions=EIGHT_BITS, around=Precision.FP16, since="1.31"),
+        ),
     ),
     BackendSpec(
-        name="openvino", device="cpu", module="mexma_runtime.backends.cpu.openvino", dialects=(Dialect.PORTABLE,)
+        name="openvino",
+        device="cpu",
+        module="mexma_runtime.backends.cpu.openvino",
+        # The only release that int8 was measured with.
+        supports=(
+            Support(
+                dialect=Dialect.PORTABLE,
+                precisions=(Precision.FP32, Precision.INT8),
+                has_groups=True,
+                since="2026.4",
+            ),
+        ),
     ),
     BackendSpec(
         name="onnxruntime",
         device="cuda",
         module="mexma_runtime.backends.gpu.onnxruntime",
-        dialects=(Dialect.PACKED, Dialect.FUSED),
+        supports=(
+            Support(dialect=Dialect.PACKED, precisions=FLOATS, since=MIN_ONNXRUNTIME_GPU),
+            Support(dialect=Dialect.FUSED, precisions=FLOATS, since=MIN_ONNXRUNTIME_GPU),
+            Support(dialect=Dialect.PORTABLE, precisions=FLOATS, since=MIN_ONNXRUNTIME_GPU, is_default=False),
+        ),
     ),
     BackendSpec(
-        name="tensorrt", device="cuda", module="mexma_runtime.backends.gpu.tensorrt", dialects=(Dialect.PORTABLE,)
+        name="tensorrt",
+        device="cuda",
+        module="mexma_runtime.backends.gpu.tensorrt",
+        # The oldest release that the builder's calls and the graphs' operators were checked against.
+        supports=(
+            Support(dialect=Dialect.PORTABLE, precisions=(Precision.FP16,), since="10.16"),
+            Support(dialect=Dialect.PORTABLE, precisions=EIGHT_BITS, around=Precision.FP16, since="10.16"),
+        ),
+        takes_plans=True,
     ),
 )
+"""Who runs what: nothing else in the project says so."""
+
+
+def requirements(
+    dialect: Dialect, precision: Precision, *, around: Precision = Precision.FP32, has_groups: bool = False
+) -> dict[str, str]:
+    """Each backend that runs such engines on some device, and the least version of its library: EngineEntry.requires.
+
+    `around` and `has_groups` are of int8 and fp8: see Support.
+    """
+    found: dict[str, str] = {}
+    for spec in BACKENDS:
+        for support in spec.supports:
+            if (support.dialect, precision in support.precisions) != (dialect, True):
+                continue
+            if precision in QUANTIZED and (support.around is not around or has_groups > support.has_groups):
+                continue
+            found[spec.name] = min(support.since, found.get(spec.name, support.since), key=version_key)
+    return found
+
+
+def device_for(engine: EngineEntry, device: str) -> str | None:
+    """Where the graph of `engine` runs when `device` is there for it: there, else on the CPU, else nowhere (None)."""
+    for there in (device, "cpu"):
+        if any(spec.runs(engine) and not spec.takes_plans for spec in serving(there, None)):
+            return there
+    return None
 
 
 def serving(device: str, name: str | None) -> list[BackendSpec]:

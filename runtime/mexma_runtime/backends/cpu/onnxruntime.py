@@ -7,17 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from mexma_runtime.backends.base import BackendInfo, BackendOptions
+from mexma_runtime.backends.base import BackendInfo
 from mexma_runtime.backends.cpu.host import HostBackend
 from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, import_onnxruntime
+from mexma_runtime.backends.options import CpuOptions
 from mexma_runtime.backends.padding import padded_inputs
-from mexma_runtime.backends.requirements import (
-    n_threads_for,
-    refuse_device_options,
-    require_names,
-    require_version,
-    saturates,
-)
+from mexma_runtime.backends.requirements import require_names, require_version, saturates
 from mexma_runtime.batching import BatchPolicy, Grouping
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry, Manifest
@@ -33,13 +28,12 @@ SLOWER_FUSIONS = ["SkipLayerNormFusion", "BiasGeluFusion"]
 """What onnxruntime would fuse of standard operators, and takes longer for in int8 graphs (docs/quantization.md)."""
 
 
-def open_engine(bundle: Bundle, engine: EngineEntry, options: BackendOptions) -> OnnxRuntimeCpu:
+def open_engine(bundle: Bundle, engine: EngineEntry, options: CpuOptions) -> OnnxRuntimeCpu:
     """Open a session for `engine`."""
     version = library_version()
     require_version(engine, NAME, version, extra="cpu")
-    refuse_device_options(options)
     hardware = detect_hardware()
-    n_threads = n_threads_for(options, hardware)
+    n_threads = options.n_threads or hardware.n_usable_cores
     # Threads that wait busily would use up a quota that others could compute with.
     spinning = hardware.cpu_quota is None if options.spinning is None else options.spinning
     path = bundle.path(engine.file)

@@ -14,16 +14,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mexma_runtime.backends.base import BackendInfo, BackendOptions
+from mexma_runtime.backends.base import BackendInfo
 from mexma_runtime.backends.cpu.host import HostBackend
+from mexma_runtime.backends.options import CpuOptions
 from mexma_runtime.backends.padding import padded_inputs
-from mexma_runtime.backends.requirements import (
-    n_threads_for,
-    refuse_device_options,
-    require_names,
-    require_version,
-    saturates,
-)
+from mexma_runtime.backends.requirements import require_names, require_version, saturates
 from mexma_runtime.batching import BatchPolicy, Grouping, plan_batches
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import GROUP_STEP, EngineEntry, Manifest
@@ -54,20 +49,18 @@ Rows: TypeAlias = NDArray[np.int64]
 Feed: TypeAlias = dict[str, NDArray[np.int32]]
 
 
-def open_engine(bundle: Bundle, engine: EngineEntry, options: BackendOptions) -> OpenVinoCpu:
+def open_engine(bundle: Bundle, engine: EngineEntry, options: CpuOptions) -> OpenVinoCpu:
     """Compile `engine`."""
     version = library_version()
     require_version(engine, NAME, version, extra="openvino")
-    refuse_device_options(options)
     if options.spinning:
         raise UsageError(
             "spinning=True: OpenVINO's idle threads always sleep: leave it out, or ask for backend='onnxruntime'"
         )
     if reason := obstacle(engine):
         raise EngineUnavailableError(reason)
-    settings = _settings(
-        n_threads=n_threads_for(options, detect_hardware()), group_size=_group_size(engine, bundle.manifest)
-    )
+    n_threads = options.n_threads or detect_hardware().n_usable_cores
+    settings = _settings(n_threads=n_threads, group_size=_group_size(engine, bundle.manifest))
     with _one_cache():
         backend = OpenVinoCpu(bundle, engine, settings)
         backend.run(Ragged.from_sequences([[0]]), np.empty((1, bundle.manifest.dim), dtype=np.float32))

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from mexma_runtime.backends.base import BackendInfo, Graphs
+from mexma_runtime.backends.base import BackendInfo
 from mexma_runtime.backends.gpu.backend import DeviceBackend, Worker
 from mexma_runtime.backends.gpu.buckets import packed_buckets, padded_buckets
 from mexma_runtime.backends.gpu.device import Device
 from mexma_runtime.backends.gpu.engine import N_STAGING_BUFFERS, DeviceEngine
 from mexma_runtime.backends.gpu.layouts import Layout, PackedLayout, PaddedLayout, Shape
 from mexma_runtime.backends.gpu.session import Session
+from mexma_runtime.backends.options import Graphs
 from mexma_runtime.batching import BatchPolicy, Grouping
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry, Manifest

@@ -8,38 +8,32 @@ from typing import Any
 
 import numpy as np
 
-from mexma_runtime.backends.base import Attention, BackendOptions, Graphs
 from mexma_runtime.backends.gpu.assembly import assemble, layout_for
 from mexma_runtime.backends.gpu.backend import DeviceBackend, Worker
 from mexma_runtime.backends.gpu.cuda_checks import Gpu, find_gpu, libraries, load_libraries
 from mexma_runtime.backends.gpu.cuda_device import CudaDevice
 from mexma_runtime.backends.gpu.engine import is_out_of_memory
 from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, OrtSession, import_onnxruntime
+from mexma_runtime.backends.options import Attention, GpuOptions, Graphs
 from mexma_runtime.backends.requirements import require_names, require_version, version_key
+from mexma_runtime.backends.support import MIN_ONNXRUNTIME_GPU
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.bundle.tuning import read_tuning
 from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError, UsageError
-from mexma_runtime.types import Dialect, Precision
+from mexma_runtime.types import Dialect
 
 PROVIDER = "CUDAExecutionProvider"
-MIN_VERSION = "1.31"
-"""What this was written for, and measured with."""
 SDPA_KERNELS = {Attention.EFFICIENT: 2, Attention.FLASH: 1 | 2}
 """onnxruntime's bits of its kernels that read packed tokens by their bounds alone; fp32 has no flash kernel."""
 WARNING = 2
 """Log severity: onnxruntime's own."""
 
 
-def open_engine(bundle: Bundle, engine: EngineEntry, options: BackendOptions) -> DeviceBackend:
-    """Open a session for `engine` on `options.device`; EngineUnavailableError says what keeps it from working."""
-    if problem := obstacle(engine):
-        raise EngineUnavailableError(problem)
-    index = int(options.device.partition(":")[2] or 0)
+def open_engine(bundle: Bundle, engine: EngineEntry, options: GpuOptions, index: int) -> DeviceBackend:
+    """Open a session for `engine` on the GPU `index`; EngineUnavailableError says what keeps it from working."""
     library, gpu = _ready(index)
     require_version(engine, NAME, library, extra="gpu")
-    if options.n_threads is not None:
-        raise UsageError(f"n_threads={options.n_threads} is for CPUs: leave it out for device={options.device!r}")
     if options.attention is not None and engine.dialect is not Dialect.PACKED:
         raise UsageError(f"attention={options.attention} is for packed engines, and {engine.name} was chosen")
     worker = Worker(f"cuda:{index}")
@@ -64,9 +58,9 @@ def _ready(index: int) -> tuple[str, Gpu]:
             f"{PROVIDER} was asked for, and the installed onnxruntime {ort.__version__} has {', '.join(providers)}: "
             "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'mexma-runtime[gpu]'"
         )
-    if version_key(ort.__version__) < version_key(MIN_VERSION):
+    if version_key(ort.__version__) < version_key(MIN_ONNXRUNTIME_GPU):
         raise EngineUnavailableError(
-            f"engines on a GPU need onnxruntime-gpu {MIN_VERSION} or later, {ort.__version__} is installed: "
+            f"engines on a GPU need onnxruntime-gpu {MIN_ONNXRUNTIME_GPU} or later, {ort.__version__} is installed: "
             "pip install --upgrade 'mexma-runtime[gpu]'"
         )
     cuda = int(str(ort.cuda_version or "13").partition(".")[0])
@@ -75,17 +69,11 @@ def _ready(index: int) -> tuple[str, Gpu]:
     return str(ort.__version__), gpu
 
 
-def obstacle(engine: EngineEntry) -> str | None:
-    """int8 engines: onnxruntime has no kernels for their products on CUDA."""
-    if engine.precision is Precision.INT8:
-        return (
-            f"engine {engine.name} is for CPUs: onnxruntime computes its int8 products on CUDA in float, or not at "
-            "all: use an fp16 engine"
-        )
-    return None
+def obstacle(engine: EngineEntry) -> None:
+    """Nothing that can be told without the GPU."""
 
 
-def _open(bundle: Bundle, entry: EngineEntry, options: BackendOptions, gpu: Gpu, worker: Worker) -> DeviceBackend:
+def _open(bundle: Bundle, entry: EngineEntry, options: GpuOptions, gpu: Gpu, worker: Worker) -> DeviceBackend:
     """In the thread that will run it."""
     ort, spinning = _import_onnxruntime(), options.spinning is not False
     device = CudaDevice(gpu.index, spinning=spinning)
@@ -108,7 +96,7 @@ def _open(bundle: Bundle, entry: EngineEntry, options: BackendOptions, gpu: Gpu,
     )
 
 
-def _session(path: Path, device: CudaDevice, entry: EngineEntry, options: BackendOptions) -> Any:
+def _session(path: Path, device: CudaDevice, entry: EngineEntry, options: GpuOptions) -> Any:
     """A session whose nodes are all on the GPU."""
     ort, session = _import_onnxruntime(), None
     try:
@@ -130,7 +118,7 @@ def _session(path: Path, device: CudaDevice, entry: EngineEntry, options: Backen
     return session
 
 
-def _new_session(path: Path, device: CudaDevice, entry: EngineEntry, options: BackendOptions, *, graphs: bool) -> Any:
+def _new_session(path: Path, device: CudaDevice, entry: EngineEntry, options: GpuOptions, *, graphs: bool) -> Any:
     ort = _import_onnxruntime()
     settings = ort.SessionOptions()
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NoReturn
 
-from mexma_runtime.backends.base import BackendOptions, Graphs
 from mexma_runtime.backends.gpu.assembly import assemble, layout_for
 from mexma_runtime.backends.gpu.backend import DeviceBackend, Worker
 from mexma_runtime.backends.gpu.cuda_checks import Gpu, find_gpu
 from mexma_runtime.backends.gpu.cuda_device import CudaDevice, call, import_cudart
 from mexma_runtime.backends.gpu.tensorrt_session import PlanSession
+from mexma_runtime.backends.options import GpuOptions, Graphs
 from mexma_runtime.backends.requirements import require_names, require_version
 from mexma_runtime.backends.tensorrt_library import NAME, import_tensorrt
 from mexma_runtime.bundle.bundle import Bundle
@@ -20,12 +20,11 @@ from mexma_runtime.bundle.tuning import Tuning
 from mexma_runtime.errors import UsageError
 
 
-def open_engine(bundle: Bundle, engine: EngineEntry, options: BackendOptions) -> DeviceBackend:
-    """Open the plan of `engine` for `options.device`; EngineUnavailableError says what keeps it from working."""
-    index = int(options.device.partition(":")[2] or 0)
+def open_engine(bundle: Bundle, engine: EngineEntry, options: GpuOptions, index: int) -> DeviceBackend:
+    """Open the plan of `engine` for the GPU `index`; EngineUnavailableError says what keeps it from working."""
     version, gpu = _ready(index)
     require_version(engine, NAME, version, extra="tensorrt")
-    for name in ("n_threads", "attention", "memory_limit"):
+    for name in ("attention", "memory_limit"):
         if (value := getattr(options, name)) is not None:
             raise UsageError(f"{name}={value} is not for TensorRT, whose plans have it built in: leave it out")
     plan, path = find_plan(bundle.folder, engine, target_of(gpu, version))
@@ -67,7 +66,7 @@ def _ready(index: int) -> tuple[str, Gpu]:
 def _open(
     bundle: Bundle,
     entry: EngineEntry,
-    options: BackendOptions,
+    options: GpuOptions,
     gpu: Gpu,
     worker: Worker,
     plan: Plan,

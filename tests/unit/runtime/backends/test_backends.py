@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mexma_runtime.backends import backend_statuses, open_backend
-from mexma_runtime.backends.base import BackendOptions
 from mexma_runtime.backends.cpu import onnxruntime as onnxruntime_cpu
 from mexma_runtime.backends.cpu.host import HostBackend
+from mexma_runtime.backends.options import CpuOptions
 from mexma_runtime.backends.padding import padded_inputs
 from mexma_runtime.backends.requirements import version_key
 from mexma_runtime.batching import Grouping
@@ -47,7 +47,7 @@ def variant(bundle: Bundle, dialect: Dialect, precision: Precision, backend: str
 
 
 def opened(bundle: Bundle, **options: int | bool) -> HostBackend:
-    backend = open_backend(bundle, bundle.manifest.engines[0], BackendOptions(**options))  # type: ignore[arg-type]
+    backend = open_backend(bundle, bundle.manifest.engines[0], CpuOptions(**options))  # type: ignore[arg-type]
     assert isinstance(backend, HostBackend)
     return backend
 
@@ -217,7 +217,7 @@ def test_a_graph_of_other_inputs_is_refused(bundle: Bundle) -> None:
     engine = dataclasses.replace(bundle.manifest.engines[0], inputs=["input_ids", "attention_mask"])
 
     with pytest.raises(BundleError, match=r"expected inputs \['input_ids', 'attention_mask'\] .* the graph has"):
-        open_backend(bundle, engine, BackendOptions(n_threads=1))
+        open_backend(bundle, engine, CpuOptions(n_threads=1))
 
 
 def test_a_graph_that_the_library_cannot_read_is_refused(make_bundle: MakeBundle) -> None:
@@ -232,8 +232,8 @@ def test_a_graph_that_the_library_cannot_read_is_refused(make_bundle: MakeBundle
 def test_an_engine_for_another_backend_is_refused(bundle: Bundle) -> None:
     engine = variant(bundle, Dialect.PORTABLE, Precision.FP32, "openvino")
 
-    with pytest.raises(EngineUnavailableError, match="is for openvino, not for onnxruntime"):
-        open_backend(bundle, engine, BackendOptions())
+    with pytest.raises(EngineUnavailableError, match="is for openvino on cpu, not for onnxruntime on cpu"):
+        open_backend(bundle, engine, CpuOptions())
 
 
 @pytest.mark.parametrize("bits", [7, 8])

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mexma_runtime import Encoder
-from mexma_runtime.backends.base import Backend, Graphs
+from mexma_runtime.backends.base import Backend
 from mexma_runtime.backends.gpu.assembly import add_buckets, assemble, largest_engine
 from mexma_runtime.backends.gpu.backend import DeviceBackend, Worker
 from mexma_runtime.backends.gpu.buckets import packed_buckets
@@ -24,6 +24,7 @@ from mexma_runtime.backends.gpu.device import Device
 from mexma_runtime.backends.gpu.layouts import Shape
 from mexma_runtime.backends.gpu.measuring import N_ROUNDS, sentences_of
 from mexma_runtime.backends.onnxruntime_library import OrtSession
+from mexma_runtime.backends.options import Graphs
 from mexma_runtime.backends.several import SeveralBackends
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
