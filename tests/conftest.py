@@ -58,12 +58,13 @@ def tiny_bert_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_checkpoint` in fp32 and fp16 and both dialects, judged by PyTorch. Read it; change a copy."""
-    from mexma_export.bundle.pipeline import ExportPlan, export
+    from mexma_export.bundle.pipeline import export
+    from mexma_export.bundle.request import ExportRequest
     from mexma_export.checkpoint.sources import resolve_source
     from mexma_runtime.types import Precision
 
     out = tmp_path_factory.mktemp("bundle") / "tiny"
-    export(resolve_source(str(tiny_checkpoint)), ExportPlan(out=out, precisions=(Precision.FP32, Precision.FP16)))
+    export(resolve_source(str(tiny_checkpoint)), ExportRequest(out=out, precisions=(Precision.FP32, Precision.FP16)))
     return out
 
 
@@ -105,12 +106,13 @@ def plan(tiny_bundle: Path) -> Plan:
 @pytest.fixture(scope="session")
 def packed_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_checkpoint` in fp32, fused and packed. Read it; change a copy."""
-    from mexma_export.bundle.pipeline import ExportPlan, export
+    from mexma_export.bundle.pipeline import export
+    from mexma_export.bundle.request import ExportRequest
     from mexma_export.checkpoint.sources import resolve_source
     from mexma_runtime.types import Dialect, Precision
 
     out = tmp_path_factory.mktemp("bundle") / "packed"
-    plan = ExportPlan(out=out, precisions=(Precision.FP32,), dialects=(Dialect.FUSED, Dialect.PACKED))
+    plan = ExportRequest(out=out, precisions=(Precision.FP32,), dialects=(Dialect.FUSED, Dialect.PACKED))
     export(resolve_source(str(tiny_checkpoint)), plan)
     return out
 

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.dlpack import from_dlpack
 
-from mexma_export.bundle.pipeline import ExportPlan, export
+from mexma_export.bundle.pipeline import export
+from mexma_export.bundle.request import ExportRequest
 from mexma_export.checkpoint.sources import resolve_source
 from mexma_export.parity.figures import compare
 from mexma_runtime import Encoder
@@ -49,7 +50,7 @@ def gpu() -> None:
 def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All engines that a GPU runs; on a CPU the fused ones serve as what to compare with."""
     out = tmp_path_factory.mktemp("bundle") / "gpu"
-    plan = ExportPlan(
+    plan = ExportRequest(
         out=out,
         precisions=(Precision.FP32, Precision.FP16),
         dialects=(Dialect.FUSED, Dialect.PACKED),

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mexma_export.bundle.pipeline import ExportPlan, export
+from mexma_export.bundle.pipeline import export
+from mexma_export.bundle.request import ExportRequest
 from mexma_export.checkpoint.sources import resolve_source
 from mexma_export.parity.figures import compare
 from mexma_export.quantize.options import QuantizationOptions
@@ -40,7 +41,7 @@ def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """Plans of all precisions, built here."""
     out = tmp_path_factory.mktemp("bundle") / "tensorrt"
     recipe = dataclasses.replace(load_recipe("tensorrt"), smoothquant_alphas=(0.6,), clip_ratios=(1.0,))
-    plan = ExportPlan(
+    plan = ExportRequest(
         out=out,
         precisions=(Precision.FP32, *PRECISIONS),
         dialects=(Dialect.PORTABLE,),

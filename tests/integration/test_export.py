@@ -15,7 +15,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from mexma_export.bundle.pipeline import ExportPlan, export
+from mexma_export.bundle.pipeline import export
+from mexma_export.bundle.request import ExportRequest
 from mexma_export.bundle.staging import Staging
 from mexma_export.checkpoint.sources import resolve_source
 from mexma_export.parity.figures import compare, worst_rows
@@ -86,7 +87,7 @@ def test_texts_give_what_sentence_transformers_gives(
 
 
 def test_a_bert_with_mean_pooling_and_normalize_does_too(tiny_bert_checkpoint: Path, tmp_path: Path) -> None:
-    plan = ExportPlan(out=tmp_path / "out", precisions=(Precision.FP32, Precision.FP16), check_parity=False)
+    plan = ExportRequest(out=tmp_path / "out", precisions=(Precision.FP32, Precision.FP16), check_parity=False)
     export(resolve_source(str(tiny_bert_checkpoint)), plan)
     theirs = SentenceTransformer(str(tiny_bert_checkpoint), device="cpu", local_files_only=True)
     expected = theirs.encode(TEXTS, batch_size=4, show_progress_bar=False)
@@ -98,7 +99,7 @@ def test_a_bert_with_mean_pooling_and_normalize_does_too(tiny_bert_checkpoint: P
 @pytest.mark.parametrize("pooling", [None, Pooling.CLS])
 def test_trained_weights(minilm_folder: Path, tmp_path: Path, pooling: Pooling | None) -> None:
     """all-MiniLM-L6-v2, by its own mean pooling and by the CLS row; its tokenizer.json pads and truncates to 128."""
-    plan = ExportPlan(out=tmp_path / "out", precisions=(Precision.FP32,), pooling=pooling, check_parity=False)
+    plan = ExportRequest(out=tmp_path / "out", precisions=(Precision.FP32,), pooling=pooling, check_parity=False)
     manifest = export(resolve_source(str(minilm_folder)), plan).manifest
     assert (manifest.text.max_tokens, manifest.text.max_tokens_source) == (256, "sentence_bert_config.json")
     with load_reference(
@@ -119,7 +120,7 @@ def test_sixteen_bit_and_sharded_checkpoints(tiny_checkpoint: Path, tmp_path: Pa
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="500KB")
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
-    plan = ExportPlan(out=tmp_path / "out", precisions=(Precision.FP32,), check_parity=False)
+    plan = ExportRequest(out=tmp_path / "out", precisions=(Precision.FP32,), check_parity=False)
     export(resolve_source(str(folder)), plan)
     with load_reference(folder, pooling=Pooling.CLS, normalize=False, max_tokens=512) as reference:
         expected = reference.encode(TEXTS, batch_size=4)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mexma_export.bundle.pipeline import ExportPlan, export
+from mexma_export.bundle.pipeline import export
+from mexma_export.bundle.request import ExportRequest
 from mexma_export.checkpoint.sources import resolve_source
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.types import Precision
@@ -80,7 +81,7 @@ def test_mexma_from_the_cache(home: Path, tmp_path: Path) -> None:
 def test_a_snapshot_by_its_path_is_the_same_checkpoint(snapshot: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     source = resolve_source(str(snapshot), tokenizer=str(tiny_checkpoint))
     assert source.notes == ()
-    plan = ExportPlan(out=tmp_path / "out", precisions=(Precision.FP32,), check_parity=False)
+    plan = ExportRequest(out=tmp_path / "out", precisions=(Precision.FP32,), check_parity=False)
     manifest = export(source, plan).manifest
     assert (manifest.model.id, manifest.model.revision, manifest.pooling.value) == ("facebook/MEXMA", COMMIT, "cls")
 

@@ -17,7 +17,8 @@ import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mexma_export.bundle.pipeline import EnginesRefusedError, Exported, ExportPlan, export
+from mexma_export.bundle.pipeline import EnginesRefusedError, Exported, export
+from mexma_export.bundle.request import ExportRequest
 from mexma_export.checkpoint.sources import resolve_source
 from mexma_export.checkpoint.standin import write_standin
 from mexma_export.corpus.sample import load_sample
@@ -49,14 +50,14 @@ def few(shipped: str = "fast", /, **changes: Any) -> Recipe:
     return dataclasses.replace(load_recipe(shipped), **shares | changes)
 
 
-def plan(out: Path, *recipes: Recipe, floats: bool = False, check: bool = False, **choices: Any) -> ExportPlan:
+def plan(out: Path, *recipes: Recipe, floats: bool = False, check: bool = False, **choices: Any) -> ExportRequest:
     precisions = (Precision.FP32, Precision.INT8) if floats else (Precision.INT8,)
     dialects = choices.pop("dialects", PADDED_DIALECTS)
     int8 = QuantizationOptions(recipes=recipes or (few(),), **choices)
-    return ExportPlan(out=out, precisions=precisions, dialects=dialects, quantization=int8, check_parity=check)
+    return ExportRequest(out=out, precisions=precisions, dialects=dialects, quantization=int8, check_parity=check)
 
 
-def run(folder: Path, planned: ExportPlan) -> Exported:
+def run(folder: Path, planned: ExportRequest) -> Exported:
     return export(resolve_source(str(folder)), planned)
 
 

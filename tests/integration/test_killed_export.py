@@ -23,7 +23,8 @@ from mexma_runtime.types import Vectors
 DRIVER = """
 import json, os, signal, sys
 from pathlib import Path
-from mexma_export.bundle.pipeline import ExportPlan, export
+from mexma_export.bundle.pipeline import export
+from mexma_export.bundle.request import ExportRequest
 from mexma_export.checkpoint.sources import resolve_source
 from mexma_runtime.types import Precision
 
@@ -44,7 +45,7 @@ def dying_export(source, out, precisions, judged, last_step):
         if isinstance(last_step, str) and what.startswith(last_step):
             os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(lambda event, words: step() if event in TOUCHING and str(words[0]).startswith(out) else None)
-    plan = ExportPlan(out=Path(out), precisions=tuple(map(Precision, precisions)), check_parity=judged)
+    plan = ExportRequest(out=Path(out), precisions=tuple(map(Precision, precisions)), check_parity=judged)
     export(resolve_source(source), plan, progress=progress)
 
 for line in sys.stdin:

@@ -11,7 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from mexma_export.bundle.pipeline import ExportPlan, export
+from mexma_export.bundle.pipeline import export
+from mexma_export.bundle.request import ExportRequest
 from mexma_export.checkpoint.sources import resolve_source
 from mexma_export.corpus.sample import load_sample
 from mexma_export.parity.figures import compare
@@ -42,7 +43,7 @@ def export_for_tensorrt(
 ) -> Path:
     recipe = dataclasses.replace(load_recipe("tensorrt"), smoothquant_alphas=(0.6, 0.8), clip_ratios=(1.0, 0.8, 0.6))
     options = QuantizationOptions(recipes=(recipe,), calibration=texts)
-    plan = ExportPlan(
+    plan = ExportRequest(
         out=out,
         precisions=precisions,
         dialects=(Dialect.PORTABLE,),

@@ -7,7 +7,8 @@ import time
 from mexma_benchmarks.gpu_check.checks import Check, at_least
 from mexma_benchmarks.gpu_check.run import Record
 from mexma_benchmarks.gpu_check.setup import Setup
-from mexma_export.bundle.pipeline import ExportPlan, export
+from mexma_export.bundle.pipeline import export
+from mexma_export.bundle.request import ExportRequest
 from mexma_runtime.types import Dialect, Precision
 
 UNPADDED = ("EFFICIENT_ATTENTION", "FLASH_ATTENTION")
@@ -19,7 +20,7 @@ def export_engines(setup: Setup, record: Record) -> None:
     start_s = time.perf_counter()
     source = setup.source
     found_s = time.perf_counter()
-    plan = ExportPlan(
+    plan = ExportRequest(
         out=setup.folder,
         precisions=(Precision.FP32, Precision.FP16),
         dialects=(Dialect.PORTABLE, Dialect.FUSED, Dialect.PACKED),

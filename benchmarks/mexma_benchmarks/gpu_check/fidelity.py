@@ -13,7 +13,8 @@ from mexma_benchmarks.gpu_check.setup import Setup
 from mexma_benchmarks.gpu_check.work import Work, drawn_ids
 from mexma_benchmarks.run.models import MINILM_PACKAGE, minilm_source
 from mexma_benchmarks.run.workload import thinned
-from mexma_export.bundle.pipeline import ExportPlan, export
+from mexma_export.bundle.pipeline import export
+from mexma_export.bundle.request import ExportRequest
 from mexma_export.checkpoint.sources import Source
 from mexma_export.corpus.corpus import sample_corpus
 from mexma_export.parity.figures import compare, pair_cosines
@@ -33,7 +34,7 @@ def check_parity(setup: Setup, record: Record) -> None:
         record.checks.append(not_measured("MiniLM, trained weights: least cosine to PyTorch", reason, is_excused=True))
         return
     source, folder = minilm_source(), setup.out / "bundles" / "minilm"
-    plan = ExportPlan(
+    plan = ExportRequest(
         out=folder,
         precisions=(Precision(setup.precision),),
         dialects=(Dialect.FUSED, Dialect.PACKED) if setup.is_cuda else (Dialect.FUSED,),

@@ -19,7 +19,8 @@ from mexma_benchmarks.result.estimates import ratios
 from mexma_benchmarks.run.models import MINILM_PACKAGE, minilm_source
 from mexma_benchmarks.run.timing import by_name, take_turns
 from mexma_benchmarks.run.workload import thinned
-from mexma_export.bundle.pipeline import ExportPlan, export
+from mexma_export.bundle.pipeline import export
+from mexma_export.bundle.request import ExportRequest
 from mexma_export.checkpoint.sources import Source
 from mexma_export.corpus.corpus import sample_corpus
 from mexma_export.parity.figures import compare
@@ -137,7 +138,7 @@ def _build(
     check_parity: bool,
 ) -> None:
     start_s = time.perf_counter()
-    plan = ExportPlan(
+    plan = ExportRequest(
         out=folder,
         precisions=(Precision.FP32, *precisions) if check_parity else precisions,
         dialects=(Dialect.PORTABLE,),

@@ -12,7 +12,8 @@ from tokenizers.normalizers import Lowercase
 from mexma_benchmarks.adapters.protocol import Task
 from mexma_benchmarks.run.subjects import Subject
 from mexma_benchmarks.run.workload import SHORT_TEXT
-from mexma_export.bundle.pipeline import ExportPlan, export
+from mexma_export.bundle.pipeline import export
+from mexma_export.bundle.request import ExportRequest
 from mexma_export.checkpoint.checkpoint import Checkpoint, load_checkpoint, weights_sha256
 from mexma_export.checkpoint.sources import STANDIN_PREFIX, Source
 from mexma_export.quantize.options import QuantizationOptions
@@ -141,9 +142,9 @@ def _plan(
     pooling: Pooling | None,
     *,
     device: str = "cpu",
-) -> ExportPlan:
+) -> ExportRequest:
     """Nothing is judged: measuring the engines does that."""
-    return ExportPlan(
+    return ExportRequest(
         out=folder,
         precisions=(*floats, Precision.INT8) if recipes else floats,
         dialects=PADDED_DIALECTS if device == "cpu" else tuple(Dialect),

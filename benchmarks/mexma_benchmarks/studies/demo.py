@@ -16,7 +16,8 @@ from rich.table import Table
 from mexma_benchmarks.result.estimates import estimate_median, ratios, relative_spread
 from mexma_benchmarks.run.models import minilm_source
 from mexma_benchmarks.run.timing import rounds
-from mexma_export.bundle.pipeline import Exported, ExportPlan, export
+from mexma_export.bundle.pipeline import Exported, export
+from mexma_export.bundle.request import ExportRequest
 from mexma_export.checkpoint.checkpoint import load_checkpoint
 from mexma_export.checkpoint.sources import Source
 from mexma_export.parity.gate import open_pytorch
@@ -48,7 +49,7 @@ def run_demo(out: Path, console: Console) -> None:
     source = minilm_source()
     say(f"Exporting {source.model_id} to {out}; PyTorch judges every engine.")
     with progress_bars() as report:
-        exported = export(source, ExportPlan(out=out, precisions=(Precision.FP32, Precision.FP16)), progress=report)
+        exported = export(source, ExportRequest(out=out, precisions=(Precision.FP32, Precision.FP16)), progress=report)
         samples_ms, vectors = measure(source, out, exported, report)
     console.print(engines_table(exported, samples_ms))
     for reason in dict.fromkeys(v.certificate.note for v in exported.verdicts if v.certificate.note):

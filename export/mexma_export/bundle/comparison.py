@@ -6,16 +6,18 @@ import dataclasses
 import functools
 from pathlib import Path
 
+from mexma_export.bundle.contents import manifest_of, require_same_checkpoint, tokenizer_entry
 from mexma_export.bundle.staging import Staging
-from mexma_export.checkpoint.checkpoint import Checkpoint, load_checkpoint, weights_sha256
+from mexma_export.checkpoint.checkpoint import load_checkpoint, weights_sha256
 from mexma_export.checkpoint.sources import Source
 from mexma_export.corpus.corpus import Corpus, sample_corpus
-from mexma_export.parity.gate import ReferenceVectors, Verdict, judge, judging_device, pytorch_reference
+from mexma_export.parity.gate import ReferenceVectors, Verdict, judge, pytorch_reference
 from mexma_export.parity.mining import MiningCorpus
 from mexma_export.parity.sts import StsPairs
-from mexma_runtime.bundle.bundle import Bundle, sha256_of
+from mexma_runtime.backends import device_for
+from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import Certificate, EngineEntry
-from mexma_runtime.errors import BundleError, EngineUnavailableError, UsageError
+from mexma_runtime.errors import BundleError, EngineUnavailableError
 from mexma_runtime.terminal import Progress
 from mexma_runtime.types import Precision
 
@@ -35,8 +37,8 @@ def compare_bundle(
     """Judge the published engines of a bundle by PyTorch, over `corpus` (None: the package's own) and the tasks given.
 
     On a `device` that is a GPU, the float engines, or by the `backend` tensorrt those that it takes; on a CPU all but
-    packed ones. UsageError where `source` is not the
-    checkpoint that they were made from; ParityError where vectors cannot be compared.
+    packed ones. BundleError where `source` is not the checkpoint that they were made from; ParityError where vectors
+    cannot be compared.
     """
     bundle = Bundle.open(folder)
     manifest = bundle.manifest
@@ -44,7 +46,7 @@ def compare_bundle(
         e
         for e in manifest.engines
         if (not precisions or e.precision in precisions)
-        and (backend in e.requires if backend else judging_device(e, device) == device)
+        and (backend in e.requires if backend else device_for(e, device) == device)
     ]
     if not engines:
         there = ", ".join(engine.name for engine in manifest.engines)
@@ -52,7 +54,9 @@ def compare_bundle(
         where = f"{backend} on {device}" if backend else device
         raise EngineUnavailableError(f"{folder}: no engine{wanted} that runs on {where}; it has {there}")
     checkpoint = load_checkpoint(source, pooling=manifest.pooling_mode)
-    _require_same_checkpoint(bundle, checkpoint)
+    tokenizer = tokenizer_entry(source.tokenizer)
+    here = manifest_of(checkpoint, weights_sha256=weights_sha256(checkpoint), tokenizer=tokenizer)
+    require_same_checkpoint(folder, manifest, here)
     reference = pytorch_reference(
         checkpoint,
         corpus or sample_corpus(),
@@ -95,19 +99,3 @@ def _with_certificate(engine: EngineEntry, new: Certificate) -> EngineEntry:
 
     others = [certificate for certificate in engine.certificates if where(certificate) != where(new)]
     return dataclasses.replace(engine, certificates=[*others, new])
-
-
-def _require_same_checkpoint(bundle: Bundle, checkpoint: Checkpoint) -> None:
-    manifest, source = bundle.manifest, checkpoint.source
-    digest = weights_sha256(checkpoint)
-    if digest != manifest.model.weights_sha256:
-        raise UsageError(
-            f"{bundle.folder} was made from {manifest.model.id} with weights {manifest.model.weights_sha256}, and "
-            f"{source.model_id} has {digest}: compare it with its own checkpoint"
-        )
-    expected, got = manifest.file(manifest.text.tokenizer).sha256, sha256_of(source.tokenizer)
-    if got != expected:
-        raise UsageError(
-            f"{bundle.folder} was made with a tokenizer.json of sha256 {expected}, and {source.tokenizer} has {got}: "
-            "name the one that it was made with by --tokenizer"
-        )

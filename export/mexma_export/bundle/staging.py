@@ -14,6 +14,7 @@ from typing import Self
 
 from mexma_runtime.bundle.bundle import read_manifest, sha256_of
 from mexma_runtime.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
+from mexma_runtime.bundle.whole_files import write_whole
 from mexma_runtime.errors import BundleError, UsageError
 
 TEMPORARY = ".new-"
@@ -22,7 +23,10 @@ LOCAL = "local"
 SPARE_BYTES = 64 << 20
 """Left free on the disk beside what is written."""
 
-_OURS = re.compile(r"\.new-.*|weights\.[0-9a-f]{16}\.bin|model\..+\.[0-9a-f]{16}\.onnx|tokenizer\.[0-9a-f]{16}\.json")
+_OURS = re.compile(
+    r"\.new-.*|\.bundle\.json\.\d+\.part|weights\.[0-9a-f]{16}\.bin|model\..+\.[0-9a-f]{16}\.onnx"
+    r"|tokenizer\.[0-9a-f]{16}\.json"
+)
 
 
 class Staging:
@@ -91,13 +95,8 @@ class Staging:
 
     def publish(self, manifest: Manifest) -> None:
         """Make `manifest` the bundle, in one rename; files that it does not list are removed."""
-        path = self.temporary(MANIFEST_NAME)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(manifest.to_json())
-            file.flush()
-            os.fsync(file.fileno())
-        os.fsync(self._lock)
-        path.replace(self.folder / MANIFEST_NAME)
+        os.fsync(self._lock)  # the names of the new files, before a manifest lists them
+        write_whole(self.folder / MANIFEST_NAME, manifest.to_json().encode())
         os.fsync(self._lock)
         self.previous = manifest
 

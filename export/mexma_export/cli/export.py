@@ -85,7 +85,8 @@ def register_export(app: typer.Typer) -> None:
     ) -> None:
         """Turn a checkpoint into a bundle, or add engines to the bundle of the same checkpoint."""
         require_packages("onnx_ir", "safetensors", "ml_dtypes")
-        from mexma_export.bundle.pipeline import EnginesRefusedError, ExportPlan, export
+        from mexma_export.bundle.pipeline import EnginesRefusedError, export
+        from mexma_export.bundle.request import ExportRequest
         from mexma_export.checkpoint.sources import resolve_source
         from mexma_export.quantize.options import QuantizationOptions
         from mexma_export.quantize.recipe import load_recipe
@@ -116,7 +117,7 @@ def register_export(app: typer.Typer) -> None:
             min_cosine=min_cosine,
             max_float_share=max_float_share,
         )
-        plan = ExportPlan(
+        plan = ExportRequest(
             out=out,
             precisions=precisions,
             quantization=int8 if is_int8 else None,

@@ -1,4 +1,4 @@
-"""What a group of products does to its input before it multiplies: migration, and quantization of one kind."""
+"""What a group of products does to its input before it multiplies: smoothing, and quantization of one kind."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class QuantizedInput:
     mode: ProductMode
     activation: Activation = Activation.UINT8
     multiplier: NDArray[np.float32] | None = None
-    """float32 `(in,)`: the migration's 1 / t. None: 1, or already part of the layer that gives the input."""
+    """float32 `(in,)`: the smoothing's 1 / t. None: 1, or already part of the layer that gives the input."""
     shift: NDArray[np.float32] | None = None
     """float32 `(in,)`: moves each channel's range to the middle. None: 0, or part of the layer before."""
     scale: float | None = None

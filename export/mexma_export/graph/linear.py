@@ -83,12 +83,12 @@ class PortableInt8(Products):
         weight = g.op("Concat", [g.weight(f"{linear}.weight") for linear in linears], f"{group}.weight", axis=1)
         parts = [weight, g.constant(f"{group}.weight.scale", scales * gains)]
         floats = g.op("DequantizeLinear", parts, f"{group}.weight.float", axis=1)
-        product = g.op("MatMul", [_migrated(g, x, self._inputs[group]), floats], f"{group}.product")
+        product = g.op("MatMul", [_smoothed(g, x, self._inputs[group]), floats], f"{group}.product")
         return g.op("Add", [product, g.constant(f"{group}.bias", bias * gains)], f"{group}.out")
 
     def _prepare(self, g: GraphBuilder, x: ir.Value, quantized: QuantizedInput) -> tuple[ir.Value, _Integers | None]:
         if quantized.mode is ProductMode.GROUP:
-            return _migrated(g, x, quantized), None
+            return _smoothed(g, x, quantized), None
         integers = _integers(g, x, quantized)
         parts = [integers.value, integers.scale, integers.zero_point]
         return g.op("DequantizeLinear", parts, f"{x.name}.dequantized"), integers
@@ -132,7 +132,7 @@ def int8_products(dialect: Dialect, inputs: Mapping[str, QuantizedInput]) -> Pro
     return (PortableInt8 if dialect is Dialect.PORTABLE else FusedInt8)(inputs)
 
 
-def _migrated(g: GraphBuilder, x: ir.Value, quantized: QuantizedInput) -> ir.Value:
+def _smoothed(g: GraphBuilder, x: ir.Value, quantized: QuantizedInput) -> ir.Value:
     dtype = g.float_type.numpy()
     if quantized.multiplier is not None:
         multiplier = g.constant(f"{x.name}.multiplier", quantized.multiplier.astype(dtype))
@@ -144,7 +144,7 @@ def _migrated(g: GraphBuilder, x: ir.Value, quantized: QuantizedInput) -> ir.Val
 
 def _integers(g: GraphBuilder, x: ir.Value, quantized: QuantizedInput) -> _Integers:
     """QuantizeLinear with one scale for all text; tokens with a scale each are divided by their reach before."""
-    z, reach = _migrated(g, x, quantized), None
+    z, reach = _smoothed(g, x, quantized), None
     scale = quantized.scale
     if quantized.mode is ProductMode.TOKEN:
         reach, scale = _reach(g, x, z, quantized), quantized.unit_scale

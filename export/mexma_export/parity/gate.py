@@ -30,7 +30,7 @@ from mexma_runtime.errors import (
     TruncationWarning,
     UsageError,
 )
-from mexma_runtime.types import QUANTIZED, Dialect, Precision, Vectors
+from mexma_runtime.types import Dialect, Precision, Vectors
 
 UNCERTIFIED_FP16 = (
     "measured on a CPU, where onnxruntime computes chains of fp16 operators in fp32 and hides overflows: "
@@ -146,13 +146,6 @@ def graph_reference(bundle: Bundle, corpus: Corpus, *, progress: Count) -> Refer
         vectors = _encode(encoder, corpus.texts, progress)
         name = f"our own portable fp32 graph on {encoder.info.backend} {encoder.info.version}"
     return ReferenceVectors(description=name, corpus=corpus, vectors=vectors, is_pytorch=False)
-
-
-def judging_device(engine: EngineEntry, device: str) -> str | None:
-    """Where `engine` is judged when `device` is there for it: int8 and fp8 on the CPU; packed ones on a GPU alone."""
-    if device == "cpu":
-        return None if engine.dialect is Dialect.PACKED else device
-    return "cpu" if engine.precision in QUANTIZED else device
 
 
 def judge(

@@ -26,15 +26,15 @@ def arranged(sample: Floats, share: Floats, weight: Floats, group_size: int) -> 
 
     It lessens the sum over tokens and groups of (largest of the group)^2 x (gain of the group), which is what rounding
     adds to the output, but for a factor. A channel's gain is the square of its weights; channels are compared as
-    migrated by the square root of range over weights.
+    smoothed by the square root of range over weights.
     """
     gain = np.square(weight).sum(axis=1)
     x = np.abs(sample)
     tiny = np.finfo(np.float32).tiny
-    migration = np.sqrt(np.maximum(x.max(axis=0), tiny) / np.maximum(np.sqrt(gain), tiny))
-    z = x / migration
+    smoothing = np.sqrt(np.maximum(x.max(axis=0), tiny) / np.maximum(np.sqrt(gain), tiny))
+    z = x / smoothing
     start = _parted(z * np.sqrt(share)[:, np.newaxis], np.arange(len(gain)), group_size)
-    groups = _Groups(np.square(z), share, gain * np.square(migration), start.reshape(-1, group_size))
+    groups = _Groups(np.square(z), share, gain * np.square(smoothing), start.reshape(-1, group_size))
     for _ in range(N_SWEEPS):
         for channel in range(len(gain)):
             groups.move(channel)

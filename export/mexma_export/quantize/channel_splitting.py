@@ -2,7 +2,7 @@
 
 A few channels after GELU are ten times as large as all others, in the tokens that all text shares most of all: the
 scale of such a token is coarse for everything else in it. A channel in k copies, each with a kth of the weights that
-read it, gives the same sum; divided by k like any migration, it is a kth as large.
+read it, gives the same sum; divided by k like any smoothing, it is a kth as large.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def static_parameters(z: Floats, activation: Activation, clipping: float) -> tup
 
 
 def quantized(z: Floats, how: QuantizedInput, group_size: int) -> Floats:
-    """`z`, float32 `(tokens, channels)` after migration, as the product sees it."""
+    """`z`, float32 `(tokens, channels)` after smoothing, as the product sees it."""
     if how.mode is ProductMode.FLOAT:
         return z
     if how.mode is ProductMode.STATIC:

@@ -13,7 +13,7 @@ from mexma_runtime.bundle.manifest import EngineEntry, ProductMode, QuantizedPro
 
 STEPS: tuple[tuple[str, Callable[[QuantizedProduct], float]], ...] = (
     ("plain", lambda product: product.error_plain),
-    ("migration, ranges", lambda product: product.error_migrated),
+    ("smoothing, ranges", lambda product: product.error_migrated),
     ("rounding, bias", lambda product: product.error),
 )
 SMALLEST = 1e-12

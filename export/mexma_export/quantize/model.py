@@ -32,35 +32,35 @@ FLOAT_SUFFIX = ".float"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class SearchResult:
     """What the search found for one group of products in one dialect."""
 
-    migration: float | None
-    """Alpha; None: not migrated."""
+    alpha: float | None
+    """SmoothQuant's; None: not smoothed."""
     errors: Errors
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DialectPlan:
+class GraphParts:
     """What the graph of one dialect is written from, beside the stored matrices."""
 
     inputs: dict[str, QuantizedInput] = field(default_factory=dict)
     """By group."""
     vectors: dict[str, Floats] = field(default_factory=dict)
     """Biases, gammas, betas and the scales of weights, by name."""
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    results: dict[str, SearchResult] = field(default_factory=dict)
     """By group, without those that are left in float."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class QuantizationJob:
+class RecipeRun:
     """One recipe, and where what comes of it goes."""
 
     recipe: Recipe
     activation: Activation
     store: Store
     """Takes quantized weights, and those of products left in float: (in, out)."""
-    plans: Mapping[Dialect, DialectPlan]
+    graphs: Mapping[Dialect, GraphParts]
     """Filled, a layer at a time."""
     floats: frozenset[str] = frozenset()
     """Groups left in float whatever the recipe says."""
@@ -68,14 +68,14 @@ class QuantizationJob:
 
 def quantize_model(
     checkpoint: Checkpoint,
-    jobs: Sequence[QuantizationJob],
+    runs: Sequence[RecipeRun],
     calibration: Calibration,
     *,
     seed: int,
     n_threads: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Quantize every layer by each recipe of `jobs`, over one run of the fp32 model on the calibration text.
+    """Quantize every layer by each recipe of `runs`, over one run of the fp32 model on the calibration text.
 
     Each product sees what it would see in the fp32 model.
     """
@@ -83,21 +83,21 @@ def quantize_model(
     n_layers = checkpoint.config.n_layers
     for layer in range(n_layers):
         tensors = layer_tensors(checkpoint, layer)
-        run = open_layer(checkpoint, layer, tensors, n_threads=n_threads)
-        statistics = _observe(run, batches, layer, seed=seed)
-        del run
-        for job in jobs:
-            _Layer(f"layer.{layer}", tensors, statistics, job, checkpoint.config.n_heads).quantize()
+        opened = open_layer(checkpoint, layer, tensors, n_threads=n_threads)
+        statistics = _observe(opened, batches, layer, seed=seed)
+        del opened
+        for run in runs:
+            _Layer(f"layer.{layer}", tensors, statistics, run, checkpoint.config.n_heads).quantize()
         if progress:
             progress(layer + 1, n_layers)
 
 
-def _observe(run: Layer, batches: list[Floats], layer: int, *, seed: int) -> dict[str, InputStatistics]:
+def _observe(opened: Layer, batches: list[Floats], layer: int, *, seed: int) -> dict[str, InputStatistics]:
     """Statistics of each group's input by part; `batches` become the layer's output."""
     observers: dict[str, Observer] = {}
     shapes = [hidden.shape[:2] for hidden in batches]
     for index, hidden in enumerate(batches):
-        *inputs, output = run(hidden).values()
+        *inputs, output = opened(hidden).values()
         for part, values in zip(PARTS, [hidden, *inputs], strict=True):
             if part not in observers:
                 is_pooled_row = values.shape[1] != hidden.shape[1]
@@ -115,41 +115,41 @@ def _token_weights(shapes: Sequence[tuple[int, int]]) -> Floats:
 
 
 class _Layer:
-    """One layer on its way into the plans."""
+    """One layer on its way into the graphs."""
 
     def __init__(
         self,
         path: str,
         tensors: Mapping[str, Floats],
         statistics: Mapping[str, InputStatistics],
-        job: QuantizationJob,
+        run: RecipeRun,
         n_heads: int,
     ) -> None:
         self._path, self._n_heads = path, n_heads
         self._original_tensors, self._original_statistics = tensors, statistics
         self._tensors, self._statistics = dict(tensors), dict(statistics)
-        self._recipe, self._activation, self._plans = job.recipe, job.activation, job.plans
-        self._floats, self._store = job.floats, job.store
+        self._recipe, self._activation, self._graphs = run.recipe, run.activation, run.graphs
+        self._floats, self._store = run.floats, run.store
 
     def quantize(self) -> None:
-        """All groups; the attention's output first, since its migration becomes part of the values' weights."""
-        for plan in self._plans.values():
-            plan.vectors.update((n, a) for n, a in self._tensors.items() if n.endswith((".gamma", ".beta")))
+        """All groups; the attention's output first, since its smoothing becomes part of the values' weights."""
+        for parts in self._graphs.values():
+            parts.vectors.update((n, a) for n, a in self._tensors.items() if n.endswith((".gamma", ".beta")))
         self._transform_heads()
         self._group("attention.output", is_foldable=True)
         self._group("attention.qkv")
         copies = self._lay_out_ffn()
         self._group("ffn.up")
         self._group("ffn.down", copies=copies)
-        for plan in self._plans.values():
-            parts = [plan.vectors[f"{linear}.bias"] for linear in linears_of(f"{self._path}.attention.qkv")]
-            plan.vectors[f"{self._path}.attention.bias"] = np.concatenate(parts)
+        for parts in self._graphs.values():
+            biases = [parts.vectors[f"{linear}.bias"] for linear in linears_of(f"{self._path}.attention.qkv")]
+            parts.vectors[f"{self._path}.attention.bias"] = np.concatenate(biases)
 
     def _transform_heads(self) -> None:
         """Give the channels of each head one size, by weights before and after the attention."""
         output = f"{self._path}.attention.output"
         is_float = output in self._floats or all(
-            self._recipe.mode(dialect, output) is ProductMode.FLOAT for dialect in self._plans
+            self._recipe.mode(dialect, output) is ProductMode.FLOAT for dialect in self._graphs
         )
         if not self._recipe.head_transforms or is_float:
             return
@@ -202,7 +202,7 @@ class _Layer:
         )
         bias = np.concatenate([self._tensors[f"{linear}.bias"] for linear in linears])
         is_float = group in self._floats
-        modes = {d: ProductMode.FLOAT if is_float else self._recipe.mode(d, group) for d in self._plans}
+        modes = {d: ProductMode.FLOAT if is_float else self._recipe.mode(d, group) for d in self._graphs}
         quantized = {dialect: mode for dialect, mode in modes.items() if mode is not ProductMode.FLOAT}
         result = None
         if quantized:
@@ -219,39 +219,39 @@ class _Layer:
             )
             self._keep(linears, result)
         if result and is_foldable:
-            scale = result.migration.scale
+            scale = result.smoothing.scale
             self._change_values(lambda values: values / scale)
             weight = weight * scale[:, np.newaxis]
         for dialect, mode in modes.items():
             if mode is ProductMode.FLOAT:
                 self._leave_in_float(dialect, group, weight, bias)
             elif result:
-                self._plan(dialect, group, result, is_folded=is_foldable)
+                self._add(dialect, group, result, is_folded=is_foldable)
 
     def _keep(self, linears: tuple[str, ...], result: GroupResult) -> None:
         for linear, columns in self._columns(linears):
             self._store(f"{linear}.weight", result.weight[:, columns])
 
     def _leave_in_float(self, dialect: Dialect, group: str, weight: Floats, bias: Floats) -> None:
-        plan = self._plans[dialect]
-        plan.inputs[group] = QuantizedInput(mode=ProductMode.FLOAT)
+        parts = self._graphs[dialect]
+        parts.inputs[group] = QuantizedInput(mode=ProductMode.FLOAT)
         linears = linears_of(group)
-        others = [p for p in self._plans.values() if p is not plan and group in p.inputs]
+        others = [p for p in self._graphs.values() if p is not parts and group in p.inputs]
         is_stored = any(p.inputs[group].mode is ProductMode.FLOAT for p in others)
         for linear, columns in self._columns(linears):
-            plan.vectors[f"{linear}.bias"] = bias[columns]
+            parts.vectors[f"{linear}.bias"] = bias[columns]
             if not is_stored:
                 self._store(f"{linear}.weight{FLOAT_SUFFIX}", weight[:, columns].astype(self._recipe.float_dtype))
 
-    def _plan(self, dialect: Dialect, group: str, result: GroupResult, *, is_folded: bool) -> None:
-        plan, migration, how = self._plans[dialect], result.migration, result.inputs[dialect]
-        if not is_folded and np.any(migration.scale != 1):
-            how = dataclasses.replace(how, multiplier=np.float32(1) / migration.scale)
-        plan.inputs[group] = how
+    def _add(self, dialect: Dialect, group: str, result: GroupResult, *, is_folded: bool) -> None:
+        parts, smoothing, how = self._graphs[dialect], result.smoothing, result.inputs[dialect]
+        if not is_folded and np.any(smoothing.scale != 1):
+            how = dataclasses.replace(how, multiplier=np.float32(1) / smoothing.scale)
+        parts.inputs[group] = how
         for linear, columns in self._columns(linears_of(group)):
-            plan.vectors[f"{linear}.bias"] = result.bias[dialect][columns]
-            plan.vectors[f"{linear}.weight.scale"] = result.weight_scale[columns]
-        plan.outcomes[group] = Outcome(migration=migration.alpha, errors=result.errors[dialect])
+            parts.vectors[f"{linear}.bias"] = result.bias[dialect][columns]
+            parts.vectors[f"{linear}.weight.scale"] = result.weight_scale[columns]
+        parts.results[group] = SearchResult(alpha=smoothing.alpha, errors=result.errors[dialect])
 
     def _columns(self, linears: tuple[str, ...]) -> list[tuple[str, slice]]:
         """The columns of each linear layer in the group's weight."""

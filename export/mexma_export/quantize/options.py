@@ -53,8 +53,8 @@ class QuantizationOptions:
         if self.max_float_share is not None and not 0 <= self.max_float_share <= 1:
             raise UsageError(f"max_float_share: expected a number from 0 to 1, got {self.max_float_share}")
 
-    def jobs(self, precisions: Sequence[Precision]) -> list[tuple[Precision, Recipe]]:
-        """What is to be written; UsageError where fp8 is, and no recipe is for it."""
+    def precisions_and_recipes(self, precisions: Sequence[Precision]) -> list[tuple[Precision, Recipe]]:
+        """What is to be written for `precisions`; UsageError where fp8 is one of them, and no recipe is for it."""
         int8 = [(Precision.INT8, recipe) for recipe in self.recipes if Precision.INT8 in precisions]
         fp8 = [(Precision.FP8, r) for r in self.recipes if Precision.FP8 in precisions and r.is_for_tensorrt]
         if Precision.FP8 in precisions and not fp8:

@@ -1,4 +1,4 @@
-"""The choice of one group's quantization: migration, ranges, rounding and bias, by the error of its output.
+"""The choice of one group's quantization: smoothing, ranges, rounding and bias, by the error of its output.
 
 The error is measured on sampled tokens, against the product in float, as a share of the output's variance.
 """
@@ -36,14 +36,14 @@ class Errors:
 
     plain: float
     """Nearest rounding, the whole range, and the product as the checkpoint has it."""
-    migrated: float
-    """With heads transformed, channels copied and put in order, and migration and ranges as chosen."""
+    smoothed: float
+    """With heads transformed, channels copied and put in order, and smoothing and ranges as chosen."""
     final: float
     """With rounding and bias as the recipe says."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Migration:
+class Smoothing:
     """`x / scale` goes into the product, whose weights are multiplied by `scale`."""
 
     alpha: float | None
@@ -55,9 +55,9 @@ class Migration:
 class GroupResult:
     """One group, quantized."""
 
-    migration: Migration
+    smoothing: Smoothing
     inputs: Mapping[Dialect, QuantizedInput]
-    """With shift, but without multiplier: where the migration is computed is the caller's business."""
+    """With shift, but without multiplier: where the smoothing is computed is the caller's business."""
     weight: NDArray[Any]
     """`(in, out)`: int8, or float8_e4m3fn."""
     weight_scale: Floats
@@ -86,25 +86,25 @@ def quantize_group(
     before what was done to both, exactly, for `errors.plain`; None: nothing was.
     """
     search = _Search(statistics, weight, copies, modes, recipe, activation, shiftable)
-    unmigrated = plain = search.try_migration(search.migration(None), is_plain=True)
+    unsmoothed = plain = search.try_smoothing(search.smoothing(None), is_plain=True)
     if original:
         before = _Search(*original, None, modes, recipe, activation, shiftable)
-        plain = before.try_migration(before.migration(None), is_plain=True)
-    # A float's rounding is a share of the number itself: no migration makes it smaller.
+        plain = before.try_smoothing(before.smoothing(None), is_plain=True)
+    # A float's rounding is a share of the number itself: no smoothing makes it smaller.
     is_float = activation is Activation.E4M3
     alphas = (None,) if is_float else recipe.smoothquant_alphas
-    candidates = [unmigrated, *(search.try_migration(search.migration(alpha)) for alpha in alphas)]
+    candidates = [unsmoothed, *(search.try_smoothing(search.smoothing(alpha)) for alpha in alphas)]
     best = min(candidates, key=_Candidate.total)
     if recipe.smoothing_refinement_steps and not is_float:
-        best = min(best, search.try_migration(search.refined(best)), key=_Candidate.total)
-    chosen = best.migration
-    migrated = weight * chosen.scale[:, np.newaxis]
+        best = min(best, search.try_smoothing(search.refined(best)), key=_Candidate.total)
+    chosen = best.smoothing
+    smoothed = weight * chosen.scale[:, np.newaxis]
     covariance = None
     if recipe.rounding is Rounding.GPTQ:
         covariance = statistics.covariance / np.outer(chosen.scale, chosen.scale)
         covariance[np.diag_indices_from(covariance)] += search.noise(best)
     grid = grid_of(recipe, activation)
-    rounded, scales = round_weights(migrated, grid=grid, rounding=recipe.rounding, covariance=covariance)
+    rounded, scales = round_weights(smoothed, grid=grid, rounding=recipe.rounding, covariance=covariance)
     weights = rounded.astype(np.float32) * scales
     errors, biases = {}, {}
     for dialect, how in best.inputs.items():
@@ -113,11 +113,11 @@ def quantize_group(
         biases[dialect] = (bias - search.shifted(chosen, how) - correction).astype(np.float32)
         errors[dialect] = Errors(
             plain=plain.errors[dialect],
-            migrated=best.errors[dialect],
+            smoothed=best.errors[dialect],
             final=search.error(difference - correction),
         )
     return GroupResult(
-        migration=chosen,
+        smoothing=chosen,
         inputs=best.inputs,
         weight=rounded,
         weight_scale=scales,
@@ -128,7 +128,7 @@ def quantize_group(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Candidate:
-    migration: Migration
+    smoothing: Smoothing
     inputs: Mapping[Dialect, QuantizedInput]
     errors: Mapping[Dialect, float]
 
@@ -168,22 +168,22 @@ class _Search:
         """Mean square of `difference`, as a share of the output's variance."""
         return float(self._share @ np.square(difference).sum(axis=1)) / self._variance
 
-    def migration(self, alpha: float | None) -> Migration:
+    def smoothing(self, alpha: float | None) -> Smoothing:
         """SmoothQuant's scale (Xiao et al., 2022, arXiv:2211.10438), range^alpha / weight^(1 - alpha).
 
         Without one, a channel in k copies is still divided by k.
         """
         lowest, highest = self._statistics.lowest, self._statistics.highest
         if alpha is None:
-            return Migration(alpha=None, scale=self._copies)
+            return Smoothing(alpha=None, scale=self._copies)
         ranges = _no_less((highest - lowest) / np.float32(2) if self._shiftable else np.maximum(highest, -lowest))
         weights = _no_less(np.abs(self._weight).max(axis=1))
         logarithm = alpha * np.log(ranges) - (1 - alpha) * np.log(weights)
-        return Migration(alpha=alpha, scale=np.exp(logarithm - logarithm.mean()).astype(np.float32))
+        return Smoothing(alpha=alpha, scale=np.exp(logarithm - logarithm.mean()).astype(np.float32))
 
-    def refined(self, candidate: _Candidate) -> Migration:
-        """The migration of `candidate` with a scale of its own for each channel."""
-        scale = candidate.migration.scale
+    def refined(self, candidate: _Candidate) -> Smoothing:
+        """The smoothing of `candidate` with a scale of its own for each channel."""
+        scale = candidate.smoothing.scale
         model = NoiseModel(
             self._statistics,
             self._weight,
@@ -193,12 +193,12 @@ class _Search:
             group_size=self._group_size,
         )
         refined = refine(model, scale, self._recipe.smoothing_refinement_steps)
-        return dataclasses.replace(candidate.migration, scale=refined)
+        return dataclasses.replace(candidate.smoothing, scale=refined)
 
-    def try_migration(self, migration: Migration, *, is_plain: bool = False) -> _Candidate:
-        """The best ranges under `migration`, and the error with weights rounded to the nearest."""
+    def try_smoothing(self, smoothing: Smoothing, *, is_plain: bool = False) -> _Candidate:
+        """The best ranges under `smoothing`, and the error with weights rounded to the nearest."""
         rounded, scales = round_weights(
-            self._weight * migration.scale[:, np.newaxis], grid=self._grid, rounding=Rounding.NEAREST
+            self._weight * smoothing.scale[:, np.newaxis], grid=self._grid, rounding=Rounding.NEAREST
         )
         weight = rounded.astype(np.float32) * scales
         inputs, errors = {}, {}
@@ -206,52 +206,52 @@ class _Search:
         for dialect, mode in self._modes.items():
             kind = mode, dialect in self._shiftable and not is_plain
             if kind not in found:
-                ways = self._inputs(migration, *kind, is_plain=is_plain)
-                tried = [(self._error_of_ranges(migration, how, weight), how) for how in ways]
+                ways = self._inputs(smoothing, *kind, is_plain=is_plain)
+                tried = [(self._error_of_ranges(smoothing, how, weight), how) for how in ways]
                 found[kind] = min(tried, key=lambda pair: pair[0])
             errors[dialect], inputs[dialect] = found[kind]
-        return _Candidate(migration=migration, inputs=inputs, errors=errors)
+        return _Candidate(smoothing=smoothing, inputs=inputs, errors=errors)
 
-    def _error_of_ranges(self, migration: Migration, how: QuantizedInput, weight: Floats) -> float:
-        difference = self.difference(migration, how, weight)
+    def _error_of_ranges(self, smoothing: Smoothing, how: QuantizedInput, weight: Floats) -> float:
+        difference = self.difference(smoothing, how, weight)
         return self.error(difference - self.mean(difference) if self._recipe.correct_bias else difference)
 
-    def difference(self, migration: Migration, how: QuantizedInput, weight: Floats) -> Floats:
+    def difference(self, smoothing: Smoothing, how: QuantizedInput, weight: Floats) -> Floats:
         """What quantization adds to the output of each sampled token: float32 `(tokens, out)`."""
-        product = quantized(self._migrated(migration, how), how, self._group_size) @ weight
-        result: Floats = product - self.shifted(migration, how) - self._output
+        product = quantized(self._smoothed(smoothing, how), how, self._group_size) @ weight
+        result: Floats = product - self.shifted(smoothing, how) - self._output
         return result
 
-    def shifted(self, migration: Migration, how: QuantizedInput) -> Floats:
+    def shifted(self, smoothing: Smoothing, how: QuantizedInput) -> Floats:
         """float32 `(out,)`, or 0: what the shift adds to every output."""
         if how.shift is None:
             return np.zeros(1, np.float32)
-        result: Floats = (how.shift * migration.scale).astype(np.float32) @ self._weight
+        result: Floats = (how.shift * smoothing.scale).astype(np.float32) @ self._weight
         return result
 
     def noise(self, candidate: _Candidate) -> NDArray[np.float64]:
         """float64 `(in,)`: mean square of what rounding adds to each channel, the dialects' mean."""
         total = np.zeros(self._statistics.sample.shape[1])
         for how in candidate.inputs.values():
-            z = self._migrated(candidate.migration, how)
+            z = self._smoothed(candidate.smoothing, how)
             total += self._share @ np.square(quantized(z, how, self._group_size) - z)
         return total / len(candidate.inputs)
 
-    def _migrated(self, migration: Migration, how: QuantizedInput) -> Floats:
-        z: Floats = self._statistics.sample / migration.scale
+    def _smoothed(self, smoothing: Smoothing, how: QuantizedInput) -> Floats:
+        z: Floats = self._statistics.sample / smoothing.scale
         return z if how.shift is None else z + how.shift
 
     def _inputs(
-        self, migration: Migration, mode: ProductMode, is_shiftable: bool, *, is_plain: bool
+        self, smoothing: Smoothing, mode: ProductMode, is_shiftable: bool, *, is_plain: bool
     ) -> list[QuantizedInput]:
         """The ways to quantize the input that are tried."""
-        ends = np.stack([self._statistics.lowest, self._statistics.highest]) / migration.scale
+        ends = np.stack([self._statistics.lowest, self._statistics.highest]) / smoothing.scale
         base = QuantizedInput(mode=mode, activation=self._activation, zero_point=self._activation.middle)
         bases = [base]
         if is_shiftable:
             # Integers want the range in the middle; floats, finer near zero, want the mean there.
             is_float = self._activation is Activation.E4M3
-            centre = self.mean(self._statistics.sample) / migration.scale if is_float else ends.mean(axis=0)
+            centre = self.mean(self._statistics.sample) / smoothing.scale if is_float else ends.mean(axis=0)
             bases.append(dataclasses.replace(base, shift=-centre))
         if mode is ProductMode.STATIC:
             return [how for base in bases for how in self._static_inputs(base, ends, is_plain=is_plain)]

@@ -1,4 +1,4 @@
-"""A migration refined channel by channel: gradient descent on the noise that quantization is modelled to add."""
+"""SmoothQuant's scales refined, each channel's: gradient descent on the noise that quantization is modelled to add."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RATE = 0.05
 """Of Adam (Kingma and Ba, 2014, arXiv:1412.6980), on the logarithms of the scales; falls to a tenth."""
 MEAN_DECAY, SQUARE_DECAY = 0.9, 0.99
 WEIGHT_SHARE = 0.5
-"""What compensated rounding leaves of the noise of weights, about."""
+"""What GPTQ leaves of the noise of weights, about."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

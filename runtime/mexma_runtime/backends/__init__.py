@@ -29,7 +29,7 @@ from mexma_runtime.backends.support import (
     GpuModule,
     device_for,
     module_of,
-    requirements,
+    required_versions,
     serving,
 )
 from mexma_runtime.bundle.bundle import Bundle
@@ -52,7 +52,7 @@ __all__ = [
     "open_backend",
     "open_backends",
     "plan_target",
-    "requirements",
+    "required_versions",
     "resolve_backend_options",
     "runnable_engines",
     "runners",

@@ -140,7 +140,7 @@ BACKENDS = (
 """Who runs what: nothing else in the project says so."""
 
 
-def requirements(
+def required_versions(
     dialect: Dialect, precision: Precision, *, around: Precision = Precision.FP32, has_groups: bool = False
 ) -> dict[str, str]:
     """Each backend that runs such engines on some device, and the least version of its library: EngineEntry.requires.

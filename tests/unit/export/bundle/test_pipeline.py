@@ -13,8 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from mexma_export.bundle import pipeline
-from mexma_export.bundle.pipeline import EnginesRefusedError, ExportPlan, export
+from mexma_export.bundle import request as request_module
+from mexma_export.bundle.pipeline import EnginesRefusedError, export
+from mexma_export.bundle.request import ExportRequest
 from mexma_export.checkpoint.sources import resolve_source
 from mexma_export.checkpoint.standin import write_standin
 from mexma_export.corpus.sample import load_sample
@@ -32,7 +33,7 @@ FP32, FP16 = (Precision.FP32,), (Precision.FP16,)
 
 def run(folder: Path, out: Path, precisions: tuple[Precision, ...], **choices: Any) -> Manifest:
     """Export without the gate, which has its own tests."""
-    plan = ExportPlan(out=out, precisions=precisions, **{"check_parity": False} | choices)
+    plan = ExportRequest(out=out, precisions=precisions, **{"check_parity": False} | choices)
     return export(resolve_source(str(folder)), plan).manifest
 
 
@@ -78,16 +79,16 @@ def test_the_weights_of_one_precision_are_one_file(tiny_bundle: Path) -> None:
 
 def test_a_plan_that_exports_nothing_or_what_is_not_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing to export"):
-        ExportPlan(out=tmp_path, precisions=())
+        ExportRequest(out=tmp_path, precisions=())
     with pytest.raises(UsageError, match="nothing to export"):
-        ExportPlan(out=tmp_path, precisions=FP32, dialects=())
+        ExportRequest(out=tmp_path, precisions=FP32, dialects=())
     int8 = QuantizationOptions(recipes=(load_recipe("fast"),), min_cosine=0.99)
     with pytest.raises(UsageError, match="int8 and fp8 go with a recipe and calibration text"):
-        ExportPlan(out=tmp_path, precisions=(Precision.INT8,))
+        ExportRequest(out=tmp_path, precisions=(Precision.INT8,))
     with pytest.raises(UsageError, match="other precisions do without"):
-        ExportPlan(out=tmp_path, precisions=FP32, quantization=int8)
+        ExportRequest(out=tmp_path, precisions=FP32, quantization=int8)
     with pytest.raises(UsageError, match="min_cosine is measured by the parity check"):
-        ExportPlan(out=tmp_path, precisions=(Precision.INT8,), quantization=int8, check_parity=False)
+        ExportRequest(out=tmp_path, precisions=(Precision.INT8,), quantization=int8, check_parity=False)
 
 
 def test_engines_are_added_to_a_bundle_and_the_old_ones_stay_as_they_are(
@@ -202,7 +203,7 @@ def test_an_engine_whose_vectors_are_nothing_is_not_published(tiny_checkpoint: P
             tensors[f"encoder.layer.2.output.LayerNorm.{part}"] *= np.float32(1e-9)
 
     edit_tensors(folder, shrink)
-    plan = ExportPlan(out=out, precisions=(*FP32, *FP16), dialects=(Dialect.FUSED,))
+    plan = ExportRequest(out=out, precisions=(*FP32, *FP16), dialects=(Dialect.FUSED,))
     with pytest.raises(EnginesRefusedError, match=r"fused.fp16: vectors: row 0 is all zeros") as caught:
         export(resolve_source(str(folder)), plan)
     manifest = Bundle.open(out, verify=True).manifest
@@ -212,14 +213,14 @@ def test_an_engine_whose_vectors_are_nothing_is_not_published(tiny_checkpoint: P
 
     before = contents(out)
     with pytest.raises(EnginesRefusedError):
-        export(resolve_source(str(folder)), ExportPlan(out=out, precisions=FP16, dialects=(Dialect.FUSED,)))
+        export(resolve_source(str(folder)), ExportRequest(out=out, precisions=FP16, dialects=(Dialect.FUSED,)))
     assert contents(out) == before
 
 
 def test_what_a_user_should_hear_of_the_checkpoint_is_handed_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "tiny"))
     (folder / "modules.json").unlink()
-    plan = ExportPlan(out=tmp_path / "out", precisions=FP32, pooling=Pooling.CLS, check_parity=False)
+    plan = ExportRequest(out=tmp_path / "out", precisions=FP32, pooling=Pooling.CLS, check_parity=False)
     exported = export(resolve_source(str(folder)), plan)
     assert exported.verdicts == []
     (warning,) = exported.warnings
@@ -229,7 +230,7 @@ def test_what_a_user_should_hear_of_the_checkpoint_is_handed_on(tiny_checkpoint:
 
 def test_progress_tells_each_step_and_reaches_its_end(tiny_checkpoint: Path, tmp_path: Path) -> None:
     steps: dict[str, list[tuple[int, int]]] = {}
-    plan = ExportPlan(out=tmp_path / "out", precisions=(*FP32, *FP16), check_parity=False)
+    plan = ExportRequest(out=tmp_path / "out", precisions=(*FP32, *FP16), check_parity=False)
     export(
         resolve_source(str(tiny_checkpoint)),
         plan,
@@ -242,7 +243,7 @@ def test_progress_tells_each_step_and_reaches_its_end(tiny_checkpoint: Path, tmp
 
 
 def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "find_spec", lambda name: None if name == "openvino" else find_spec(name))
+    monkeypatch.setattr(request_module, "find_spec", lambda name: None if name == "openvino" else find_spec(name))
 
 
 def test_without_openvino_its_int8_engines_are_not_written_and_that_is_said(
@@ -254,7 +255,7 @@ def test_without_openvino_its_int8_engines_are_not_written_and_that_is_said(
     texts = tmp_path / "few.txt"
     texts.write_text("\n".join(line.text for line in load_sample()[:100]), encoding="utf-8")
     int8 = QuantizationOptions(recipes=(recipe,), calibration=texts)
-    plan = ExportPlan(out=tmp_path / "out", precisions=(Precision.INT8,), quantization=int8)
+    plan = ExportRequest(out=tmp_path / "out", precisions=(Precision.INT8,), quantization=int8)
     exported = export(resolve_source(str(tiny_checkpoint)), plan)
     assert [engine.name for engine in exported.manifest.engines] == ["fused.int8.fast.uint8"]
     (warning,) = exported.warnings

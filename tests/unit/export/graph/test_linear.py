@@ -90,7 +90,7 @@ class Case:
         return result
 
 
-def make_case(seed: int, mode: ProductMode, activation: Activation, *, migrated: bool, shifted: bool) -> Case:
+def make_case(seed: int, mode: ProductMode, activation: Activation, *, smoothed: bool, shifted: bool) -> Case:
     random = np.random.default_rng(seed)
     centre, widths = random.normal(0, 2), np.exp(random.normal(0, 1, N_IN))
     x = (random.normal(centre, 1, (2, 5, N_IN)) * widths).astype(np.float32)
@@ -98,7 +98,7 @@ def make_case(seed: int, mode: ProductMode, activation: Activation, *, migrated:
     how = QuantizedInput(
         mode=mode,
         activation=activation,
-        multiplier=(1 / widths).astype(np.float32) if migrated else None,
+        multiplier=(1 / widths).astype(np.float32) if smoothed else None,
         shift=random.normal(0, 1, N_IN).astype(np.float32) if shifted else None,
         zero_point=activation.middle,
     )
@@ -159,7 +159,7 @@ def cases(*modes: ProductMode) -> st.SearchStrategy[Case]:
         st.integers(0, 10_000),
         st.sampled_from(modes),
         st.sampled_from([Activation.UINT8, Activation.INT8]),
-        migrated=st.booleans(),
+        smoothed=st.booleans(),
         shifted=st.booleans(),
     )
 
@@ -176,7 +176,7 @@ def test_fused_products_are_the_simulations(case: Case) -> None:
 @pytest.mark.parametrize("dialect", PADDED_DIALECTS)
 @pytest.mark.parametrize("mode", [ProductMode.STATIC, ProductMode.TOKEN])
 def test_biases_are_added(mode: ProductMode, dialect: Dialect) -> None:
-    case = make_case(0, mode, Activation.UINT8, migrated=True, shifted=True)
+    case = make_case(0, mode, Activation.UINT8, smoothed=True, shifted=True)
     model = case.model(dialect, biased=True)
     found = in_onnxruntime(model, case.x, optimized=True)
     assert_close(found - np.tile(BIAS, len(LINEARS)), case)
@@ -216,13 +216,13 @@ def test_queries_keys_and_values_in_one_product_are_the_three(case: Case) -> Non
 
 @pytest.mark.parametrize("mode", [ProductMode.STATIC, ProductMode.TOKEN])
 def test_only_products_in_groups_are_joined(mode: ProductMode) -> None:
-    assert make_case(0, mode, Activation.UINT8, migrated=True, shifted=True).joined() is None
+    assert make_case(0, mode, Activation.UINT8, smoothed=True, shifted=True).joined() is None
 
 
 @pytest.mark.parametrize("mode", [ProductMode.STATIC, ProductMode.TOKEN, ProductMode.GROUP])
 def test_portable_products_are_standard_onnx(mode: ProductMode) -> None:
     model = onnx.load_from_string(
-        make_case(0, mode, Activation.INT8, migrated=True, shifted=True).model(Dialect.PORTABLE)
+        make_case(0, mode, Activation.INT8, smoothed=True, shifted=True).model(Dialect.PORTABLE)
     )
     onnx.checker.check_model(model, full_check=True)
     assert {node.domain for node in model.graph.node} == {""}
@@ -233,7 +233,7 @@ def test_portable_products_are_standard_onnx(mode: ProductMode) -> None:
 
 @pytest.mark.parametrize("dialect", PADDED_DIALECTS)
 def test_what_three_products_read_is_quantized_once(dialect: Dialect) -> None:
-    case = make_case(0, ProductMode.TOKEN, Activation.UINT8, migrated=True, shifted=True)
+    case = make_case(0, ProductMode.TOKEN, Activation.UINT8, smoothed=True, shifted=True)
     model = onnx.load_from_string(case.model(dialect))
     kinds = [node.op_type for node in model.graph.node]
     assert [kinds.count(kind) for kind in ("Mul", "Add", "ReduceMax", "Div", "QuantizeLinear")] == [1 + 3, 1, 1, 1, 1]
@@ -253,7 +253,7 @@ def test_products_left_in_float_are_just_products() -> None:
 @pytest.mark.parametrize("dialect", PADDED_DIALECTS)
 @pytest.mark.parametrize("value", [0.0, 1e-30])
 def test_tokens_of_zeros_give_zeros(value: float, dialect: Dialect) -> None:
-    case = make_case(0, ProductMode.TOKEN, Activation.UINT8, migrated=False, shifted=False)
+    case = make_case(0, ProductMode.TOKEN, Activation.UINT8, smoothed=False, shifted=False)
     x = np.full((1, 3, N_IN), value, np.float32)
     assert np.abs(in_onnxruntime(case.model(dialect), x, optimized=True)).max() < 1e-9
     if dialect is Dialect.PORTABLE:

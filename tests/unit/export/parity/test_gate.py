@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mexma_export.bundle.pipeline import ExportPlan, export
+from mexma_export.bundle.pipeline import export
+from mexma_export.bundle.request import ExportRequest
 from mexma_export.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from mexma_export.checkpoint.sources import resolve_source
 from mexma_export.corpus.corpus import Corpus
@@ -135,7 +136,7 @@ def test_the_reference_reads_the_default_prompt(tiny_checkpoint: Path, tmp_path:
     source = resolve_source(str(folder))
     prompted = pytorch_reference(load_checkpoint(source), CORPUS, progress=ignore)
     out = tmp_path / "bundle"
-    export(source, ExportPlan(out=out, precisions=(Precision.FP32,), check_parity=False))
+    export(source, ExportRequest(out=out, precisions=(Precision.FP32,), check_parity=False))
     bundle = Bundle.open(out)
     assert judge(bundle, engine(bundle, "fused.fp32"), prompted, progress=ignore).shortfalls == []
     plain = pytorch_reference(load_checkpoint(resolve_source(str(tiny_checkpoint))), CORPUS, progress=ignore)

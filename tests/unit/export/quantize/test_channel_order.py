@@ -20,11 +20,11 @@ def order_of(statistics: InputStatistics, weight: Floats, size: int) -> NDArray[
 
 
 def noise(statistics: InputStatistics, weight: Floats, order: NDArray[np.int64], size: int) -> float:
-    """What rounding in groups of `size` adds, but for a factor, to inputs migrated as `arranged` has them."""
+    """What rounding in groups of `size` adds, but for a factor, to inputs smoothed as `arranged` has them."""
     gain = np.square(weight).sum(axis=1)
-    migration = np.sqrt(np.abs(statistics.sample).max(axis=0) / np.sqrt(gain))
-    squares = np.square(statistics.sample / migration)[:, order].reshape(len(statistics.sample), -1, size)
-    gains = (gain * np.square(migration))[order].reshape(-1, size).sum(axis=1)
+    smoothing = np.sqrt(np.abs(statistics.sample).max(axis=0) / np.sqrt(gain))
+    squares = np.square(statistics.sample / smoothing)[:, order].reshape(len(statistics.sample), -1, size)
+    gains = (gain * np.square(smoothing))[order].reshape(-1, size).sum(axis=1)
     return float(statistics.sample_share @ squares.max(axis=2) @ gains)
 
 

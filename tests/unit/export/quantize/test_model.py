@@ -15,7 +15,7 @@ from mexma_export.graph.linear_groups import all_groups, linears_of
 from mexma_export.quantize.calibration import Calibration
 from mexma_export.quantize.channel_splitting import n_copies
 from mexma_export.quantize.layers import embed_tokens, layer_tensors, open_layer
-from mexma_export.quantize.model import FLOAT_SUFFIX, DialectPlan, QuantizationJob, quantize_model
+from mexma_export.quantize.model import FLOAT_SUFFIX, GraphParts, RecipeRun, quantize_model
 from mexma_export.quantize.recipe import FOR_CPUS, Recipe
 from mexma_runtime.bundle.manifest import ProductMode
 from mexma_runtime.types import PADDED_DIALECTS, Dialect
@@ -27,14 +27,14 @@ MakeRecipe = Callable[..., Recipe]
 class Done:
     """What came of one recipe."""
 
-    plans: dict[Dialect, DialectPlan]
+    graphs: dict[Dialect, GraphParts]
     stored: dict[str, NDArray[Any]]
 
     def tensors(self, dialect: Dialect) -> dict[str, NDArray[Any]]:
         """What the graph of `dialect` names."""
-        plan = self.plans[dialect]
-        tensors = self.stored | plan.vectors
-        for group, how in plan.inputs.items():
+        parts = self.graphs[dialect]
+        tensors = self.stored | parts.vectors
+        for group, how in parts.inputs.items():
             if how.mode is ProductMode.FLOAT:
                 tensors |= {f"{n}.weight": self.stored[f"{n}.weight{FLOAT_SUFFIX}"] for n in linears_of(group)}
         return tensors
@@ -48,13 +48,13 @@ def quantize(
     floats: frozenset[str] = frozenset(),
     seed: int = 0,
 ) -> list[Done]:
-    done = [Done(plans={dialect: DialectPlan() for dialect in dialects}, stored={}) for _ in recipes]
+    done = [Done(graphs={dialect: GraphParts() for dialect in dialects}, stored={}) for _ in recipes]
     jobs = [
-        QuantizationJob(
+        RecipeRun(
             recipe=recipe,
             activation=Activation.UINT8,
             store=of.stored.__setitem__,
-            plans=of.plans,
+            graphs=of.graphs,
             floats=floats,
         )
         for recipe, of in zip(recipes, done, strict=True)
@@ -73,7 +73,7 @@ def done(checkpoint: Checkpoint, calibration: Calibration, make_recipe: MakeReci
 def relative_error(checkpoint: Checkpoint, calibration: Calibration, done: Done, layer: int) -> float:
     """Of one quantized layer's output on what it reads in the fp32 model, onnxruntime's dialect."""
     *before, exact = (open_layer(checkpoint, n, layer_tensors(checkpoint, n), n_threads=1) for n in range(layer + 1))
-    products = FusedInt8(done.plans[Dialect.FUSED].inputs)
+    products = FusedInt8(done.graphs[Dialect.FUSED].inputs)
     ours = open_layer(checkpoint, layer, done.tensors(Dialect.FUSED), products=products, n_threads=1)
     expected: list[NDArray[np.float32]] = []
     found: list[NDArray[np.float32]] = []
@@ -87,7 +87,7 @@ def relative_error(checkpoint: Checkpoint, calibration: Calibration, done: Done,
     return float(np.square(difference).mean() / np.square(right - right.mean(axis=0)).mean())
 
 
-def test_every_group_is_planned_and_stored_in_both_dialects(
+def test_every_group_is_quantized_and_stored_in_both_dialects(
     checkpoint: Checkpoint, done: tuple[Done, Done], make_recipe: MakeRecipe
 ) -> None:
     groups = all_groups(checkpoint.config)
@@ -95,8 +95,8 @@ def test_every_group_is_planned_and_stored_in_both_dialects(
     for of, name in zip(done, FOR_CPUS, strict=True):
         assert sorted(of.stored) == sorted(f"{linear}.weight" for linear in linears)
         assert {array.dtype for array in of.stored.values()} == {np.dtype(np.int8)}
-        for plan in of.plans.values():
-            assert set(plan.inputs) == set(plan.outcomes) == set(groups)
+        for parts in of.graphs.values():
+            assert set(parts.inputs) == set(parts.results) == set(groups)
             for linear in linears:
                 n_in, n_out = of.stored[f"{linear}.weight"].shape
                 expected = dict(zip(("out", "in"), checkpoint.tensors[f"{linear}.weight"].shape, strict=True))
@@ -104,27 +104,28 @@ def test_every_group_is_planned_and_stored_in_both_dialects(
                     side = "out" if linear.endswith("up") else "in"
                     expected[side] += n_copies(make_recipe(name), "layer.0.ffn.down", checkpoint.config.ffn_size)
                 assert {"out": n_out, "in": n_in} == expected
-                assert plan.vectors[f"{linear}.bias"].shape == plan.vectors[f"{linear}.weight.scale"].shape == (n_out,)
-            assert all(vector.dtype == np.float32 for vector in plan.vectors.values())
+                for vector in ("bias", "weight.scale"):
+                    assert parts.vectors[f"{linear}.{vector}"].shape == (n_out,)
+            assert all(vector.dtype == np.float32 for vector in parts.vectors.values())
 
 
 def test_modes_are_the_recipes(done: tuple[Done, Done], make_recipe: MakeRecipe) -> None:
     for of, recipe in zip(done, map(make_recipe, FOR_CPUS), strict=True):
-        for dialect, plan in of.plans.items():
-            assert all(how.mode is recipe.mode(dialect, group) for group, how in plan.inputs.items())
+        for dialect, parts in of.graphs.items():
+            assert all(how.mode is recipe.mode(dialect, group) for group, how in parts.inputs.items())
 
 
-def test_the_attentions_migration_becomes_part_of_the_values(
+def test_the_attentions_smoothing_becomes_part_of_the_values(
     checkpoint: Checkpoint, calibration: Calibration, done: tuple[Done, Done], make_recipe: MakeRecipe
 ) -> None:
     (without_transforms,) = quantize(checkpoint, calibration, make_recipe(head_transforms=False))
     for of in (*done, without_transforms):
-        for plan in of.plans.values():
-            folded = [how for group, how in plan.inputs.items() if group.endswith("attention.output")]
+        for parts in of.graphs.values():
+            folded = [how for group, how in parts.inputs.items() if group.endswith("attention.output")]
             assert all(how.multiplier is None and how.shift is None for how in folded)
-    for plan in without_transforms.plans.values():
-        outcomes = [found for group, found in plan.outcomes.items() if group.endswith("attention.output")]
-        assert any(outcome.migration is not None for outcome in outcomes)
+    for parts in without_transforms.graphs.values():
+        results = [found for group, found in parts.results.items() if group.endswith("attention.output")]
+        assert any(result.alpha is not None for result in results)
     assert relative_error(checkpoint, calibration, without_transforms, 0) < 2e-3
 
 
@@ -133,11 +134,11 @@ def test_what_is_exact_lessens_the_errors_and_is_not_what_they_are_compared_with
 ) -> None:
     (without,) = quantize(checkpoint, calibration, make_recipe("precise", head_transforms=False, split_channel_share=0))
     for dialect in PADDED_DIALECTS:
-        outcomes, others = (of.plans[dialect].outcomes for of in (done[1], without))
-        outputs = [group for group in outcomes if group.endswith("attention.output")]
-        assert sum(outcomes[g].errors.final for g in outputs) < 0.9 * sum(others[g].errors.final for g in outputs)
-        for group, outcome in outcomes.items():
-            assert outcome.errors.plain == pytest.approx(others[group].errors.plain), group
+        results, others = (of.graphs[dialect].results for of in (done[1], without))
+        outputs = [group for group in results if group.endswith("attention.output")]
+        assert sum(results[g].errors.final for g in outputs) < 0.9 * sum(others[g].errors.final for g in outputs)
+        for group, result in results.items():
+            assert result.errors.plain == pytest.approx(others[group].errors.plain), group
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -156,21 +157,21 @@ def test_two_recipes_in_one_run_are_what_each_is_alone(
     together = done[1]
     for name, array in alone.stored.items():
         assert np.array_equal(together.stored[name], array), name
-    for dialect, plan in alone.plans.items():
-        for name, vector in plan.vectors.items():
-            assert np.array_equal(together.plans[dialect].vectors[name], vector), name
+    for dialect, parts in alone.graphs.items():
+        for name, vector in parts.vectors.items():
+            assert np.array_equal(together.graphs[dialect].vectors[name], vector), name
 
 
 def test_another_seed_samples_other_tokens(
     checkpoint: Checkpoint, calibration: Calibration, done: tuple[Done, Done], make_recipe: MakeRecipe
 ) -> None:
     (other,) = quantize(checkpoint, calibration, make_recipe(), seed=1)
-    vectors, others = (of.plans[Dialect.FUSED].vectors for of in (done[0], other))
+    vectors, others = (of.graphs[Dialect.FUSED].vectors for of in (done[0], other))
     assert any(not np.array_equal(vectors[name], others[name]) for name in vectors)
 
 
 def test_groups_left_in_float(checkpoint: Checkpoint, calibration: Calibration, make_recipe: MakeRecipe) -> None:
-    """By the user's wish in both dialects, by the recipe in one: there the folded migration must not be lost."""
+    """By the user's wish in both dialects, by the recipe in one: there the folded smoothing must not be lost."""
     both = frozenset({"layer.0.attention.output", "layer.0.attention.qkv"})
     modes = {
         Dialect.PORTABLE: {"*": ProductMode.STATIC},
@@ -178,7 +179,7 @@ def test_groups_left_in_float(checkpoint: Checkpoint, calibration: Calibration, 
     }
     (of,) = quantize(checkpoint, calibration, make_recipe(modes=modes), floats=both)
     for group in both:
-        assert all(plan.inputs[group].mode is ProductMode.FLOAT for plan in of.plans.values())
+        assert all(parts.inputs[group].mode is ProductMode.FLOAT for parts in of.graphs.values())
         for linear in linears_of(group):
             expected = layer_tensors(checkpoint, 0)[f"{linear}.weight"]
             assert np.array_equal(of.stored[f"{linear}.weight{FLOAT_SUFFIX}"], expected)
@@ -186,18 +187,18 @@ def test_groups_left_in_float(checkpoint: Checkpoint, calibration: Calibration, 
     assert {"layer.2.attention.key.weight", "layer.2.attention.key.weight.float"} <= of.stored.keys()
     for layer in (0, 2):
         assert relative_error(checkpoint, calibration, of, layer) < 2e-3
-    outcomes = of.plans[Dialect.FUSED].outcomes
-    assert "layer.2.attention.output" not in outcomes
-    assert "layer.2.ffn.up" in outcomes
+    results = of.graphs[Dialect.FUSED].results
+    assert "layer.2.attention.output" not in results
+    assert "layer.2.ffn.up" in results
 
 
 def test_progress_counts_layers(checkpoint: Checkpoint, calibration: Calibration, make_recipe: MakeRecipe) -> None:
     calls: list[tuple[int, int]] = []
-    job = QuantizationJob(
+    job = RecipeRun(
         recipe=make_recipe(modes={dialect: {"*": ProductMode.FLOAT} for dialect in PADDED_DIALECTS}),
         activation=Activation.UINT8,
         store=lambda name, array: None,
-        plans={Dialect.FUSED: DialectPlan()},
+        graphs={Dialect.FUSED: GraphParts()},
     )
     quantize_model(
         checkpoint,

@@ -24,10 +24,10 @@ INT8, FP8 = Precision.INT8, Precision.FP8
 
 def test_int8_is_by_every_recipe_and_fp8_by_those_for_tensorrt() -> None:
     options = QuantizationOptions(recipes=(FAST, TENSORRT))
-    assert options.jobs((INT8, FP8)) == [(INT8, FAST), (INT8, TENSORRT), (FP8, TENSORRT)]
-    assert options.jobs((Precision.FP32, INT8)) == [(INT8, FAST), (INT8, TENSORRT)]
+    assert options.precisions_and_recipes((INT8, FP8)) == [(INT8, FAST), (INT8, TENSORRT), (FP8, TENSORRT)]
+    assert options.precisions_and_recipes((Precision.FP32, INT8)) == [(INT8, FAST), (INT8, TENSORRT)]
     with pytest.raises(UsageError, match="fp8 is for TensorRT alone, and fast is not: add --recipe tensorrt"):
-        QuantizationOptions(recipes=(FAST,)).jobs((FP8,))
+        QuantizationOptions(recipes=(FAST,)).precisions_and_recipes((FP8,))
 
 
 def test_numbers_follow_from_precision_and_recipe() -> None:
@@ -65,3 +65,21 @@ def test_a_recipe_around_fp16_is_for_the_portable_dialect_alone() -> None:
     data["modes"] = {"portable": {"*": "group"}}
     with pytest.raises(UsageError, match="scales a group are found by OpenVINO, not by TensorRT"):
         parse_recipe(json.dumps(data), where="x")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"recipes": ()}, "no recipe"),
+        ({"recipes": (FAST, load_recipe("precise"), FAST)}, "several recipes are called fast: engines are named"),
+        ({"min_cosine": 1}, "min_cosine: expected a number between 0 and 1, got 1"),
+        ({"min_cosine": 0}, "min_cosine: expected"),
+        ({"min_cosine": float("nan")}, "min_cosine: expected"),
+        ({"max_float_share": -0.1}, "max_float_share: expected a number from 0 to 1, got -0.1"),
+        ({"max_float_share": float("nan")}, "max_float_share: expected"),
+    ],
+)
+def test_wishes_that_mean_nothing_are_refused(changes: dict[str, object], said: str) -> None:
+    wishes: dict[str, object] = {"recipes": (FAST,)} | changes
+    with pytest.raises(UsageError, match=said):
+        QuantizationOptions(**wishes)  # type: ignore[arg-type]

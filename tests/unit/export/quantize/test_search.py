@@ -78,7 +78,7 @@ def quantize(
 def computed(x: Floats, result: GroupResult, dialect: Dialect) -> Floats:
     """What an engine gives for `x`: float32 `(tokens, out)`."""
     how = result.inputs[dialect]
-    z = x / result.migration.scale
+    z = x / result.smoothing.scale
     if how.shift is not None:
         z = z + how.shift
     y: Floats = quantized(z, how, 32) @ (result.weight.astype(np.float32) * result.weight_scale) + result.bias[dialect]
@@ -117,32 +117,32 @@ def test_the_errors_told_are_those_of_what_is_handed_out(
 def test_each_step_gains(modes: dict[Dialect, ProductMode]) -> None:
     weight, bias = layer()
     result = quantize(tokens(), weight, bias, modes=modes)
-    assert result.migration.alpha in FEW.smoothquant_alphas
+    assert result.smoothing.alpha in FEW.smoothquant_alphas
     for errors in result.errors.values():
-        assert errors.final < errors.migrated < errors.plain / 4
+        assert errors.final < errors.smoothed < errors.plain / 4
 
 
 def test_a_plain_recipe_is_plain() -> None:
     weight, bias = layer()
     result = quantize(tokens(), weight, bias, recipe=PLAIN)
-    assert result.migration.alpha is None
-    assert np.all(result.migration.scale == 1)
+    assert result.smoothing.alpha is None
+    assert np.all(result.smoothing.scale == 1)
     for dialect in PADDED_DIALECTS:
         assert result.inputs[dialect].shift is None
         assert np.array_equal(result.bias[dialect], bias)
         errors = result.errors[dialect]
-        assert errors.plain == pytest.approx(errors.final) == pytest.approx(errors.migrated)
+        assert errors.plain == pytest.approx(errors.final) == pytest.approx(errors.smoothed)
 
 
-def test_migration_is_chosen_by_the_error_and_may_be_none() -> None:
-    """Channels all alike, weights of very different rows: a migration could only harm."""
+def test_smoothing_is_chosen_by_the_error_and_may_be_none() -> None:
+    """Channels all alike, weights of very different rows: a smoothing could only harm."""
     x = tokens(outliers=False)
     weight, bias = layer()
     weight[::2] *= np.float32(100)
     harmful = dataclasses.replace(PLAIN, smoothquant_alphas=(0.0,))
-    assert quantize(x, weight, bias, recipe=harmful).migration.alpha is None
+    assert quantize(x, weight, bias, recipe=harmful).smoothing.alpha is None
     assert (
-        quantize(tokens(), *layer(), recipe=dataclasses.replace(PLAIN, smoothquant_alphas=(0.5,))).migration.alpha
+        quantize(tokens(), *layer(), recipe=dataclasses.replace(PLAIN, smoothquant_alphas=(0.5,))).smoothing.alpha
         == 0.5
     )
 
@@ -167,7 +167,7 @@ def test_channels_are_moved_around_zero_where_the_dialect_may() -> None:
     result = quantize(x, weight, bias, recipe=recipe, modes=GROUP)
     shift = result.inputs[Dialect.PORTABLE].shift
     assert shift is not None
-    moved = x / result.migration.scale + shift
+    moved = x / result.smoothing.scale + shift
     assert np.abs(moved.min(axis=0) + moved.max(axis=0)).max() < 1e-3
     assert result.inputs[Dialect.FUSED].shift is None
 
@@ -178,7 +178,7 @@ def test_the_zero_of_scales_a_token_follows_the_range() -> None:
     for how in result.inputs.values():
         assert 0 < how.zero_point < 128
         assert how.least_reach * how.unit_scale * how.zero_point == pytest.approx(
-            -(x / result.migration.scale).min(), rel=1e-5
+            -(x / result.smoothing.scale).min(), rel=1e-5
         )
     assert all(how.zero_point == 128 for how in quantize(tokens(), weight, bias, modes=TOKEN).inputs.values())
 
@@ -213,4 +213,4 @@ def test_nothing_becomes_nan(case: str, modes: dict[Dialect, ProductMode]) -> No
         y = computed(x, result, dialect)
         assert np.abs(y - exact).max() <= 0.05 * np.abs(exact).max()
         assert all(np.isfinite(dataclasses.astuple(result.errors[dialect])))
-        assert np.all(np.isfinite(result.migration.scale))
+        assert np.all(np.isfinite(result.smoothing.scale))

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
-from mexma_export.bundle.pipeline import ExportPlan, export
+from mexma_export.bundle.pipeline import export
+from mexma_export.bundle.request import ExportRequest
 from mexma_export.checkpoint.sources import resolve_source
 from mexma_export.targets.triton import (
     IDS,
@@ -40,7 +41,7 @@ class Served:
     """A bundle's model as Triton's onnxruntime backend loads it."""
 
     def __init__(self, checkpoint: Path, folder: Path) -> None:
-        plan = ExportPlan(
+        plan = ExportRequest(
             out=folder / "bundle", precisions=(Precision.FP32,), dialects=(Dialect.FUSED,), check_parity=False
         )
         export(resolve_source(str(checkpoint)), plan)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mexma_runtime.backends.support import BACKENDS, device_for, requirements
+from mexma_runtime.backends.support import BACKENDS, device_for, required_versions
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.errors import UsageError
@@ -20,7 +20,7 @@ def engine(bundle_folder: Path) -> EngineEntry:
 
 
 def like(engine: EngineEntry, dialect: Dialect, precision: Precision, around: Precision = FP32) -> EngineEntry:
-    requires = requirements(dialect, precision, around=around)
+    requires = required_versions(dialect, precision, around=around)
     return dataclasses.replace(engine, dialect=dialect, precision=precision, requires=requires)
 
 
@@ -43,12 +43,12 @@ def like(engine: EngineEntry, dialect: Dialect, precision: Precision, around: Pr
 def test_an_engine_is_for_those_that_run_it_faithfully(
     dialect: Dialect, precision: Precision, around: Precision, has_groups: bool, expected: set[str]
 ) -> None:
-    assert requirements(dialect, precision, around=around, has_groups=has_groups).keys() == expected
+    assert required_versions(dialect, precision, around=around, has_groups=has_groups).keys() == expected
 
 
 def test_the_least_version_is_that_of_the_device_that_asks_for_the_least() -> None:
-    assert requirements(Dialect.FUSED, FP16) == {"onnxruntime": "1.20.1"}
-    assert requirements(Dialect.PACKED, FP16) == {"onnxruntime": "1.31"}
+    assert required_versions(Dialect.FUSED, FP16) == {"onnxruntime": "1.20.1"}
+    assert required_versions(Dialect.PACKED, FP16) == {"onnxruntime": "1.31"}
 
 
 def test_a_backend_runs_what_the_table_says_and_the_manifest_too(engine: EngineEntry) -> None:

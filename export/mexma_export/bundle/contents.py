@@ -1,0 +1,92 @@
+"""What a bundle's manifest says: of the checkpoint that all its engines share, and with more engines."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Iterable
+from pathlib import Path
+
+from mexma_export.checkpoint.checkpoint import Checkpoint
+from mexma_runtime.bundle.bundle import sha256_of
+from mexma_runtime.bundle.manifest import SCHEMA, EngineEntry, FileEntry, Manifest, ModelEntry, TextEntry
+from mexma_runtime.errors import BundleError
+
+
+def manifest_of(checkpoint: Checkpoint, *, weights_sha256: str, tokenizer: FileEntry) -> Manifest:
+    """The manifest of a bundle of `checkpoint` that has no engines yet."""
+    config, settings, source = checkpoint.config, checkpoint.settings, checkpoint.source
+    return Manifest(
+        schema=SCHEMA,
+        writer=f"mexma-runtime {_version()}",
+        model=ModelEntry(
+            id=source.model_id,
+            revision=source.revision,
+            weights_sha256=weights_sha256,
+            family=config.family,
+            n_layers=config.n_layers,
+            hidden_size=config.hidden_size,
+            n_heads=config.n_heads,
+            vocab_size=config.vocab_size,
+        ),
+        pooling=settings.pooling,
+        normalize=settings.normalize,
+        text=TextEntry(
+            tokenizer=tokenizer.name,
+            max_tokens=settings.max_tokens,
+            max_tokens_source=settings.max_tokens_source,
+            lower_case=settings.lower_case,
+            padding_id=config.padding_id,
+            position_scheme=config.position_scheme,
+            prompts=settings.prompts,
+            default_prompt_name=settings.default_prompt_name,
+        ),
+        files=[tokenizer],
+        engines=[],
+    )
+
+
+def tokenizer_entry(path: Path) -> FileEntry:
+    """The tokenizer.json at `path` as a file of the bundle: byte for byte, under a name of its content."""
+    sha256 = sha256_of(path)
+    return FileEntry(name=f"tokenizer.{sha256[:16]}.json", sha256=sha256, size=path.stat().st_size)
+
+
+def with_engines(manifest: Manifest, engines: Iterable[EngineEntry], files: Iterable[FileEntry]) -> Manifest:
+    """`manifest` with `engines` added or put in place of those of the same name, and only the files that are needed."""
+    by_name = {engine.name: engine for engine in [*manifest.engines, *engines]}
+    ordered = [by_name[name] for name in sorted(by_name)]
+    needed = {manifest.text.tokenizer} | {file for e in ordered for file in (e.file, *e.weights)}
+    there = {entry.name: entry for entry in [*manifest.files, *files] if entry.name in needed}
+    return dataclasses.replace(manifest, engines=ordered, files=[there[name] for name in sorted(there)])
+
+
+def require_same_checkpoint(folder: Path, there: Manifest, here: Manifest) -> None:
+    """BundleError unless the bundle in `folder`, `there`, and a checkpoint, `here`, are of one vector space.
+
+    They are of the same weights and tokenizer, and read texts and pool vectors in the same way.
+    """
+    pairs = {
+        "weights": (there.model.weights_sha256, here.model.weights_sha256),
+        "tokenizer": (there.text.tokenizer, here.text.tokenizer),
+        "pooling": (there.pooling.value, here.pooling.value),
+        "normalisation": (there.normalize.value, here.normalize.value),
+        "most tokens": (there.text.max_tokens, here.text.max_tokens),
+        "lower case": (there.text.lower_case, here.text.lower_case),
+        "prompts": (there.text.prompts, here.text.prompts),
+        "default prompt": (there.text.default_prompt_name, here.text.default_prompt_name),
+    }
+    if differing := [f"{what} {a} there, {b} here" for what, (a, b) in pairs.items() if a != b]:
+        raise BundleError(
+            folder,
+            f"holds a bundle of {there.model.id}, and this checkpoint ({here.model.id}) differs: "
+            f"{'; '.join(differing)}. Name the checkpoint that it was made from (its tokenizer by --tokenizer), or "
+            "export this one into another folder",
+        )
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("mexma-runtime")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed but run from its source"
