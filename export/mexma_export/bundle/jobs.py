@@ -15,7 +15,7 @@ from mexma_export.graph.linear_groups import all_groups, n_multiplications
 from mexma_export.graph.weights import weights_bytes
 from mexma_export.quantize.channel_splitting import n_copies
 from mexma_export.quantize.recipe import Recipe
-from mexma_runtime.bundle.manifest import GROUP_STEP, EngineEntry, ProductMode
+from mexma_runtime.bundle.manifest import GROUP_STEP, EngineEntry
 from mexma_runtime.errors import UsageError
 from mexma_runtime.types import Dialect, Precision
 
@@ -141,7 +141,7 @@ def group_size(recipe: Recipe, config: ModelConfig) -> int:
     widths = {
         ffn + n_copies(recipe, group, ffn) if group.endswith("ffn.down") else config.hidden_size
         for group in all_groups(config)
-        if recipe.mode(Dialect.PORTABLE, group) is ProductMode.GROUP
+        if recipe.has_groups(group)
     }
     return recipe.group_size_for(*widths) if widths else 0
 

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from mexma_export.quantize.recipe import Recipe
 from mexma_export.quantize.statistics import InputStatistics
-from mexma_runtime.bundle.manifest import ProductMode
-from mexma_runtime.types import Dialect
 
 STEP, TENSOR_CORE_STEP = 8, 32
 """Channels are added by multiples: kernels like even sizes, those of a GPU in 8 bits want 16 or 32."""
@@ -27,7 +25,7 @@ def n_copies(recipe: Recipe, group: str, n_channels: int) -> int:
     wanted = recipe.split_channel_share * n_channels
     if recipe.is_for_tensorrt:
         return round(wanted / TENSOR_CORE_STEP) * TENSOR_CORE_STEP
-    if recipe.mode(Dialect.PORTABLE, group) is not ProductMode.GROUP:
+    if not recipe.has_groups(group):
         return round(wanted / STEP) * STEP
     step = recipe.group_size_for(n_channels)
     return math.ceil(wanted / step) * step

@@ -179,7 +179,7 @@ class _Layer:
         counts = count_copies(statistics, n_more)
         channels = np.repeat(np.arange(len(counts)), counts)
         copies = counts[channels].astype(np.float32)
-        if self._recipe.mode(Dialect.PORTABLE, down) is ProductMode.GROUP:
+        if self._recipe.has_groups(down):
             order = arranged(
                 statistics.sample[:, channels],
                 statistics.sample_share,

@@ -96,6 +96,10 @@ class Recipe:
         fitting = [mode for pattern, mode in self.modes[dialect].items() if fnmatchcase(group, pattern)]
         return fitting[-1]
 
+    def has_groups(self, group: str) -> bool:
+        """Whether channels of `group` share scales by groups, as they may in the portable dialect alone."""
+        return Dialect.PORTABLE in self.modes and self.mode(Dialect.PORTABLE, group) is ProductMode.GROUP
+
     def group_size_for(self, *widths: int) -> int:
         """Channels that share a scale where products read `widths`: as many of `group_size` as divide all."""
         return math.gcd(self.group_size, *widths)

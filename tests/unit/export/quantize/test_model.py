@@ -162,6 +162,16 @@ def test_two_recipes_in_one_run_are_what_each_is_alone(
             assert np.array_equal(together.graphs[dialect].vectors[name], vector), name
 
 
+def test_a_recipe_may_be_of_one_dialect(
+    checkpoint: Checkpoint, calibration: Calibration, done: tuple[Done, Done], make_recipe: MakeRecipe
+) -> None:
+    """`fast` has no groups of channels, so it is in the fused dialect what it is in both."""
+    modes = {Dialect.FUSED: make_recipe().modes[Dialect.FUSED]}
+    (alone,) = quantize(checkpoint, calibration, make_recipe(modes=modes), dialects=(Dialect.FUSED,))
+    assert alone.stored.keys() == done[0].stored.keys()
+    assert relative_error(checkpoint, calibration, alone, 0) < 2e-3
+
+
 def test_another_seed_samples_other_tokens(
     checkpoint: Checkpoint, calibration: Calibration, done: tuple[Done, Done], make_recipe: MakeRecipe
 ) -> None:
