@@ -5,25 +5,21 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypedDict, Unpack, overload
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from mexma_runtime.backends import choose, open_backends, resolve_backend_options
 from mexma_runtime.backends.base import Backend
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
-from mexma_runtime.call.execution import PendingBatches, check_ids
-from mexma_runtime.call.flow import Flow
+from mexma_runtime.call.execution import Execution, check_ids
 from mexma_runtime.call.options import EncodeOptions, listed, resolve_options
-from mexma_runtime.call.scheduler import CancelSignal, Scheduler
+from mexma_runtime.call.scheduler import Call, CancelSignal, Scheduler
 from mexma_runtime.device_vectors import DeviceRows
 from mexma_runtime.errors import EncoderClosedError, InputError, TruncationWarning, UsageError
 from mexma_runtime.info import EncoderInfo, Times, describe
@@ -72,7 +68,8 @@ class Encoder:
             lower_case=text.lower_case,
             max_whole_chars=options.get("max_whole_chars", MAX_WHOLE_CHARS),
         )
-        self._flow = Flow(bundle.manifest, TextTokenizer(bundle.path(text.tokenizer), spec), backend)
+        tokenizer = TextTokenizer(bundle.path(text.tokenizer), spec)
+        self._execution = Execution(tokenizer, backend, dim=bundle.manifest.dim)
         self._scheduler = Scheduler(max_waiting=options.get("max_waiting", MAX_WAITING))
         self._info = describe(bundle, engine, backend.info)
         self._process = os.getpid()
@@ -149,7 +146,9 @@ class Encoder:
     @property
     def times(self) -> Times:
         """Where the time went since the encoder was loaded, all calls together."""
-        return Times(tokenize_s=self._flow.tokenize_s, copy_s=self._backend.copy_s, compute_s=self._backend.compute_s)
+        return Times(
+            tokenize_s=self._execution.tokenize_s, copy_s=self._backend.copy_s, compute_s=self._backend.compute_s
+        )
 
     @overload
     def encode(
@@ -239,22 +238,12 @@ class Encoder:
         shape = (self._info.dim,) if isinstance(sentences, str) else (len(texts), self._info.dim)
         on_device = self._backend.device_vectors(shape) if output else None
         vectors = rows_to_fill(out, len(texts), self._info.dim) if on_device is None else on_device.rows
-        n_done = n_truncated = 0
         progress = progress_bars() if show_progress_bar else nullcontext()
-        with (
-            self._scheduler.call(timeout_s=timeout, cancel=cancel) as call,
-            self._flow.pending() as pending,
-            progress as report,
-        ):
-            for tokens in self._flow.tokenized(texts, options, call):
-                rows = vectors[n_done : n_done + len(tokens.ragged)]
-                on_rows = report and functools.partial(_report_rows, report, n_done, len(texts))
-                self._flow.embed(tokens.ragged, rows, options, call, pending, on_rows)
-                n_done += len(rows)
-                n_truncated += int(tokens.truncated.sum())
-            pending.finish()
+        with progress as report, self._call(timeout, cancel) as call:
+            on_rows = report and functools.partial(_report_rows, report, len(texts))
+            n_truncated = self._execution.embed_texts(texts, vectors, options, call, on_rows)
         if n_truncated:
-            warnings.warn(self._truncation(n_truncated, n_done), stacklevel=2)
+            warnings.warn(self._truncation(n_truncated, len(texts)), stacklevel=2)
         if isinstance(vectors, DeviceRows):
             return on_device
         result = vectors[0] if isinstance(sentences, str) else vectors
@@ -314,8 +303,8 @@ class Encoder:
         options = resolve_options(self._manifest, normalize=normalize_embeddings, batch_size=batch_size)
         check_ids(ragged, self._manifest)
         vectors = rows_to_fill(out, len(ragged), self._info.dim)
-        with self._scheduler.call(timeout_s=timeout, cancel=cancel) as call, self._flow.pending() as pending:
-            self._flow.embed(ragged, vectors, options, call, pending)
+        with self._call(timeout, cancel) as call:
+            self._execution.embed_ids(ragged, vectors, options, call)
         return vectors
 
     def tokenize(
@@ -329,7 +318,7 @@ class Encoder:
         """The ids that `encode` computes with, for `encode_ids`, and which texts were truncated."""
         self._check_process()
         options = resolve_options(self._manifest, prompt_name=prompt_name, prompt=prompt, truncate=truncate)
-        return self._flow.tokenize(listed(sentences), options)
+        return self._execution.tokenize(listed(sentences), options)
 
     def warmup(self, lengths: Iterable[int] = (8, 32, 128), batch_size: int = 1) -> None:
         """Run a batch of each length, so that no later call is the first; lengths over `info.max_tokens` are cut."""
@@ -366,22 +355,16 @@ class Encoder:
         self, sentences: Iterator[str], window: int, options: EncodeOptions, cancel: CancelSignal | None
     ) -> Generator[Vectors, None, None]:
         n_done = n_truncated = 0
-        windows = iter(lambda: list(islice(sentences, window)), [])
-        started: deque[tuple[Vectors, int]] = deque()
-        with self._scheduler.call(cancel=cancel) as call, self._flow.pending() as pending:
-            for tokens in self._flow.tokenized_windows(windows, options, call):
-                vectors = np.empty((len(tokens.ragged), self._info.dim), dtype=np.float32)
-                self._flow.embed(tokens.ragged, vectors, options, call, pending)
-                started.append((vectors, pending.n_started))
+        with self._call(None, cancel) as call:
+            for vectors, n_cut in self._execution.embed_windows(sentences, window, options, call):
                 n_done += len(vectors)
-                n_truncated += int(tokens.truncated.sum())
-                # On a device, one window is under way while the vectors of those before it are taken.
-                while started and (len(started) > 1 or pending.is_finished(started[0][1])):
-                    yield from _taken(*started.popleft(), pending)
-            while started:
-                yield from _taken(*started.popleft(), pending)
+                n_truncated += n_cut
+                yield from (row.copy() for row in vectors)  # keeping one does not keep its window
         if n_truncated:
             warnings.warn(self._truncation(n_truncated, n_done), stacklevel=2)
+
+    def _call(self, timeout_s: float | None, cancel: CancelSignal | None) -> Call:
+        return self._scheduler.call(timeout_s=timeout_s, cancel=cancel, max_pending=self._backend.info.n_pending)
 
     def _truncation(self, n_truncated: int, n_texts: int) -> TruncationWarning:
         return TruncationWarning(
@@ -398,11 +381,5 @@ class Encoder:
             )
 
 
-def _taken(vectors: Vectors, n_batches: int, pending: PendingBatches) -> Iterator[Vectors]:
-    """The rows of a window once its batches are done; copies, so that keeping one does not keep its window."""
-    pending.finish(n_batches)
-    yield from (row.copy() for row in vectors)
-
-
-def _report_rows(report: Progress, n_before: int, n_texts: int, n_rows: int) -> None:
-    report("embed", n_before + n_rows, n_texts)
+def _report_rows(report: Progress, n_texts: int, n_rows: int) -> None:
+    report("embed", n_rows, n_texts)

@@ -122,7 +122,9 @@ def test_every_bucket_gives_what_no_bucket_gives(bundle: Path, engine: str) -> N
         def run(batch: Ragged, shape: Any) -> Vectors:
             out = np.empty((len(batch), encoder.info.dim), dtype=np.float32)
             backend._worker.run(
-                lambda: engine_of_device.launch(batch, out, normalize=False, shape=shape).finish(),
+                lambda: engine_of_device.launch(
+                    batch, out, engine_of_device.place(batch, shape), normalize=False
+                ).finish(),
             )
             return out
 

@@ -35,6 +35,8 @@ class BackendInfo:
     processor: str
     """The processor and the instruction sets that the library uses of it."""
     policy: BatchPolicy
+    normalizes: bool = False
+    """Whether the engine itself gives vectors length 1 where `start` is told to."""
     n_pending: int = 1
     """Batches that a caller may have started and not finished."""
     n_graphs: int = 0
@@ -60,7 +62,8 @@ class Backend(Protocol):
 
     def start(self, batch: Ragged, out: Vectors | DeviceRows, *, normalize: bool) -> Finish:
         """Embed `batch` (n sentences, none of them empty) into `out`: float32 `(n, dim)`, C-contiguous, the caller's,
-        or rows of `device_vectors`; row i is sentence i's pooled vector, of length 1 if `normalize`.
+        or rows of `device_vectors`; row i is sentence i's pooled vector, of length 1 if `normalize`, which is for
+        those alone whose `info.normalizes`.
 
         `out` is filled when the Finish that is returned has been called; until then it must not be touched.
         """

@@ -1,11 +1,13 @@
-"""The way of token ids through an engine: checked, planned, started in turns, written into the caller's rows."""
+"""The way of one call: texts to ids, ahead of the engine; ids to batches, started in turns; rows to their length."""
 
 from __future__ import annotations
 
 import functools
+import threading
+import time
 from collections import deque
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,113 +15,142 @@ from numpy.typing import NDArray
 from mexma_runtime.backends.base import Backend, Finish
 from mexma_runtime.batching import plan_batches
 from mexma_runtime.bundle.manifest import Manifest
+from mexma_runtime.call.options import EncodeOptions, require_texts
+from mexma_runtime.call.prefetch import run_ahead
 from mexma_runtime.call.scheduler import Call
 from mexma_runtime.device_vectors import DeviceRows
 from mexma_runtime.errors import InputError
+from mexma_runtime.text.tokenizer import TextTokenizer, Tokenized
 from mexma_runtime.types import Ragged, Vectors
+from mexma_runtime.vectors import normalize_rows
+
+INLINE_TEXTS = 64
+"""So many texts are tokenized at once, without a thread."""
+WINDOW_TEXTS = 4096
+"""Texts that are planned together: enough for full batches of equal length."""
+
+OnRows = Callable[[int], None]
+"""Called with the number of rows that are done."""
 
 
-class PendingBatches:
-    """The batches of one call that were started and are not finished, at most `limit`, the oldest first.
+class Execution:
+    """Joins a tokenizer and a backend; holds nothing of any one call, so that calls may run side by side."""
 
-    Leaving the context finishes all, whatever has happened: they write into the caller's memory.
-    """
+    def __init__(self, tokenizer: TextTokenizer, backend: Backend, *, dim: int) -> None:
+        self._tokenizer, self._backend, self._dim = tokenizer, backend, dim
+        self.tokenize_s = 0.0
+        self._adding = threading.Lock()
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._pending: deque[Finish] = deque()
-        self._n_finished = 0
+    def tokenize(self, texts: Sequence[str], options: EncodeOptions, first_index: int = 0) -> Tokenized:
+        """The ids of `texts`, which are str; errors count them from `first_index`."""
+        start_s = time.perf_counter()
+        prompted = [options.prompt + text for text in texts] if options.prompt else texts
+        tokens = self._tokenizer.encode(prompted, truncate=options.truncate, first_index=first_index)
+        with self._adding:
+            self.tokenize_s += time.perf_counter() - start_s
+        return tokens
 
-    @property
-    def n_started(self) -> int:
-        """Batches so far."""
-        return self._n_finished + len(self._pending)
+    def embed_texts(
+        self,
+        texts: Sequence[str],
+        out: Vectors | DeviceRows,
+        options: EncodeOptions,
+        call: Call,
+        on_rows: OnRows | None = None,
+    ) -> int:
+        """Write the vector of each of `texts`, which are str, into its row of `out`, `(n, dim)`.
 
-    def add(self, finish: Finish) -> None:
-        """One more; waits until there are no more than `limit`, and where that is 1 for this one too."""
-        self._pending.append(finish)
-        while len(self._pending) > (self._limit if self._limit > 1 else 0):
-            self._finish_one()
+        Returns how many were cut. Raises what `Call.turn` raises; `on_rows` is called as each batch is done.
+        """
+        n_done = n_truncated = 0
+        for tokens in self._tokenized(texts, options, call):
+            rows = out[n_done : n_done + len(tokens.ragged)]
+            self._start(tokens.ragged, rows, options, call, on_rows and functools.partial(_add, on_rows, n_done))
+            n_done += len(rows)
+            n_truncated += int(tokens.truncated.sum())
+        call.pending.finish()
+        return n_truncated
 
-    def finish(self, n_batches: int | None = None) -> None:
-        """Finish the first `n_batches` that were ever started; None: all."""
-        while self._pending and (n_batches is None or self._n_finished < n_batches):
-            self._finish_one()
+    def embed_windows(
+        self, texts: Iterator[str], window: int, options: EncodeOptions, call: Call
+    ) -> Iterator[tuple[Vectors, int]]:
+        """Vectors of each `window` of texts, float32 `(n, dim)`, in order, and how many texts of it were cut.
 
-    def is_finished(self, n_batches: int) -> bool:
-        """Whether that has nothing to wait for."""
-        return self._n_finished >= n_batches
+        The next window is read and tokenized while one is computed. InputError where a text is not a str.
+        """
+        windows = iter(lambda: list(islice(texts, window)), [])
+        started: deque[tuple[Vectors, int, int]] = deque()
+        numbered = zip(count(step=window), windows, strict=False)
 
-    def __enter__(self) -> PendingBatches:
-        return self
+        def ids(numbered: tuple[int, list[str]]) -> Tokenized:
+            first_index, texts = numbered
+            return self.tokenize(require_texts(texts, first_index), options, first_index)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        for tokens in run_ahead(ids, numbered, call):
+            vectors = np.empty((len(tokens.ragged), self._dim), dtype=np.float32)
+            self._start(tokens.ragged, vectors, options, call)
+            started.append((vectors, call.pending.n_started, int(tokens.truncated.sum())))
+            # On a device, one window is under way while the vectors of those before it are taken.
+            while started and (len(started) > 1 or call.pending.is_finished(started[0][1])):
+                yield _finished(*started.popleft(), call)
+        while started:
+            yield _finished(*started.popleft(), call)
+
+    def embed_ids(self, ragged: Ragged, out: Vectors, options: EncodeOptions, call: Call) -> None:
+        """Write the vector of each sentence of ids into its row of `out`, `(n, dim)`."""
+        self._start(ragged, out, options, call)
+        call.pending.finish()
+
+    def _tokenized(self, texts: Sequence[str], options: EncodeOptions, call: Call) -> Iterable[Tokenized]:
+        """The ids of `texts`: of many in windows, one tokenized ahead in a thread."""
+        if len(texts) <= INLINE_TEXTS:
+            return (self.tokenize(texts, options),)
+        starts = range(0, len(texts), WINDOW_TEXTS)
+        return run_ahead(lambda i: self.tokenize(texts[i : i + WINDOW_TEXTS], options, i), starts, call)
+
+    def _start(
+        self,
+        ragged: Ragged,
+        out: Vectors | DeviceRows,
+        options: EncodeOptions,
+        call: Call,
+        on_rows: OnRows | None = None,
     ) -> None:
-        failure: Exception | None = None
-        while self._pending:
-            try:
-                self._finish_one()
-            except Exception as this:  # noqa: BLE001 - the others have to be finished all the same
-                failure = failure or this
-        if failure and error is None:
-            raise failure
+        """Start the batches of `ragged`, each in a turn of its own; all are done when `call.pending` says so."""
+        info = self._backend.info
+        in_graph = options.normalize and info.normalizes
+        scratch: Vectors | None = None
+        n_done = 0
 
-    def _finish_one(self) -> None:
-        finish = self._pending.popleft()
-        self._n_finished += 1
-        finish()
+        def finished(finish: Finish, rows: NDArray[np.int64], target: Vectors | DeviceRows, *, scatter: bool) -> None:
+            nonlocal n_done
+            finish()
+            if isinstance(target, np.ndarray) and isinstance(out, np.ndarray):
+                if options.normalize and not in_graph:
+                    normalize_rows(target)
+                if scatter:
+                    out[rows] = target
+            n_done += rows.size
+            if on_rows:
+                on_rows(n_done)
 
-
-def embed(
-    backend: Backend,
-    ragged: Ragged,
-    out: Vectors | DeviceRows,
-    call: Call,
-    pending: PendingBatches,
-    *,
-    normalize: bool,
-    max_rows: int | None = None,
-    on_rows: Callable[[int], None] | None = None,
-) -> None:
-    """Start batches that write the vector of each sentence of `ragged` into its row of `out`, `(n, dim)`.
-
-    All are done when `pending` says so. Takes a turn for each batch, so it raises what `Call.turn` raises; `on_rows`
-    is called as each is done, with the number of rows done so far.
-    """
-    info = backend.info
-    scratch: Vectors | None = None
-    n_done = 0
-
-    def finished(finish: Finish, rows: NDArray[np.int64], written: Vectors | None) -> None:
-        nonlocal n_done
-        finish()
-        if written is not None:
-            assert isinstance(out, np.ndarray)
-            out[rows] = written
-        n_done += rows.size
-        if on_rows:
-            on_rows(n_done)
-
-    for rows in plan_batches(ragged.lengths, info.policy, max_rows):
-        n_rows, first = rows.size, int(rows[0])
-        is_consecutive = n_rows == 1 or bool(np.all(np.diff(rows) == 1))
-        batch = ragged.part(first, first + n_rows) if is_consecutive else ragged.take(rows)
-        written: Vectors | None = None
-        if not is_consecutive:
-            # What is under way keeps its own.
-            assert isinstance(out, np.ndarray)
-            if scratch is None or len(scratch) < n_rows or info.n_pending > 1:
-                scratch = np.empty((n_rows, out.shape[1]), dtype=np.float32)
-            written = scratch[:n_rows]
-        with call.turn():
-            finish = backend.start(
-                batch, out[first : first + n_rows] if written is None else written, normalize=normalize
-            )
-        pending.add(functools.partial(finished, finish, rows, written))
+        for rows in plan_batches(ragged.lengths, info.policy, options.batch_size):
+            n_rows, first = rows.size, int(rows[0])
+            is_consecutive = n_rows == 1 or bool(np.all(np.diff(rows) == 1))
+            batch = ragged.part(first, first + n_rows) if is_consecutive else ragged.take(rows)
+            if is_consecutive:
+                target = out[first : first + n_rows]
+            else:
+                # What is under way keeps its own.
+                if scratch is None or len(scratch) < n_rows or info.n_pending > 1:
+                    scratch = np.empty((n_rows, self._dim), dtype=np.float32)
+                target = scratch[:n_rows]
+            with call.turn():
+                finish = self._backend.start(batch, target, normalize=in_graph)
+            call.pending.add(functools.partial(finished, finish, rows, target, scatter=not is_consecutive))
 
 
-def check_ids(ragged: Ragged, manifest: Manifest, *, first_index: int = 0) -> None:
+def check_ids(ragged: Ragged, manifest: Manifest) -> None:
     """Raise InputError, which names the sentence, for ids or lengths that the model has no rows for."""
     if not isinstance(ragged, Ragged):
         raise InputError(f"expected a Ragged, got {type(ragged).__name__}: Ragged.from_sequences makes one of lists")
@@ -128,10 +159,17 @@ def check_ids(ragged: Ragged, manifest: Manifest, *, first_index: int = 0) -> No
     bad_rows = np.flatnonzero((lengths < 1) | (lengths > max_tokens))
     if bad_rows.size:
         row = int(bad_rows[0])
-        raise InputError(f"expected 1 to {max_tokens} tokens, got {lengths[row]}", index=first_index + row)
+        raise InputError(f"expected 1 to {max_tokens} tokens, got {lengths[row]}", index=row)
     bad_ids = np.flatnonzero((ragged.ids < 0) | (ragged.ids >= vocab_size))
     if bad_ids.size:
         row = int(np.searchsorted(ragged.offsets, bad_ids[0], side="right")) - 1
-        raise InputError(
-            f"expected token ids from 0 to {vocab_size - 1}, got {ragged.ids[bad_ids[0]]}", index=first_index + row
-        )
+        raise InputError(f"expected token ids from 0 to {vocab_size - 1}, got {ragged.ids[bad_ids[0]]}", index=row)
+
+
+def _finished(vectors: Vectors, n_batches: int, n_truncated: int, call: Call) -> tuple[Vectors, int]:
+    call.pending.finish(n_batches)
+    return vectors, n_truncated
+
+
+def _add(on_rows: OnRows, n_before: int, n_rows: int) -> None:
+    on_rows(n_before + n_rows)

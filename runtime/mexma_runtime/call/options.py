@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from mexma_runtime.bundle.manifest import Manifest
 from mexma_runtime.errors import InputError, UsageError
@@ -49,13 +48,12 @@ def listed(sentences: Iterable[str]) -> list[str]:
     """The texts as a list; InputError where one is not a str, found before hours are spent on those in front of it."""
     if isinstance(sentences, (str, bytes, Mapping)) or not isinstance(sentences, Iterable):
         raise InputError(f"expected a sequence of str, got {type(sentences).__name__}")
-    texts = list(sentences)
-    for index, text in enumerate(texts):
+    return require_texts(list(sentences))
+
+
+def require_texts(texts: list[str], first_index: int = 0) -> list[str]:
+    """`texts`; InputError where one is not a str, counted from `first_index`."""
+    for index, text in enumerate(texts, first_index):
         if not isinstance(text, str):
             raise InputError(f"expected a str, got {type(text).__name__}", index=index)
     return texts
-
-
-def with_prompt(prompt: str, texts: list[Any]) -> list[Any]:
-    """Each text behind the prompt; what is not a str stays as it is, for the tokenizer to refuse by its index."""
-    return [prompt + text if isinstance(text, str) else text for text in texts] if prompt else texts

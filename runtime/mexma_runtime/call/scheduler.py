@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol, TypeAlias
 
+from mexma_runtime.call.pending import PendingBatches
 from mexma_runtime.errors import (
     EncodeCancelledError,
     EncoderBusyError,
@@ -49,9 +50,9 @@ class Scheduler:
         self._is_closed = False
         self._queue: deque[threading.Lock] = deque()
 
-    def call(self, *, timeout_s: float | None = None, cancel: CancelSignal | None = None) -> Call:
-        """A context manager that holds one place among the admitted calls."""
-        return Call(self, timeout_s=timeout_s, cancel=cancel)
+    def call(self, *, timeout_s: float | None = None, cancel: CancelSignal | None = None, max_pending: int = 1) -> Call:
+        """A context manager that holds one place among the admitted calls, and up to `max_pending` batches."""
+        return Call(self, timeout_s=timeout_s, cancel=cancel, max_pending=max_pending)
 
     def close(self) -> bool:
         """Wait for the running batch, then refuse all turns for good; False where it was closed already."""
@@ -116,14 +117,17 @@ class Scheduler:
 
 
 class Call:
-    """One admitted call: its deadline, its cancel signal and its turns."""
+    """One admitted call: its deadline, its cancel signal, its turns and its batches, all done when it is left."""
 
-    def __init__(self, scheduler: Scheduler, *, timeout_s: float | None, cancel: CancelSignal | None) -> None:
+    def __init__(
+        self, scheduler: Scheduler, *, timeout_s: float | None, cancel: CancelSignal | None, max_pending: int
+    ) -> None:
         self._scheduler = scheduler
         self._timeout_s = timeout_s
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._cancel = cancel
         self._error: BaseException | None = None
+        self.pending = PendingBatches(max_pending)
 
     def __enter__(self) -> Call:
         self._scheduler.enter()
@@ -132,7 +136,10 @@ class Call:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        failure = self.pending.finish_in_any_case()
         self._scheduler.leave()
+        if failure and error is None:
+            raise failure
 
     @contextmanager
     def turn(self) -> Iterator[None]:

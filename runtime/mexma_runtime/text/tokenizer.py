@@ -82,15 +82,12 @@ class TextTokenizer:
         return TextCutter(self._tokenizer, rules, step=self._whole_chars, max_whole_chars=self._max_whole_chars)
 
     def encode(self, texts: Sequence[str], *, truncate: bool = True, first_index: int = 0) -> Tokenized:
-        """Token ids of `texts`, special tokens included, at most `max_tokens` each.
+        """Token ids of `texts`, which are str, special tokens included, at most `max_tokens` each.
 
-        Errors give the position in `texts` plus `first_index`. InputError: not a str, not valid Unicode, or more than
+        Errors give the position in `texts` plus `first_index`. InputError: not valid Unicode, or more than
         `max_whole_chars` characters that cannot be cut.
         TextTooLongError: a text has too many tokens and `truncate` is False.
         """
-        for index, text in enumerate(texts, first_index):
-            if not isinstance(text, str):
-                raise InputError(f"expected a str, got {type(text).__name__}", index=index)
         long = {row for row, text in enumerate(texts) if len(text) > self._whole_chars}
         if long and self._cutter is not None:
             rows = self._cut(texts, long, self._cutter, first_index)

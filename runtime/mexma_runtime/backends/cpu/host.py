@@ -8,7 +8,6 @@ from mexma_runtime.backends.base import BackendInfo, Finish, done
 from mexma_runtime.device_vectors import DeviceRows
 from mexma_runtime.errors import UsageError
 from mexma_runtime.types import Ragged, Vectors
-from mexma_runtime.vectors import normalize_rows
 
 
 class HostBackend:
@@ -25,9 +24,8 @@ class HostBackend:
     def start(self, batch: Ragged, out: Vectors | DeviceRows, *, normalize: bool) -> Finish:
         """Embed `batch` now."""
         assert not isinstance(out, DeviceRows)
+        assert not normalize
         self.run(batch, out)
-        if normalize:
-            normalize_rows(out)
         return done
 
     def close(self) -> None:

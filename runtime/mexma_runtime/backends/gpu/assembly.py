@@ -88,6 +88,7 @@ def assemble(
             max_batch_rows=engine.capacity.n_sentences,
             grouping=Grouping.IN_ORDER if is_packed else Grouping.PADDED,
         ),
+        normalizes=layout_for(manifest, entry).normalizes,
         n_pending=N_STAGING_BUFFERS,
         n_graphs=len(engine.buckets),
         graph_bytes=engine.graph_bytes,
@@ -157,7 +158,8 @@ def check_batch_mates(engine: DeviceEngine, sentences: Ragged, *, dim: int, prec
     alone = np.empty((len(sentences), dim), dtype=np.float32)
     for row in range(len(sentences)):
         one = sentences.part(row, row + 1)
-        engine.launch(one, alone[row : row + 1], normalize=False, shape=engine.capacity).finish()
+        place = engine.place(one, engine.capacity)
+        engine.launch(one, alone[row : row + 1], place, normalize=False).finish()
     if engine.fits(sentences, engine.capacity):  # a plan may be for one sentence at a time
         _check(engine, engine.capacity, sentences, alone, precision=precision)
     return alone
@@ -180,7 +182,7 @@ def check_bucket(
 
 def _check(engine: DeviceEngine, shape: Shape, sentences: Ragged, expected: Vectors, *, precision: Precision) -> None:
     found = np.empty_like(expected)
-    engine.launch(sentences, found, normalize=False, shape=shape).finish()
+    engine.launch(sentences, found, engine.place(sentences, shape), normalize=False).finish()
     differences = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
     if not np.all(differences <= LARGEST_DIFFERENCE[precision]):
         raise EngineUnavailableError(

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from mexma_runtime.backends.base import BackendInfo, Finish
-from mexma_runtime.backends.gpu.engine import DeviceEngine, PendingBatch
+from mexma_runtime.backends.gpu.engine import DeviceEngine, PendingBatch, Place
 from mexma_runtime.backends.gpu.measuring import measure_buckets
 from mexma_runtime.batching import Grouping
 from mexma_runtime.bundle.tuning import Sample
@@ -43,9 +43,10 @@ class DeviceBackend:
 
     def start(self, batch: Ragged, out: Vectors | DeviceRows, *, normalize: bool) -> Finish:
         """Queue `batch`; small ones at once, since changing to the worker's thread takes longer than laying one out."""
-        if self._engine.has_graph(batch):
-            return functools.partial(self._finish, self._launch(batch, out, normalize))
-        future = self._worker.submit(self._launch, batch, out, normalize)
+        place = self._engine.place(batch)
+        if place.has_graph:
+            return functools.partial(self._finish, self._launch(batch, out, place, normalize))
+        future = self._worker.submit(self._launch, batch, out, place, normalize)
         return lambda: self._finish(future.result())
 
     def device_vectors(self, shape: tuple[int, ...]) -> DeviceVectors:
@@ -73,9 +74,9 @@ class DeviceBackend:
                 f"host ({error})"
             ) from error
 
-    def _launch(self, batch: Ragged, out: Vectors | DeviceRows, normalize: bool) -> list[PendingBatch]:
+    def _launch(self, batch: Ragged, out: Vectors | DeviceRows, place: Place, normalize: bool) -> list[PendingBatch]:
         try:
-            return [self._engine.launch(batch, out, normalize=normalize)]
+            return [self._engine.launch(batch, out, place, normalize=normalize)]
         except DeviceMemoryError as error:
             if len(batch) == 1:
                 raise DeviceMemoryError(
@@ -83,12 +84,11 @@ class DeviceBackend:
                     "encoder's memory_limit, load it with fewer graphs, or make room on the device; it stays usable"
                 ) from error
         half = len(batch) // 2
-        parts = ((0, half), (half, len(batch)))
-        return [
-            pending
-            for start, end in parts
-            for pending in self._launch(batch.part(start, end), out[start:end], normalize)
-        ]
+        queued = []
+        for start, end in ((0, half), (half, len(batch))):
+            part = batch.part(start, end)
+            queued += self._launch(part, out[start:end], self._engine.place(part), normalize)
+        return queued
 
     def _finish(self, queued: list[PendingBatch]) -> None:
         for pending in queued:

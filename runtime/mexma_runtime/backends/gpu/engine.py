@@ -23,9 +23,8 @@ from mexma_runtime.backends.gpu.layouts import ArraySpec, Layout, Shape
 from mexma_runtime.backends.gpu.session import Session
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.device_vectors import DeviceRows
-from mexma_runtime.errors import DeviceError, DeviceMemoryError, MexmaError, UsageError
+from mexma_runtime.errors import DeviceError, DeviceMemoryError, MexmaError
 from mexma_runtime.types import Ragged, Vectors
-from mexma_runtime.vectors import normalize_rows
 
 N_STAGING_BUFFERS = 2
 """Batches that are under way at once: one is computed while the next is laid out."""
@@ -36,8 +35,8 @@ ALIGNMENT = 256
 class PendingBatch:
     """A batch that was queued. Whoever needs it done first, the caller or the next user of its memory, finishes it."""
 
-    def __init__(self, staging: _StagingBuffer, event: Event, target: Vectors | None, *, normalize: bool) -> None:
-        self._staging, self._event, self._target, self._normalize = staging, event, target, normalize
+    def __init__(self, staging: _StagingBuffer, event: Event, target: Vectors | None) -> None:
+        self._staging, self._event, self._target = staging, event, target
         self._lock = threading.Lock()
         self._is_done = False
         self.wait_s = self.copy_s = 0.0
@@ -52,8 +51,6 @@ class PendingBatch:
             waited_s = time.perf_counter()
             if self._target is not None:
                 self._target[...] = self._staging.host_vectors[: len(self._target)]
-                if self._normalize:
-                    normalize_rows(self._target)
             self._is_done, self._target = True, None
             self.wait_s, self.copy_s = waited_s - start_s, time.perf_counter() - waited_s
 
@@ -104,7 +101,7 @@ class DeviceEngine:
         self._buckets = dict(sorted(buckets.items(), key=lambda item: size(item[0])))
 
     def remove_bucket(self, shape: Shape) -> None:
-        """The contrary."""
+        """Run what fits in `shape` elsewhere again."""
         if bucket := self._buckets.pop(shape, None):
             bucket.staging.finish()
 
@@ -117,25 +114,23 @@ class DeviceEngine:
         """Whether the library can run `shape`."""
         return self._session.holds(shape.n_sentences, shape.longest)
 
-    def has_graph(self, batch: Ragged) -> bool:
-        """Whether launching `batch` replays a graph, which any thread may do."""
-        bucket = self._bucket_for(self._layout.shape_of(batch), None)
-        return bucket is not None and bucket.graph is not None
+    def place(self, batch: Ragged, shape: Shape | None = None) -> Place:
+        """Where `batch` is run: in the smallest bucket, or in that of `shape`; `capacity`: in none."""
+        need = self._layout.shape_of(batch)
+        if shape is not None:
+            return Place(need, self._buckets.get(shape))
+        return Place(need, next((bucket for there, bucket in self._buckets.items() if there.holds(need)), None))
 
-    def launch(
-        self, batch: Ragged, target: Vectors | DeviceRows, *, normalize: bool, shape: Shape | None = None
-    ) -> PendingBatch:
-        """Queue `batch`, its vectors to go to `target`: float32 `(n, dim)` of the host, or rows of DeviceVectors.
+    def launch(self, batch: Ragged, target: Vectors | DeviceRows, place: Place, *, normalize: bool) -> PendingBatch:
+        """Queue `batch` at its `place`, its vectors to go to `target`: float32 `(n, dim)` of the host, or DeviceRows.
 
-        shape: the bucket to take instead of the smallest, or `capacity` for none.
-        Raises DeviceMemoryError where the device's memory, or the capacity, is too small for it.
+        `normalize` is for layouts that do. Raises DeviceMemoryError where the device's memory, or the capacity, is too
+        small for it.
         """
         start_s = time.perf_counter()
+        assert self._layout.normalizes or not normalize
         rows = target if isinstance(target, DeviceRows) else None
-        if rows and normalize and not self._layout.normalizes:
-            raise UsageError(f"engine {self._entry.name} gives no vectors of length 1 on a device: use a packed one")
-        need = self._layout.shape_of(batch)
-        bucket = self._bucket_for(need, shape)
+        need, bucket = place.need, place.bucket
         if bucket is None and not self.capacity.holds(need):
             raise DeviceMemoryError(f"a batch of {_words(need)}, and there is room for {_words(self.capacity)}")
         if bucket is None and not self.can_run(need):
@@ -164,7 +159,6 @@ class DeviceEngine:
                 staging,
                 self._device.record_event(),
                 target if isinstance(target, np.ndarray) else None,
-                normalize=normalize and not self._layout.normalizes,
             )
             self.compute_s += ran_s - laid_s
             self.copy_s += time.perf_counter() - ran_s + laid_s - start_s
@@ -184,7 +178,7 @@ class DeviceEngine:
         lengths = [shape.longest, *others]
         batch = Ragged.from_lengths(np.zeros(sum(lengths), dtype=np.int32), lengths)
         vectors = np.empty((len(batch), self._dim), dtype=np.float32)
-        self.launch(batch, vectors, normalize=False, shape=self.capacity).finish()
+        self.launch(batch, vectors, self.place(batch, self.capacity), normalize=False).finish()
 
     def finish(self) -> None:
         """Return when nothing is under way."""
@@ -201,11 +195,6 @@ class DeviceEngine:
         self._staging = cycle(())
         del self._session
         self._device.close()
-
-    def _bucket_for(self, need: Shape, shape: Shape | None) -> _Bucket | None:
-        if shape is not None:
-            return self._buckets.get(shape)
-        return next((bucket for there, bucket in self._buckets.items() if there.holds(need)), None)
 
     def _bind(self, staging: _StagingBuffer, laid: _LaidOut, vectors: int) -> None:
         binding = staging.binding
@@ -305,6 +294,21 @@ class _Bucket:
     laid: _LaidOut
     staging: _StagingBuffer
     graph: Graph | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a batch is run."""
+
+    need: Shape
+    """The least room that holds the batch."""
+    bucket: _Bucket | None
+    """None: in no bucket, without a graph."""
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether launching there replays a graph, which any thread may do."""
+        return self.bucket is not None and self.bucket.graph is not None
 
 
 def _bytes_of(spec: ArraySpec) -> int:

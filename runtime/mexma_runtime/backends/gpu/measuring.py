@@ -51,5 +51,5 @@ def sentences_of(n_tokens: int, shape: Shape) -> Ragged:
 def _run_ms(engine: DeviceEngine, batch: Ragged, shape: Shape, dim: int) -> float:
     out = np.empty((len(batch), dim), dtype=np.float32)
     start_s = time.perf_counter()
-    engine.launch(batch, out, normalize=False, shape=shape).finish()
+    engine.launch(batch, out, engine.place(batch, shape), normalize=False).finish()
     return 1e3 * (time.perf_counter() - start_s)

@@ -161,17 +161,13 @@ def test_truncation_can_be_refused(minilm_folder: Path, n_words: int) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "expected a str, got NoneType"),
-        (b"bytes", "expected a str, got bytes"),
-        (("a", "b"), "expected a str, got tuple"),
-        (3, "expected a str, got int"),
         ("ab\ud83d", r"character 2 is '\\ud83d', half of a surrogate pair"),
         ("\udc00" + "a " * 5000, r"character 0 is '\\udc00'"),
         ("a " * 5000 + "\udc00", r"character 10000 is '\\udc00'"),
     ],
 )
 @pytest.mark.parametrize("others", [0, 3])
-def test_what_is_not_text_is_named(folder: Path, text: Any, message: str, others: int) -> None:
+def test_what_is_not_unicode_is_named(folder: Path, text: str, message: str, others: int) -> None:
     with pytest.raises(InputError, match=rf"input {others + 7}: {message}") as caught:
         load(folder).encode(["a"] * others + [text] + ["\ud800"] * others, first_index=7)
     assert caught.value.index == others + 7

@@ -95,9 +95,9 @@ def random_ragged(seed: int, lengths: list[int]) -> Ragged:
     return Ragged.from_sequences([random.integers(0, 8000, length).tolist() for length in lengths])
 
 
-def embedded(engine: DeviceEngine, ragged: Ragged, *, normalize: bool = False, **how: Any) -> Vectors:
+def embedded(engine: DeviceEngine, ragged: Ragged, *, normalize: bool = False, shape: Shape | None = None) -> Vectors:
     out = np.full((len(ragged), 64), np.nan, np.float32)
-    engine.launch(ragged, out, normalize=normalize, **how).finish()
+    engine.launch(ragged, out, engine.place(ragged, shape), normalize=normalize).finish()
     return out
 
 
