@@ -9,7 +9,6 @@ from pathlib import Path
 from mexma_export.bundle.engines import Written
 from mexma_export.bundle.jobs import QuantizedJob, next_job
 from mexma_export.checkpoint.checkpoint import Checkpoint
-from mexma_export.corpus.corpus import gate_corpus
 from mexma_export.parity.gate import ReferenceVectors, Verdict, judge, reference_for
 from mexma_runtime.backends import device_for
 from mexma_runtime.bundle.bundle import Bundle
@@ -97,5 +96,5 @@ class Judge:
     def _reference_of(self, candidate: Bundle) -> ReferenceVectors:
         if self._reference is None:
             progress = functools.partial(self._report, "reference vectors")
-            self._reference = reference_for(self._checkpoint, candidate, gate_corpus(), progress=progress)
+            self._reference = reference_for(self._checkpoint, candidate, progress=progress)
         return self._reference

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mexma_export.checkpoint.checkpoint import Checkpoint
-from mexma_export.corpus.corpus import Corpus, Embed
+from mexma_export.corpus.corpus import Corpus, Embed, gate_corpus
 from mexma_export.parity.breakdown import Breakdown, judge_vectors
 from mexma_export.parity.figures import ParityFigures
 from mexma_export.parity.invariance import BatchInvariance, measure_invariance, n_texts_again
@@ -80,8 +80,9 @@ class Verdict:
         return self.engine.certificates[-1]
 
 
-def reference_for(checkpoint: Checkpoint, bundle: Bundle, corpus: Corpus, *, progress: Count) -> ReferenceVectors:
-    """PyTorch's vectors where it is installed, else our own fp32 graph's; certificates say which."""
+def reference_for(checkpoint: Checkpoint, bundle: Bundle, *, progress: Count) -> ReferenceVectors:
+    """The gate's corpus by PyTorch where it is installed, else by our own fp32 graph; certificates say which."""
+    corpus = gate_corpus()
     try:
         return pytorch_reference(checkpoint, corpus, progress=progress)
     except MissingDependencyError:
