@@ -18,7 +18,7 @@ from hypothesis import settings
 from numpy.typing import NDArray
 
 from mexma_runtime.bundle.bundle import Bundle
-from mexma_runtime.bundle.plans import SCHEMA, HardwareCompatibility, Plan, Profile, Range, Target, Tensor, TextRules
+from mexma_runtime.bundle.plans import SCHEMA, HardwareCompatibility, Plan, Platform, Profile, Range, Tensor, TextRules
 
 Work = Callable[[], Any]
 
@@ -82,7 +82,7 @@ def plan(tiny_bundle: Path) -> Plan:
         engine=entry.name,
         graph=entry.file,
         precision=entry.precision,
-        target=Target(gpu="NVIDIA H200", capability="9.0", tensorrt="10.16.1.11"),
+        target=Platform(gpu="NVIDIA H200", capability="9.0", tensorrt="10.16.1.11"),
         compatibility=HardwareCompatibility.NONE,
         profiles=[
             Profile(name="64x8", n_sentences=Range(least=1, best=64, most=64), longest=up_to_8),

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mexma_benchmarks.run.models import MINILM
-from mexma_benchmarks.run.plan import PLANS, Effort
+from mexma_benchmarks.run.sizes import SIZES, Effort
 from mexma_runtime.errors import MexmaError, MissingDependencyError, UsageError
 from mexma_runtime.terminal import note, progress_bars
 from mexma_runtime.types import Pooling
@@ -93,7 +93,7 @@ def run_command(
     if bundle and len(asked) != 1:
         raise UsageError(f"--bundle belongs to one source, and these are {len(asked)}: {' '.join(asked)}")
     wanted = find_peers(peer or []) if peers or peer else ()
-    plan = dataclasses.replace(PLANS[effort], rates_per_s=tuple(sorted(rate or ())), p99_bound_ms=p99_ms)
+    sizes = dataclasses.replace(SIZES[effort], rates_per_s=tuple(sorted(rate or ())), p99_bound_ms=p99_ms)
     order = Order(
         sources=asked,
         bundle=bundle,
@@ -103,12 +103,12 @@ def run_command(
         corpus=read_corpus(corpus) if corpus else None,
         others=[*(peer_subject(found, peers_folder) for found in wanted), *server_subjects(url or [], url_model)],
         cache=peers_folder / "converted",
-        plan=plan,
+        sizes=sizes,
     )
     result = Result(
         environment=detect_environment(("mexma",)),
         n_threads=threads or detect_hardware().n_usable_cores,
-        settings={"effort": effort.value, "device": device, **plan.described()},
+        settings={"effort": effort.value, "device": device, **sizes.described()},
     )
     result_file = out / "result.json"
     failure: MexmaError | None = None

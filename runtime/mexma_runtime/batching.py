@@ -34,7 +34,7 @@ class BatchPolicy:
     """Sentences; None: no limit."""
 
 
-def plan_batches(
+def make_batches(
     lengths: NDArray[np.int64], policy: BatchPolicy, max_rows: int | None = None
 ) -> list[NDArray[np.int64]]:
     """Groups of rows to run together: int64 arrays that hold every row of `lengths` (int64 `(n,)`) exactly once.

@@ -20,13 +20,13 @@ def export_engines(setup: Setup, record: Record) -> None:
     start_s = time.perf_counter()
     source = setup.source
     found_s = time.perf_counter()
-    plan = ExportRequest(
+    request = ExportRequest(
         out=setup.folder,
         precisions=(Precision.FP32, Precision.FP16),
         dialects=(Dialect.PORTABLE, Dialect.FUSED, Dialect.PACKED),
         check_parity=False,
     )
-    manifest = export(source, plan).manifest
+    manifest = export(source, request).manifest
     exported_s = time.perf_counter()
     size = sum(entry.size for entry in manifest.files)
     record.samples |= {"source_s": found_s - start_s, "export_s": exported_s - found_s, "bundle_bytes": size}

@@ -34,13 +34,13 @@ def check_parity(setup: Setup, record: Record) -> None:
         record.checks.append(not_measured("MiniLM, trained weights: least cosine to PyTorch", reason, is_excused=True))
         return
     source, folder = minilm_source(), setup.out / "bundles" / "minilm"
-    plan = ExportRequest(
+    request = ExportRequest(
         out=folder,
         precisions=(Precision(setup.precision),),
         dialects=(Dialect.FUSED, Dialect.PACKED) if setup.is_cuda else (Dialect.FUSED,),
         check_parity=False,
     )
-    export(source, plan)
+    export(source, request)
     _against_pytorch(setup, record, source, Bundle.open(folder), least=MIN_COSINE_MINILM)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mexma_benchmarks.result.estimates import ratios
 from mexma_benchmarks.run.workload import FIRST_ID, draw_lengths
 from mexma_export.checkpoint.config import ModelConfig
-from mexma_runtime.batching import BatchPolicy, Grouping, plan_batches
+from mexma_runtime.batching import BatchPolicy, Grouping, make_batches
 from mexma_runtime.types import Ragged
 
 MAX_BATCH_TOKENS = 16_384
@@ -32,7 +32,7 @@ class Work:
     def of(cls, ragged: Ragged, *, max_batch_tokens: int = MAX_BATCH_TOKENS) -> Work:
         """Sorted by length and cut by a budget of padded tokens."""
         policy = BatchPolicy(max_batch_tokens=max_batch_tokens, grouping=Grouping.PADDED)
-        return cls(ragged=ragged, batches=plan_batches(ragged.lengths, policy))
+        return cls(ragged=ragged, batches=make_batches(ragged.lengths, policy))
 
     @property
     def n_tokens(self) -> int:

@@ -10,8 +10,8 @@ from pathlib import Path
 from mexma_benchmarks.result.result import ModelResult, Result
 from mexma_benchmarks.run.fidelity import calibration_texts
 from mexma_benchmarks.run.models import MINILM, minilm_source
-from mexma_benchmarks.run.plan import BenchPlan
 from mexma_benchmarks.run.prepared import Prepared, prepare_model
+from mexma_benchmarks.run.sizes import RunSizes
 from mexma_benchmarks.run.subjects import Subject, baseline_subjects, engine_subjects
 from mexma_benchmarks.run.suite import Run, measure_model
 from mexma_export.checkpoint.sources import Source, resolve_source
@@ -38,7 +38,7 @@ class Order:
     """Peers and servers."""
     cache: Path
     """For what peers convert checkpoints into."""
-    plan: BenchPlan
+    sizes: RunSizes
 
 
 def run_bench(order: Order, result: Result, result_file: Path, *, report: Progress) -> None:
@@ -66,7 +66,7 @@ def run_bench(order: Order, result: Result, result_file: Path, *, report: Progre
             subjects,
             model,
             Run(
-                plan=order.plan,
+                sizes=order.sizes,
                 corpus=order.corpus,
                 cache=order.cache,
                 calibration=calibration.absolute(),

@@ -90,8 +90,8 @@ def prepare_model(
     manifest = read_manifest(folder)
     if manifest is None:
         floats = (Precision.FP32,) if device == "cpu" else (Precision.FP16, Precision.FP32)
-        plan = _plan(folder, floats, lacking_recipes(None) if int8 else (), pooling, device=device)
-        manifest = export(source, plan, progress=report).manifest
+        request = _request(folder, floats, lacking_recipes(None) if int8 else (), pooling, device=device)
+        manifest = export(source, request, progress=report).manifest
     else:
         note(f"{name}: measuring the bundle in {folder}; remove it to have it exported anew")
     if pooling not in (None, manifest.pooling_mode):
@@ -105,7 +105,7 @@ def prepare_model(
         )
     if int8 and (lacking := lacking_recipes(manifest)):
         note(f"{name}: adding int8 engines to it: {', '.join(lacking)}")
-        manifest = export(source, _plan(folder, (), lacking, manifest.pooling_mode), progress=report).manifest
+        manifest = export(source, _request(folder, (), lacking, manifest.pooling_mode), progress=report).manifest
     opened, text = Bundle.open(folder), manifest.text
     return Prepared(
         name=name,
@@ -135,7 +135,7 @@ def lacking_recipes(manifest: Manifest | None) -> tuple[str, ...]:
     return tuple(recipe for recipe in FOR_CPUS if any((recipe, dialect) not in there for dialect in PADDED_DIALECTS))
 
 
-def _plan(
+def _request(
     folder: Path,
     floats: tuple[Precision, ...],
     recipes: Sequence[str],

@@ -15,9 +15,9 @@ from mexma_benchmarks.result.result import ModelResult, SubjectResult, Timing, W
 from mexma_benchmarks.run.conversion import convert, folder_bytes
 from mexma_benchmarks.run.fidelity import Judge, calibration_of
 from mexma_benchmarks.run.heat import Heat
-from mexma_benchmarks.run.plan import BenchPlan
 from mexma_benchmarks.run.prepared import Prepared
 from mexma_benchmarks.run.process import SubjectError, SubjectProcess
+from mexma_benchmarks.run.sizes import RunSizes
 from mexma_benchmarks.run.subjects import Subject
 from mexma_benchmarks.run.timing import take_turns
 from mexma_benchmarks.run.underload import measure_load
@@ -41,7 +41,7 @@ Chosen = dict[str, tuple[Subject, Task]]
 class Run:
     """What a model is measured with."""
 
-    plan: BenchPlan
+    sizes: RunSizes
     corpus: Corpus | None
     """Real text; None: texts of drawn lengths, and the package's own sentences for fidelity."""
     cache: Path
@@ -56,7 +56,7 @@ def measure_model(prepared: Prepared, subjects: Sequence[Subject], model: ModelR
     """Measure every subject, the first one being the baseline, into `model`; saved after each step."""
     chosen = _choose(prepared, subjects, model, run)
     what = f"{prepared.name}, reference vectors"
-    n_judged = run.plan.n_judged_standin if prepared.is_standin else run.plan.n_judged
+    n_judged = run.sizes.n_judged_standin if prepared.is_standin else run.sizes.n_judged
     judge = Judge.of(prepared, run.corpus, n_judged, model, functools.partial(run.report, what))
     run.save()
     jobs = _jobs(prepared, run)
@@ -78,7 +78,7 @@ def measure_model(prepared: Prepared, subjects: Sequence[Subject], model: ModelR
             run.save()
             for job in jobs:
                 what = f"{prepared.name}, {job.workload.name}{of}"
-                heat.time(job, run.plan.n_rounds, functools.partial(run.report, what))
+                heat.time(job, run.sizes.n_rounds, functools.partial(run.report, what))
                 run.save()
             _measure_load(heat, model, prepared, jobs[-1], run)
             for name in heat.names("cold start"):  # of the others another process computes, or another row tells it
@@ -118,13 +118,13 @@ def _choose(prepared: Prepared, subjects: Sequence[Subject], model: ModelResult,
 def _jobs(prepared: Prepared, run: Run) -> list[Job]:
     """Fixed shapes, one text, and last the texts of real or drawn lengths."""
     vocab_size = prepared.bundle.manifest.model.vocab_size
-    shapes = [(n, length) for n, length in run.plan.grid if length <= prepared.task.max_tokens]
+    shapes = [(n, length) for n, length in run.sizes.grid if length <= prepared.task.max_tokens]
     jobs = [shape_job(n, length, vocab_size) for n, length in shapes]
     jobs.append(text_job(prepared.prompted([SHORT_TEXT]), prepared.tokenize, name="1 text"))
     if run.corpus:
-        texts, what = thinned(run.corpus, run.plan.n_texts), f"texts of {run.corpus.name}"
+        texts, what = thinned(run.corpus, run.sizes.n_texts), f"texts of {run.corpus.name}"
     else:
-        texts, what = drawn_texts(prepared.tokenize, run.plan.n_texts), "texts of drawn lengths"
+        texts, what = drawn_texts(prepared.tokenize, run.sizes.n_texts), "texts of drawn lengths"
     jobs.append(text_job(prepared.prompted(texts), prepared.tokenize, name=f"{len(texts)} {what}"))
     return jobs
 
@@ -159,7 +159,7 @@ def _measure_load(heat: Heat, model: ModelResult, prepared: Prepared, job: Job, 
         for ms in timing.samples_ms.get(model.baseline, [])
     ]
     under_load = [name for name in heat.names("load") if not any(done.subject == name for done in model.load_runs)]
-    if not run.plan.all_under_load:
+    if not run.sizes.all_under_load:
         engines = [subject.name for subject in model.subjects if subject.role == "engine"][:1]
         under_load = [name for name in under_load if name in (model.baseline, *engines)]
     if baseline_ms and under_load:
@@ -167,7 +167,7 @@ def _measure_load(heat: Heat, model: ModelResult, prepared: Prepared, job: Job, 
             heat,
             under_load,
             job.request["texts"],
-            run.plan,
+            run.sizes,
             model,
             one_text_ms=estimate_median(baseline_ms).median,
             report=lambda name, rate: run.report(f"{prepared.name}, under load: {name}, {rate:.3g}/s", 0, 1),
@@ -186,12 +186,12 @@ def _measure_cold_starts(chosen: Chosen, model: ModelResult, run: Run, prepared:
         if "cold start" in subject.measured
     }
     what = f"{prepared.name}, cold starts"
-    for done, started in zip(range(run.plan.n_cold_starts + 1), take_turns(starters), strict=False):
+    for done, started in zip(range(run.sizes.n_cold_starts + 1), take_turns(starters), strict=False):
         for name, (ms, peak_bytes) in ((name, one) for name, one in started.items() if one and done):
             timing.samples_ms.setdefault(name, []).append(ms)
             if peak_bytes:
                 model.subject(name).peak_rss_bytes.append(peak_bytes)
-        run.report(what, done, run.plan.n_cold_starts)
+        run.report(what, done, run.sizes.n_cold_starts)
         run.save()
 
 

@@ -8,7 +8,7 @@ from mexma_benchmarks.adapters.load import poisson_arrivals
 from mexma_benchmarks.result.estimates import quantile
 from mexma_benchmarks.result.result import LoadRun, ModelResult
 from mexma_benchmarks.run.heat import Heat
-from mexma_benchmarks.run.plan import BenchPlan
+from mexma_benchmarks.run.sizes import RunSizes
 
 SEED = 0
 N_DOUBLINGS = 3
@@ -49,24 +49,24 @@ def measure_load(
     heat: Heat,
     names: Sequence[str],
     texts: Sequence[str],
-    plan: BenchPlan,
+    sizes: RunSizes,
     model: ModelResult,
     *,
     one_text_ms: float,
     report: Callable[[str, float], None],
 ) -> None:
     """Put each of `names` under load, one at a time; `one_text_ms` is what the baseline takes for one text."""
-    bound_ms = model.p99_bound_ms = plan.p99_bound_ms or 4 * one_text_ms
-    rates = plan.rates_per_s
+    bound_ms = model.p99_bound_ms = sizes.p99_bound_ms or 4 * one_text_ms
+    rates = sizes.rates_per_s
     if not rates:
-        last = plan.relative_rates[-1]
-        multiples = (*plan.relative_rates, *(last * 2**i for i in range(1, N_DOUBLINGS + 1)))
+        last = sizes.relative_rates[-1]
+        multiples = (*sizes.relative_rates, *(last * 2**i for i in range(1, N_DOUBLINGS + 1)))
         rates = tuple(float(f"{multiple * 1e3 / one_text_ms:.2g}") for multiple in multiples)
     for name in names:
 
         def p99_at(rate: float, name: str = name) -> float | None:
             report(name, rate)
-            duration_s = min(plan.load_s, MAX_REQUESTS / rate)
+            duration_s = min(sizes.load_s, MAX_REQUESTS / rate)
             arrivals_s = poisson_arrivals(rate, duration_s, SEED)
             request = {"do": "serve_load", "texts": texts, "arrivals_s": arrivals_s}
             answer = heat.ask(name, request | {"patience_s": PATIENCE * bound_ms / 1e3})
@@ -83,4 +83,4 @@ def measure_load(
             model.load_runs.append(run)
             return quantile(run.latencies_ms, 0.99)
 
-        search_rates(p99_at, rates, bound_ms, n_refinements=plan.n_refinements)
+        search_rates(p99_at, rates, bound_ms, n_refinements=sizes.n_refinements)

@@ -13,7 +13,7 @@ from mexma_export.checkpoint.config import ModelConfig
 from mexma_export.graph.input_quantization import Activation
 from mexma_export.graph.linear_groups import all_groups, n_multiplications
 from mexma_export.graph.weights import weights_bytes
-from mexma_export.quantize.channel_splitting import n_copies
+from mexma_export.quantize.channel_splitting import n_split_channels
 from mexma_export.quantize.recipe import Recipe
 from mexma_runtime.bundle.manifest import GROUP_STEP, EngineEntry
 from mexma_runtime.errors import UsageError
@@ -139,7 +139,7 @@ def group_size(recipe: Recipe, config: ModelConfig) -> int:
     """
     ffn = config.ffn_size
     widths = {
-        ffn + n_copies(recipe, group, ffn) if group.endswith("ffn.down") else config.hidden_size
+        ffn + n_split_channels(recipe, group, ffn) if group.endswith("ffn.down") else config.hidden_size
         for group in all_groups(config)
         if recipe.has_groups(group)
     }

@@ -117,7 +117,7 @@ def register_export(app: typer.Typer) -> None:
             min_cosine=min_cosine,
             max_float_share=max_float_share,
         )
-        plan = ExportRequest(
+        request = ExportRequest(
             out=out,
             precisions=precisions,
             quantization=int8 if is_int8 else None,
@@ -135,7 +135,7 @@ def register_export(app: typer.Typer) -> None:
         refused = None
         with progress_bars() as report:
             try:
-                exported = export(found, plan, progress=report)
+                exported = export(found, request, progress=report)
             except EnginesRefusedError as error:
                 exported, refused = error.exported, error
         from mexma_export.cli.tables import show_export

@@ -1,8 +1,9 @@
-"""Outlier channels computed several times over, a part each (Zhao et al., 2019, arXiv:1901.09504).
+"""Outlier channel splitting: a channel is computed several times over, a part each (Zhao et al., 2019,
+arXiv:1901.09504).
 
 A few channels after GELU are ten times as large as all others, in the tokens that all text shares most of all: the
-scale of such a token is coarse for everything else in it. A channel in k copies, each with a kth of the weights that
-read it, gives the same sum; divided by k like any smoothing, it is a kth as large.
+scale of such a token is coarse for everything else in it. A channel split into k, each with a kth of the weights that
+read it, gives the same sum; smoothed by k, it is a kth as large.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ STEP, TENSOR_CORE_STEP = 8, 32
 """Channels are added by multiples: kernels like even sizes, those of a GPU in 8 bits want 16 or 32."""
 
 
-def n_copies(recipe: Recipe, group: str, n_channels: int) -> int:
-    """How many channels more `group`, which reads `n_channels`, gets by `recipe`; as many as fill up its last group."""
+def n_split_channels(recipe: Recipe, group: str, n_channels: int) -> int:
+    """How many channels splitting adds to the `n_channels` that `group` reads; as many as fill up its last scale group."""
     wanted = recipe.split_channel_share * n_channels
     if recipe.is_for_tensorrt:
         return round(wanted / TENSOR_CORE_STEP) * TENSOR_CORE_STEP
@@ -31,10 +32,10 @@ def n_copies(recipe: Recipe, group: str, n_channels: int) -> int:
     return math.ceil(wanted / step) * step
 
 
-def count_copies(statistics: InputStatistics, n_more: int) -> NDArray[np.int64]:
-    """How often to compute each channel, `(channels,)`: `n_more` channels in all more than there are.
+def split_counts(statistics: InputStatistics, n_more: int) -> NDArray[np.int64]:
+    """Into how many parts to split each channel, `(channels,)`: `n_more` channels in all more than there are.
 
-    One after another goes where it takes most off the squares of the largest numbers of all tokens.
+    Each goes where it takes most off the squares of the largest numbers of all tokens.
     """
     magnitude = np.abs(statistics.sample)
     counts = np.ones(magnitude.shape[1], dtype=np.int64)
@@ -48,7 +49,7 @@ def count_copies(statistics: InputStatistics, n_more: int) -> NDArray[np.int64]:
     return counts
 
 
-def with_copies(statistics: InputStatistics, channels: NDArray[np.int64]) -> InputStatistics:
+def split_channels(statistics: InputStatistics, channels: NDArray[np.int64]) -> InputStatistics:
     """Statistics of an input that has `channels` of this one, some of them several times."""
     return dataclasses.replace(
         statistics,

@@ -12,9 +12,9 @@ from mexma_runtime.bundle.manifest import ProductMode
 Floats = NDArray[np.float32]
 
 
-def static_parameters(z: Floats, activation: Activation, clipping: float) -> tuple[float, int]:
-    """Scale and zero point that hold `clipping` of the range of `z`; zero itself is always exact."""
-    lowest, highest = (min(0.0, float(z.min())) * clipping, max(0.0, float(z.max())) * clipping)
+def static_parameters(z: Floats, activation: Activation, clip_ratio: float) -> tuple[float, int]:
+    """Scale and zero point that hold `clip_ratio` of the range of `z`; zero itself is always exact."""
+    lowest, highest = (min(0.0, float(z.min())) * clip_ratio, max(0.0, float(z.max())) * clip_ratio)
     if activation is not Activation.UINT8:
         return max(-lowest, highest, SMALLEST) / activation.highest, 0
     scale = max(highest - lowest, SMALLEST) / (activation.highest - activation.lowest)

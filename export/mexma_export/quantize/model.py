@@ -15,7 +15,7 @@ from mexma_export.graph.input_quantization import Activation, QuantizedInput
 from mexma_export.graph.linear_groups import PARTS, linears_of
 from mexma_export.quantize.calibration import Calibration
 from mexma_export.quantize.channel_order import arranged
-from mexma_export.quantize.channel_splitting import count_copies, n_copies, with_copies
+from mexma_export.quantize.channel_splitting import n_split_channels, split_channels, split_counts
 from mexma_export.quantize.head_transforms import head_transform, transformed
 from mexma_export.quantize.layers import Layer, embed_tokens, layer_tensors, open_layer
 from mexma_export.quantize.recipe import Recipe
@@ -138,9 +138,9 @@ class _Layer:
         self._transform_heads()
         self._group("attention.output", is_foldable=True)
         self._group("attention.qkv")
-        copies = self._lay_out_ffn()
+        splits = self._lay_out_ffn()
         self._group("ffn.up")
-        self._group("ffn.down", copies=copies)
+        self._group("ffn.down", splits=splits)
         for parts in self._graphs.values():
             biases = [parts.vectors[f"{linear}.bias"] for linear in linears_of(f"{self._path}.attention.qkv")]
             parts.vectors[f"{self._path}.attention.bias"] = np.concatenate(biases)
@@ -166,34 +166,34 @@ class _Layer:
             self._tensors[name] = change(self._tensors[name])
 
     def _lay_out_ffn(self) -> Floats | None:
-        """Let the FFN compute its largest channels several times, and all in an order that groups like; both exactly.
+        """Split the FFN's largest channels, and put all in an order that scale groups like; both exactly.
 
-        Returns how often it computes each, float32 `(ffn,)`.
+        Returns into how many parts each was split, float32 `(ffn,)`.
         """
         up, down = f"{self._path}.ffn.up", f"{self._path}.ffn.down"
         weight, statistics = self._tensors[f"{down}.weight"], self._statistics["ffn.down"]
         if down in self._floats:
             return None
         # Parts of a float are as coarse as the whole.
-        n_more = 0 if self._activation is Activation.E4M3 else n_copies(self._recipe, down, len(weight))
-        counts = count_copies(statistics, n_more)
+        n_more = 0 if self._activation is Activation.E4M3 else n_split_channels(self._recipe, down, len(weight))
+        counts = split_counts(statistics, n_more)
         channels = np.repeat(np.arange(len(counts)), counts)
-        copies = counts[channels].astype(np.float32)
+        splits = counts[channels].astype(np.float32)
         if self._recipe.has_groups(down):
             order = arranged(
                 statistics.sample[:, channels],
                 statistics.sample_share,
-                weight[channels] / copies[:, np.newaxis],
+                weight[channels] / splits[:, np.newaxis],
                 self._recipe.group_size_for(len(channels)),
             )
-            channels, copies = channels[order], copies[order]
-        self._statistics["ffn.down"] = with_copies(statistics, channels)
+            channels, splits = channels[order], splits[order]
+        self._statistics["ffn.down"] = split_channels(statistics, channels)
         self._tensors[f"{up}.weight"] = self._tensors[f"{up}.weight"][:, channels]
         self._tensors[f"{up}.bias"] = self._tensors[f"{up}.bias"][channels]
-        self._tensors[f"{down}.weight"] = weight[channels] / copies[:, np.newaxis]
-        return copies
+        self._tensors[f"{down}.weight"] = weight[channels] / splits[:, np.newaxis]
+        return splits
 
-    def _group(self, part: str, *, is_foldable: bool = False, copies: Floats | None = None) -> None:
+    def _group(self, part: str, *, is_foldable: bool = False, splits: Floats | None = None) -> None:
         group = f"{self._path}.{part}"
         linears = linears_of(group)
         weight, first = (
@@ -214,7 +214,7 @@ class _Layer:
                 recipe=self._recipe,
                 activation=self._activation,
                 shiftable=() if is_foldable else self._recipe.channel_shift,
-                copies=copies,
+                splits=splits,
                 original=(self._original_statistics[part], first),
             )
             self._keep(linears, result)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from mexma_runtime.bundle.manifest import GROUP_STEP, ProductMode
+from mexma_runtime.bundle.strict_json import Check, MismatchError, parse
 from mexma_runtime.errors import UsageError
 from mexma_runtime.types import PADDED_DIALECTS, Dialect, Precision
 
@@ -39,37 +40,66 @@ class Rounding(StrEnum):
     """GPTQ (Frantar et al., 2022, arXiv:2210.17323): what rounding one input channel changes, the next ones make up."""
 
 
+def _are_shares(values: Sequence[float], least: float) -> bool:
+    return len(values) <= MAX_CHOICES and all(least <= value <= 1 for value in values)
+
+
+def _are_modes(modes: Mapping[Dialect, Mapping[str, ProductMode]]) -> bool:
+    is_fused_group = ProductMode.GROUP in modes.get(Dialect.FUSED, {}).values()
+    return bool(modes) and all(modes.values()) and modes.keys() <= set(PADDED_DIALECTS) and not is_fused_group
+
+
+_BOTH = ", ".join(PADDED_DIALECTS)
+_NAME = Check(
+    expected="letters, digits and hyphens", holds=lambda name: name.isascii() and name.replace("-", "").isalnum()
+)
+_BITS = Check(expected="8 or 7", holds=lambda bits: bits in (7, 8))
+_GROUP = Check(expected=f"a multiple of {GROUP_STEP}", holds=lambda size: size > 0 and size % GROUP_STEP == 0)
+_MODES = Check(
+    expected=f"for one or both of {_BOTH} an object of pattern -> {', '.join(ProductMode)}; no group in fused",
+    holds=_are_modes,
+)
+_ALPHAS = Check(expected=f"at most {MAX_CHOICES} numbers from 0 to 1", holds=lambda alphas: _are_shares(alphas, 0))
+_STEPS = Check(expected=f"a whole number from 0 to {MAX_STEPS}", holds=lambda steps: 0 <= steps <= MAX_STEPS)
+_SHARE = Check(expected="a number from 0 to 1", holds=lambda share: 0 <= share <= 1)
+_RATIOS = Check(
+    expected=f"1 to {MAX_CHOICES} numbers from 0.1 to 1", holds=lambda ratios: ratios and _are_shares(ratios, 0.1)
+)
+_SHIFT = Check(expected=f"a list of {_BOTH}", holds=lambda dialects: set(dialects) <= set(PADDED_DIALECTS))
+_FLOATS = Check(expected=" or ".join(FLOATS), holds=lambda precision: precision in FLOATS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a model is quantized; `load_recipe` reads one."""
 
-    name: str
-    weight_bits: int
+    name: Annotated[str, _NAME]
+    weight_bits: Annotated[int, _BITS]
     """8, or 7: for processors without VNNI, where sums of two products of 8 bits saturate."""
-    group_size: int
+    group_size: Annotated[int, _GROUP]
     """Input channels that share a scale in products of mode `group`."""
-    modes: Mapping[Dialect, Mapping[str, ProductMode]]
+    modes: Annotated[Mapping[Dialect, Mapping[str, ProductMode]], _MODES]
     """Dialect -> pattern (`layer.*.ffn.down`) -> mode; the last pattern that fits a product decides. Engines are
     written in these dialects alone.
 
     `group` is for the portable dialect alone: OpenVINO finds such scales, onnxruntime does not.
     """
-    smoothquant_alphas: tuple[float, ...]
+    smoothquant_alphas: Annotated[tuple[float, ...], _ALPHAS]
     """SmoothQuant's alphas to choose from, for each linear group (Xiao et al., 2022, arXiv:2211.10438); empty: none."""
-    smoothing_refinement_steps: int
+    smoothing_refinement_steps: Annotated[int, _STEPS]
     """Of gradient descent on each channel's own smoothing scale, from the best alpha; 0: none."""
     head_transforms: bool
     """Whether the channels of each head's output are made alike by a matrix a head, in the weights around it."""
-    split_channel_share: float
+    split_channel_share: Annotated[float, _SHARE]
     """FFN channels to split as outlier channels (Zhao et al., 2019, arXiv:1901.09504), as a share of all."""
-    clip_ratios: tuple[float, ...]
+    clip_ratios: Annotated[tuple[float, ...], _RATIOS]
     """Shares of the range seen in calibration to choose from, 1: all of it."""
-    channel_shift: tuple[Dialect, ...]
+    channel_shift: Annotated[tuple[Dialect, ...], _SHIFT]
     """Dialects in which each channel's range may be moved around zero: free in OpenVINO, an addition in onnxruntime."""
     rounding: Rounding
     correct_bias: bool
     """Whether the mean error of each product's output is taken out by its bias."""
-    floats: Precision
+    floats: Annotated[Precision, _FLOATS]
     """What is not quantized: fp32 for CPUs; fp16 for TensorRT, which takes symmetric integers, or floats of 8 bits."""
 
     @property
@@ -138,41 +168,25 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         data = json.loads(text)
     except ValueError as error:
         raise UsageError(f"recipe {where}: not JSON: {error}") from None
-    if isinstance(data, dict) and type(data.get("schema")) is int and data["schema"] == 1:
-        data = _upgraded(data)
-    fields = set(Recipe.__dataclass_fields__) | {"schema"}
-    if not isinstance(data, dict) or data.keys() != fields:
-        there = set(data) if isinstance(data, dict) else set()
-        lacking, unknown = ", ".join(sorted(fields - there)), ", ".join(sorted(there - fields))
-        raise _refused(where, [f"missing fields: {lacking or 'none'}; unknown fields: {unknown or 'none'}"])
-    problems = [
-        f"{name}: expected {expected}, got {json.dumps(data[name])}"
-        for name, (expected, holds) in _EXPECTED.items()
-        if not holds(data[name])
-    ]
-    if not problems and data["floats"] == Precision.FP16:
-        if data["modes"].keys() != {Dialect.PORTABLE}:
+    problems = []
+    if isinstance(data, dict):
+        if type(data.get("schema")) is int and data["schema"] == 1:
+            data = _upgraded(data)
+        schema = data.pop("schema", None)
+        if type(schema) is not int or schema != SCHEMA:
+            problems.append(f"schema: expected {SCHEMA}, got {json.dumps(schema)}")
+    try:
+        recipe: Recipe = parse(Recipe, data)
+    except MismatchError as error:
+        raise _refused(where, problems + error.problems) from None
+    if recipe.is_for_tensorrt:
+        if recipe.modes.keys() != {Dialect.PORTABLE}:
             problems.append("floats: fp16 is for TensorRT, which takes the portable dialect: leave others out of modes")
-        if ProductMode.GROUP in data["modes"].get(Dialect.PORTABLE, {}).values():
+        if ProductMode.GROUP in recipe.modes.get(Dialect.PORTABLE, {}).values():
             problems.append("modes: scales a group are found by OpenVINO, not by TensorRT: static, token or float")
     if problems:
         raise _refused(where, problems)
-    modes = {Dialect(d): {pattern: ProductMode(m) for pattern, m in of.items()} for d, of in data["modes"].items()}
-    return Recipe(
-        name=data["name"],
-        weight_bits=data["weight_bits"],
-        group_size=data["group_size"],
-        modes=modes,
-        smoothquant_alphas=tuple(map(float, data["smoothquant_alphas"])),
-        smoothing_refinement_steps=data["smoothing_refinement_steps"],
-        head_transforms=data["head_transforms"],
-        split_channel_share=float(data["split_channel_share"]),
-        clip_ratios=tuple(map(float, data["clip_ratios"])),
-        channel_shift=tuple(map(Dialect, data["channel_shift"])),
-        rounding=Rounding(data["rounding"]),
-        correct_bias=data["correct_bias"],
-        floats=Precision(data["floats"]),
-    )
+    return recipe
 
 
 _SCHEMA_1 = {
@@ -192,64 +206,6 @@ def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
     data = {_SCHEMA_1.get(name, name): value for name, value in data.items()}
     rounding = Rounding.GPTQ if data.get("rounding") == "compensated" else data.get("rounding")
     return {**data, "rounding": rounding, "schema": SCHEMA}
-
-
-_MODES: dict[Dialect, list[Any]] = {
-    Dialect.PORTABLE: list(ProductMode),
-    Dialect.FUSED: [mode for mode in ProductMode if mode is not ProductMode.GROUP],
-}
-
-
-def _is_shares(values: Any, lowest: float) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) <= MAX_CHOICES
-        and all(type(value) in (int, float) and lowest <= value <= 1 for value in values)
-    )
-
-
-def _is_modes(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and value.keys() <= set(PADDED_DIALECTS)
-        and all(
-            isinstance(of, dict) and of and all(mode in _MODES[Dialect(dialect)] for mode in of.values())
-            for dialect, of in value.items()
-        )
-    )
-
-
-_EXPECTED: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "schema": (f"{SCHEMA}", lambda v: v == SCHEMA and type(v) is int),
-    "name": (
-        "letters, digits and hyphens",
-        lambda v: isinstance(v, str) and v.isascii() and v.replace("-", "").isalnum(),
-    ),
-    "weight_bits": ("8 or 7", lambda v: type(v) is int and v in (7, 8)),
-    "group_size": (f"a multiple of {GROUP_STEP}", lambda v: type(v) is int and v > 0 and v % GROUP_STEP == 0),
-    "modes": (
-        f"for one or both of {', '.join(PADDED_DIALECTS)} an object of pattern -> {', '.join(ProductMode)}; no "
-        "group in fused",
-        _is_modes,
-    ),
-    "smoothquant_alphas": (f"at most {MAX_CHOICES} numbers from 0 to 1", lambda v: _is_shares(v, 0)),
-    "smoothing_refinement_steps": (
-        f"a whole number from 0 to {MAX_STEPS}",
-        lambda v: type(v) is int and 0 <= v <= MAX_STEPS,
-    ),
-    "head_transforms": ("true or false", lambda v: type(v) is bool),
-    "split_channel_share": ("a number from 0 to 1", lambda v: type(v) in (int, float) and 0 <= v <= 1),
-    "clip_ratios": (f"1 to {MAX_CHOICES} numbers from 0.1 to 1", lambda v: _is_shares(v, 0.1) and v),
-    "channel_shift": (
-        f"a list of {', '.join(PADDED_DIALECTS)}",
-        lambda v: isinstance(v, list) and all(d in PADDED_DIALECTS for d in v),
-    ),
-    "rounding": (f"one of {', '.join(Rounding)}", lambda v: v in list(Rounding)),
-    "correct_bias": ("true or false", lambda v: type(v) is bool),
-    "floats": (" or ".join(FLOATS), lambda v: v in list(FLOATS)),
-}
-"""Field -> what it must be, in words and as a check."""
 
 
 def _refused(where: str, problems: Sequence[str]) -> UsageError:

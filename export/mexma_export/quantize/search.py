@@ -37,7 +37,7 @@ class Errors:
     plain: float
     """Nearest rounding, the whole range, and the product as the checkpoint has it."""
     smoothed: float
-    """With heads transformed, channels copied and put in order, and smoothing and ranges as chosen."""
+    """With heads transformed, channels split and put in order, and smoothing and ranges as chosen."""
     final: float
     """With rounding and bias as the recipe says."""
 
@@ -76,16 +76,16 @@ def quantize_group(
     recipe: Recipe,
     activation: Activation,
     shiftable: Collection[Dialect],
-    copies: Floats | None = None,
+    splits: Floats | None = None,
     original: tuple[InputStatistics, Floats] | None = None,
 ) -> GroupResult:
     """Quantize the product of one input with `weight`, float32 `(in, out)`, for all dialects at once.
 
-    `modes` has no FLOAT. `shiftable`: dialects in which each channel's range may be moved around zero. `copies`,
-    float32 `(in,)`: how often the input has the channel; all ones where None. `original`: the input and its weight
+    `modes` has no FLOAT. `shiftable`: dialects in which each channel's range may be moved around zero. `splits`,
+    float32 `(in,)`: into how many parts the channel was split; None: none was. `original`: the input and its weight
     before what was done to both, exactly, for `errors.plain`; None: nothing was.
     """
-    search = _Search(statistics, weight, copies, modes, recipe, activation, shiftable)
+    search = _Search(statistics, weight, splits, modes, recipe, activation, shiftable)
     unsmoothed = plain = search.try_smoothing(search.smoothing(None), is_plain=True)
     if original:
         before = _Search(*original, None, modes, recipe, activation, shiftable)
@@ -144,14 +144,14 @@ class _Search:
         self,
         statistics: InputStatistics,
         weight: Floats,
-        copies: Floats | None,
+        splits: Floats | None,
         modes: Mapping[Dialect, ProductMode],
         recipe: Recipe,
         activation: Activation,
         shiftable: Collection[Dialect],
     ) -> None:
         self._statistics, self._weight = statistics, weight
-        self._copies = np.ones(len(weight), np.float32) if copies is None else copies
+        self._splits = np.ones(len(weight), np.float32) if splits is None else splits
         self._modes, self._recipe, self._activation, self._shiftable = modes, recipe, activation, shiftable
         self._group_size, self._grid = recipe.group_size_for(len(weight)), grid_of(recipe, activation)
         self._share = statistics.sample_share
@@ -171,11 +171,11 @@ class _Search:
     def smoothing(self, alpha: float | None) -> Smoothing:
         """SmoothQuant's scale (Xiao et al., 2022, arXiv:2211.10438), range^alpha / weight^(1 - alpha).
 
-        Without one, a channel in k copies is still divided by k.
+        Without one, a channel split into k is still divided by k.
         """
         lowest, highest = self._statistics.lowest, self._statistics.highest
         if alpha is None:
-            return Smoothing(alpha=None, scale=self._copies)
+            return Smoothing(alpha=None, scale=self._splits)
         ranges = _no_less((highest - lowest) / np.float32(2) if self._shiftable else np.maximum(highest, -lowest))
         weights = _no_less(np.abs(self._weight).max(axis=1))
         logarithm = alpha * np.log(ranges) - (1 - alpha) * np.log(weights)
@@ -263,8 +263,8 @@ class _Search:
         """`base` for each share of the range from calibration."""
         whole = ends if base.shift is None else ends + base.shift
         tried = []
-        for clipping in (1.0,) if is_plain else self._recipe.clip_ratios:
-            scale, zero_point = static_parameters(whole, self._activation, clipping)
+        for clip_ratio in (1.0,) if is_plain else self._recipe.clip_ratios:
+            scale, zero_point = static_parameters(whole, self._activation, clip_ratio)
             if self._recipe.is_for_tensorrt:
                 scale = float(stored_scale(np.array(scale, np.float32), self._grid.scale_dtype))
             tried.append(dataclasses.replace(base, scale=scale, zero_point=zero_point))

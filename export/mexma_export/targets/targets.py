@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from mexma_runtime.backends import plan_target
+from mexma_runtime.backends import plan_platform
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.bundle.plans import HardwareCompatibility, find_plan
@@ -60,7 +60,7 @@ class TargetOptions:
         if self.over_tensorrt and target is not BuildTarget.TRITON:
             raise UsageError("--over-tensorrt is for --target triton")
         if is_plan:
-            plan_target(self.device)
+            plan_platform(self.device)
 
 
 def make_target(folder: Path, options: TargetOptions, *, progress: Progress) -> list[str]:
@@ -77,11 +77,11 @@ def _plans(folder: Path, options: TargetOptions, progress: Progress) -> list[str
     from mexma_export.targets.tensorrt.build import BuildOptions, build_plans, engines_for_tensorrt
     from mexma_export.targets.tensorrt.profiles import DEFAULT_SPECS
 
-    target = plan_target(options.device)
+    platform = plan_platform(options.device)
     bundle = Bundle.open(folder)
     engines = engines_for_tensorrt(bundle, precisions=options.precisions, engine=options.engine)
     how = BuildOptions(
-        target=target,
+        platform=platform,
         profiles=options.profiles or DEFAULT_SPECS,
         compatibility=options.compatibility,
         out=options.out if options.target is BuildTarget.PLAN else None,
@@ -103,11 +103,11 @@ def _triton(bundle: Bundle, options: TargetOptions) -> str:
         entry = choose_engine(bundle, precisions=options.precisions, engine=options.engine)
         made = write_onnxruntime_model(bundle, entry, options.out, name=options.name)
         return f"{made}: {entry.name} for Triton's onnxruntime backend; token ids in, vectors out"
-    target = plan_target(options.device)
+    platform = plan_platform(options.device)
     entry = _only(engines_for_tensorrt(bundle, precisions=options.precisions, engine=options.engine))
-    plan, path = find_plan(bundle.folder, entry, target)
+    plan, path = find_plan(bundle.folder, entry, platform)
     made = write_tensorrt_model(bundle, plan, path, options.out, name=options.name)
-    return f"{made}: {entry.name} for Triton's TensorRT backend on {target}; padded ids, mask and positions in"
+    return f"{made}: {entry.name} for Triton's TensorRT backend on {platform}; padded ids, mask and positions in"
 
 
 def _only(entries: Sequence[EngineEntry]) -> EngineEntry:

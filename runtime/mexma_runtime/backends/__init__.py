@@ -34,7 +34,7 @@ from mexma_runtime.backends.support import (
 )
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
-from mexma_runtime.bundle.plans import Target
+from mexma_runtime.bundle.plans import Platform
 from mexma_runtime.bundle.tuning import Tuning, choose_limit, write_tuning
 from mexma_runtime.errors import DeviceError, EngineUnavailableError, MissingDependencyError, UsageError
 
@@ -51,7 +51,7 @@ __all__ = [
     "gpu_lines",
     "open_backend",
     "open_backends",
-    "plan_target",
+    "plan_platform",
     "required_versions",
     "resolve_backend_options",
     "runnable_engines",
@@ -134,15 +134,15 @@ def tune(
     return entry, found, write_tuning(bundle.folder, info.processor, entry, found)
 
 
-def plan_target(device: str) -> Target:
+def plan_platform(device: str) -> Platform:
     """What TensorRT plans have to be built for, to run on `device`, which becomes the calling thread's GPU.
 
     An error says what is missing where it, or TensorRT, is not there.
     """
-    from mexma_runtime.backends.gpu.tensorrt import target_here
+    from mexma_runtime.backends.gpu.tensorrt import platform_here
 
     serving(device, "tensorrt")
-    return target_here(int(device.partition(":")[2] or 0))
+    return platform_here(int(device.partition(":")[2] or 0))
 
 
 def backend_statuses() -> list[BackendStatus]:

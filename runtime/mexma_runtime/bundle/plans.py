@@ -34,7 +34,7 @@ class HardwareCompatibility(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class Platform:
     """What a plan is built for."""
 
     gpu: str
@@ -115,7 +115,7 @@ class Plan:
     graph: str
     """File name of that engine's graph, which has its hash."""
     precision: Precision
-    target: Target
+    target: Platform
     compatibility: HardwareCompatibility
     profiles: list[Profile]
     """In the plan's order."""
@@ -142,15 +142,15 @@ class Plan:
         """The text of the file."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
-    def runs_on(self, target: Target) -> bool:
+    def runs_on(self, platform: Platform) -> bool:
         """Whether it may be opened there."""
-        if self.target.tensorrt != target.tensorrt:
+        if self.target.tensorrt != platform.tensorrt:
             return False
         if self.compatibility is HardwareCompatibility.NONE:
-            return (self.target.gpu, self.target.capability) == (target.gpu, target.capability)
+            return (self.target.gpu, self.target.capability) == (platform.gpu, platform.capability)
         if self.compatibility is HardwareCompatibility.SAME_CAPABILITY:
-            return self.target.capability == target.capability
-        return int(target.capability.partition(".")[0]) >= AMPERE
+            return self.target.capability == platform.capability
+        return int(platform.capability.partition(".")[0]) >= AMPERE
 
 
 AMPERE = 8
@@ -166,8 +166,8 @@ def read_plan(path: Path) -> Plan:
     return plan
 
 
-def find_plan(folder: Path, engine: EngineEntry, target: Target) -> tuple[Plan, Path]:
-    """The plan of `engine` in the bundle's `folder` that may run on `target`, and where it lies.
+def find_plan(folder: Path, engine: EngineEntry, platform: Platform) -> tuple[Plan, Path]:
+    """The plan of `engine` in the bundle's `folder` that may run on `platform`, and where it lies.
 
     EngineUnavailableError says what plans there are instead, and the command that builds one here; BundleError where
     the one there is damaged.
@@ -177,12 +177,12 @@ def find_plan(folder: Path, engine: EngineEntry, target: Target) -> tuple[Plan, 
         plan = read_plan(path)
         if plan.engine != engine.name:
             continue
-        if plan.graph == engine.file and plan.runs_on(target):
+        if plan.graph == engine.file and plan.runs_on(platform):
             return plan, _checked(path.parent / plan.file, plan)
         others.append(str(plan.target) + ("" if plan.graph == engine.file else ", from an older export of the engine"))
     there = f"there are plans for {'; '.join(others)}" if others else "there is none"
     raise EngineUnavailableError(
-        f"{folder}: no TensorRT plan of engine {engine.name} for {target}; {there}. Build one on this machine: "
+        f"{folder}: no TensorRT plan of engine {engine.name} for {platform}; {there}. Build one on this machine: "
         f"{build_command(folder, engine)}"
     )
 

@@ -1,16 +1,38 @@
-"""JSON values as dataclasses, strictly: what is missing, unknown or of another type is refused by the field's name."""
+"""JSON values as dataclasses, strictly: all that is missing, unknown or of another type is told by the field's name."""
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import json
 import types
 import typing
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mexma_runtime.errors import BundleError
+
+MAX_SHOWN = 80
+"""Characters of a wrong value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What a field has to be beside its type: `Annotated[int, Check(expected="8 or 7", holds=(7, 8).__contains__)]`."""
+
+    expected: str
+    holds: Callable[[Any], Any]
+
+
+class MismatchError(Exception):
+    """A JSON value is not what was expected; `problems` has a line for each field that is wrong."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(problems))
 
 
 def read_document(expected: Any, path: Path, *, schema: int, advice: str) -> Any:
@@ -27,43 +49,83 @@ def read_document(expected: Any, path: Path, *, schema: int, advice: str) -> Any
     return read_value(expected, data, path=path)
 
 
-def read_value(expected: Any, value: Any, *, path: Path, where: str = "") -> Any:
-    """Turn JSON `value` into `expected`: a dataclass, enumeration, list, dict, union or plain type.
+def read_value(expected: Any, value: Any, *, path: Path) -> Any:
+    """The same as `parse`; BundleError names `path` and the fields."""
+    try:
+        return parse(expected, value)
+    except MismatchError as error:
+        problems = error.problems
+        told = problems[0] if len(problems) == 1 else "".join(f"\n  - {problem}" for problem in problems)
+        raise BundleError(path, told) from None
 
-    A whole number will do for a float: 1 is how some writers spell 1.0. BundleError names `path` and the field.
+
+def parse(expected: Any, value: Any, where: str = "") -> Any:
+    """Turn JSON `value` into `expected`: a dataclass, enumeration, list, tuple, mapping, union, plain type, or one of
+    these with a Check.
+
+    A whole number will do for a float: 1 is how some writers spell 1.0. MismatchError names the fields that are wrong.
     """
 
-    def refuse(wanted: str) -> BundleError:
-        return BundleError(path, f"{where or 'top level'}: expected {wanted}, got {json.dumps(value)[:80]}")
+    def refuse(wanted: str) -> MismatchError:
+        return MismatchError([f"{where or 'top level'}: expected {wanted}, got {json.dumps(value)[:MAX_SHOWN]}"])
 
-    def read(inner: Any, item: Any, name: str) -> Any:
-        return read_value(inner, item, path=path, where=where + name)
+    def parse_all(parts: dict[Any, tuple[Any, Any, str]]) -> dict[Any, Any]:
+        """Key -> type, value, and the name below `where`."""
+        parsed, problems = {}, []
+        for key, (inner, item, name) in parts.items():
+            try:
+                parsed[key] = parse(inner, item, where + name)
+            except MismatchError as error:
+                problems += error.problems
+        if problems:
+            raise MismatchError(problems)
+        return parsed
 
-    origin = typing.get_origin(expected)
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin is Annotated:
+        (check,) = (extra for extra in arguments[1:] if isinstance(extra, Check))
+        try:
+            parsed = parse(arguments[0], value, where)
+        except MismatchError:
+            raise refuse(check.expected) from None
+        if not check.holds(parsed):
+            raise refuse(check.expected)
+        return parsed
     if dataclasses.is_dataclass(expected):
         assert isinstance(expected, type)
         if not isinstance(value, dict):
             raise refuse("an object")
-        hints = typing.get_type_hints(expected)
-        if value.keys() != hints.keys():
-            differing = ", ".join(sorted(value.keys() ^ hints.keys()))
-            raise BundleError(path, f"{where or 'top level'}: missing or unknown fields: {differing}")
-        return expected(
-            **{name: read(hints[name], item, f".{name}" if where else name) for name, item in value.items()}
-        )
+        hints = typing.get_type_hints(expected, include_extras=True)
+        problems = [
+            f"{where or 'top level'}: {what} fields: {', '.join(sorted(names))}"
+            for what, names in (("missing", hints.keys() - value.keys()), ("unknown", value.keys() - hints.keys()))
+            if names
+        ]
+        dot = "." if where else ""
+        there = {name: (hint, value[name], f"{dot}{name}") for name, hint in hints.items() if name in value}
+        try:
+            fields = parse_all(there)
+        except MismatchError as error:
+            raise MismatchError(problems + error.problems) from None
+        if problems:
+            raise MismatchError(problems)
+        return expected(**fields)
     if origin is types.UnionType:
-        if value is None and type(None) in typing.get_args(expected):
+        if value is None and type(None) in arguments:
             return None
-        options = [option for option in typing.get_args(expected) if option is not type(None)]
-        return read(type(value) if type(value) in options else options[0], value, "")
-    if origin is list:
+        options = [option for option in arguments if option is not type(None)]
+        return parse(type(value) if type(value) in options else options[0], value, where)
+    if origin in (list, tuple):
         if not isinstance(value, list):
             raise refuse("a list")
-        return [read(typing.get_args(expected)[0], item, f"[{i}]") for i, item in enumerate(value)]
-    if origin is dict:
+        items = parse_all({i: (arguments[0], item, f"[{i}]") for i, item in enumerate(value)})
+        return origin(items.values())
+    if origin in (dict, collections.abc.Mapping):
         if not isinstance(value, dict):
             raise refuse("an object")
-        return {key: read(typing.get_args(expected)[1], item, f".{key}") for key, item in value.items()}
+        keys = [parse(arguments[0], key, f"{where}.{key}") for key in value]
+        items = parse_all({key: (arguments[1], item, f".{key}") for key, item in value.items()})
+        return dict(zip(keys, items.values(), strict=True))
     if isinstance(expected, type) and issubclass(expected, StrEnum):
         if value not in list(expected):
             raise refuse(f"one of {', '.join(expected)}")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexma_runtime.backends.base import Backend, Finish
-from mexma_runtime.batching import plan_batches
+from mexma_runtime.batching import make_batches
 from mexma_runtime.bundle.manifest import Manifest
 from mexma_runtime.call.options import EncodeOptions, require_texts
 from mexma_runtime.call.prefetch import run_ahead
@@ -122,32 +122,32 @@ class Execution:
         scratch: Vectors | None = None
         n_done = 0
 
-        def finished(finish: Finish, rows: NDArray[np.int64], target: Vectors | DeviceRows, *, scatter: bool) -> None:
+        def finished(finish: Finish, rows: NDArray[np.int64], written: Vectors | DeviceRows, *, scatter: bool) -> None:
             nonlocal n_done
             finish()
-            if isinstance(target, np.ndarray) and isinstance(out, np.ndarray):
+            if isinstance(written, np.ndarray) and isinstance(out, np.ndarray):
                 if options.normalize and not in_graph:
-                    normalize_rows(target)
+                    normalize_rows(written)
                 if scatter:
-                    out[rows] = target
+                    out[rows] = written
             n_done += rows.size
             if on_rows:
                 on_rows(n_done)
 
-        for rows in plan_batches(ragged.lengths, info.policy, options.batch_size):
+        for rows in make_batches(ragged.lengths, info.policy, options.batch_size):
             n_rows, first = rows.size, int(rows[0])
             is_consecutive = n_rows == 1 or bool(np.all(np.diff(rows) == 1))
             batch = ragged.part(first, first + n_rows) if is_consecutive else ragged.take(rows)
             if is_consecutive:
-                target = out[first : first + n_rows]
+                written = out[first : first + n_rows]
             else:
                 # What is under way keeps its own.
                 if scratch is None or len(scratch) < n_rows or info.n_pending > 1:
                     scratch = np.empty((n_rows, self._dim), dtype=np.float32)
-                target = scratch[:n_rows]
+                written = scratch[:n_rows]
             with call.turn():
-                finish = self._backend.start(batch, target, normalize=in_graph)
-            call.pending.add(functools.partial(finished, finish, rows, target, scatter=not is_consecutive))
+                finish = self._backend.start(batch, written, normalize=in_graph)
+            call.pending.add(functools.partial(finished, finish, rows, written, scatter=not is_consecutive))
 
 
 def check_ids(ragged: Ragged, manifest: Manifest) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mexma_runtime.batching import BatchPolicy, Grouping, plan_batches
+from mexma_runtime.batching import BatchPolicy, Grouping, make_batches
 
 lengths_of = st.lists(st.integers(1, 40), max_size=120).map(lambda values: np.array(values, dtype=np.int64))
 row_limits = st.none() | st.integers(1, 9)
@@ -24,7 +24,7 @@ policies = st.builds(
 def test_every_row_is_in_exactly_one_batch(
     lengths: NDArray[np.int64], policy: BatchPolicy, max_rows: int | None
 ) -> None:
-    batches = plan_batches(lengths, policy, max_rows)
+    batches = make_batches(lengths, policy, max_rows)
 
     assert sorted(row for batch in batches for row in batch.tolist()) == list(range(lengths.size))
     assert all(batch.size for batch in batches)
@@ -32,7 +32,7 @@ def test_every_row_is_in_exactly_one_batch(
 
 @given(lengths_of, policies, row_limits)
 def test_no_batch_is_over_the_budget(lengths: NDArray[np.int64], policy: BatchPolicy, max_rows: int | None) -> None:
-    for batch in plan_batches(lengths, policy, max_rows):
+    for batch in make_batches(lengths, policy, max_rows):
         is_padded = policy.grouping is Grouping.PADDED
         n_tokens = batch.size * lengths[batch].max() if is_padded else lengths[batch].sum()
         assert batch.size == 1 or n_tokens <= policy.max_batch_tokens
@@ -43,7 +43,7 @@ def test_no_batch_is_over_the_budget(lengths: NDArray[np.int64], policy: BatchPo
 def test_equal_lengths_where_asked_and_long_sentences_first(
     lengths: NDArray[np.int64], policy: BatchPolicy, max_rows: int | None
 ) -> None:
-    batches = plan_batches(lengths, policy, max_rows)
+    batches = make_batches(lengths, policy, max_rows)
 
     if policy.grouping is Grouping.IN_ORDER:
         assert [row for batch in batches for row in batch.tolist()] == list(range(lengths.size))
@@ -58,7 +58,7 @@ def test_equal_lengths_where_asked_and_long_sentences_first(
 def test_rows_of_one_length_stay_in_input_order(
     lengths: NDArray[np.int64], policy: BatchPolicy, max_rows: int | None
 ) -> None:
-    rows = np.array([row for batch in plan_batches(lengths, policy, max_rows) for row in batch], dtype=np.int64)
+    rows = np.array([row for batch in make_batches(lengths, policy, max_rows) for row in batch], dtype=np.int64)
 
     for length in np.unique(lengths):
         assert np.all(np.diff(rows[lengths[rows] == length]) > 0)
@@ -66,7 +66,7 @@ def test_rows_of_one_length_stay_in_input_order(
 
 @given(lengths_of, st.integers(1, 100))
 def test_equal_lengths_take_as_few_batches_as_the_budget_allows(lengths: NDArray[np.int64], budget: int) -> None:
-    batches = plan_batches(lengths, BatchPolicy(max_batch_tokens=budget, grouping=Grouping.EQUAL))
+    batches = make_batches(lengths, BatchPolicy(max_batch_tokens=budget, grouping=Grouping.EQUAL))
 
     values, counts = np.unique(lengths, return_counts=True)
     fewest = sum(-(-int(n) // max(1, budget // int(length))) for length, n in zip(values, counts, strict=True))
@@ -75,7 +75,7 @@ def test_equal_lengths_take_as_few_batches_as_the_budget_allows(lengths: NDArray
 
 @given(lengths_of, st.integers(1, 100))
 def test_mixed_batches_are_full(lengths: NDArray[np.int64], budget: int) -> None:
-    batches = plan_batches(lengths, BatchPolicy(max_batch_tokens=budget, grouping=Grouping.MIXED))
+    batches = make_batches(lengths, BatchPolicy(max_batch_tokens=budget, grouping=Grouping.MIXED))
 
     for batch, following in pairwise(batches):
         assert lengths[batch].sum() + lengths[following[0]] > budget
@@ -85,7 +85,7 @@ def test_mixed_batches_are_full(lengths: NDArray[np.int64], budget: int) -> None
 def test_a_group_is_divided_evenly(n_rows: int, sizes: list[int]) -> None:
     policy = BatchPolicy(max_batch_tokens=80, grouping=Grouping.EQUAL)
 
-    batches = plan_batches(np.full(n_rows, 10, dtype=np.int64), policy)
+    batches = make_batches(np.full(n_rows, 10, dtype=np.int64), policy)
 
     assert [batch.size for batch in batches] == sizes
 
@@ -93,6 +93,6 @@ def test_a_group_is_divided_evenly(n_rows: int, sizes: list[int]) -> None:
 def test_a_million_lengths_are_planned() -> None:
     lengths = np.random.default_rng(0).integers(3, 64, 1_000_000)
 
-    batches = plan_batches(lengths, BatchPolicy(max_batch_tokens=512, grouping=Grouping.EQUAL))
+    batches = make_batches(lengths, BatchPolicy(max_batch_tokens=512, grouping=Grouping.EQUAL))
 
     assert sum(batch.size for batch in batches) == lengths.size

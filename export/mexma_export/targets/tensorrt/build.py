@@ -15,7 +15,7 @@ from mexma_export.targets.tensorrt.ep_context import ep_context_model
 from mexma_export.targets.tensorrt.profiles import parse_profiles
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry, Manifest
-from mexma_runtime.bundle.plans import FOLDER, SCHEMA, HardwareCompatibility, Plan, Target, Tensor, TextRules
+from mexma_runtime.bundle.plans import FOLDER, SCHEMA, HardwareCompatibility, Plan, Platform, Tensor, TextRules
 from mexma_runtime.bundle.whole_files import write_whole
 from mexma_runtime.errors import EngineUnavailableError, MexmaError
 from mexma_runtime.terminal import Progress
@@ -34,7 +34,7 @@ MEANINGS = {
 class BuildOptions:
     """How plans are to be built."""
 
-    target: Target
+    platform: Platform
     profiles: tuple[str, ...]
     """Specifications: `profiles.GRAMMAR`."""
     compatibility: HardwareCompatibility = HardwareCompatibility.NONE
@@ -70,7 +70,7 @@ def build_plans(
     older one, and its log. MexmaError says what TensorRT gave as its reason, and where the log is.
     """
     profiles = parse_profiles(options.profiles, max_tokens=bundle.manifest.text.max_tokens)
-    cache_folder = bundle.folder / FOLDER / options.target.folder_name
+    cache_folder = bundle.folder / FOLDER / options.platform.folder_name
     folder = options.out or cache_folder
     for needed in (folder, cache_folder):
         needed.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def build_plans(
             engine=entry.name,
             graph=entry.file,
             precision=entry.precision,
-            target=options.target,
+            target=options.platform,
             compatibility=options.compatibility,
             profiles=profiles,
             inputs=[

@@ -19,7 +19,7 @@ from mexma_runtime.backends.cpu.host import HostBackend
 from mexma_runtime.backends.options import CpuOptions
 from mexma_runtime.backends.padding import padded_inputs
 from mexma_runtime.backends.requirements import require_names, require_version, saturates
-from mexma_runtime.batching import BatchPolicy, Grouping, plan_batches
+from mexma_runtime.batching import BatchPolicy, Grouping, make_batches
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import GROUP_STEP, EngineEntry, Manifest
 from mexma_runtime.errors import EngineUnavailableError, MexmaError, MissingDependencyError, UsageError
@@ -110,7 +110,7 @@ class OpenVinoCpu(HostBackend):
         share = -(-n_tokens // self._n_streams)
         in_streams = self._n_streams > 1 and n_tokens >= MIN_STREAMED_TOKENS and lengths.max() <= share
         most_tokens = min(STREAM_TOKENS, share) if in_streams else MAX_BATCH_TOKENS
-        parts = plan_batches(lengths, BatchPolicy(max_batch_tokens=most_tokens, grouping=Grouping.EQUAL))
+        parts = make_batches(lengths, BatchPolicy(max_batch_tokens=most_tokens, grouping=Grouping.EQUAL))
         feeds = [self._feed(batch.take(rows)) for rows in parts]
         ready_s = time.perf_counter()
         if in_streams:

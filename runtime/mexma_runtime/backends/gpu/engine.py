@@ -35,8 +35,8 @@ ALIGNMENT = 256
 class PendingBatch:
     """A batch that was queued. Whoever needs it done first, the caller or the next user of its memory, finishes it."""
 
-    def __init__(self, staging: _StagingBuffer, event: Event, target: Vectors | None) -> None:
-        self._staging, self._event, self._target = staging, event, target
+    def __init__(self, staging: _StagingBuffer, event: Event, out: Vectors | None) -> None:
+        self._staging, self._event, self._out = staging, event, out
         self._lock = threading.Lock()
         self._is_done = False
         self.wait_s = self.copy_s = 0.0
@@ -49,9 +49,9 @@ class PendingBatch:
             start_s = time.perf_counter()
             self._event.wait()
             waited_s = time.perf_counter()
-            if self._target is not None:
-                self._target[...] = self._staging.host_vectors[: len(self._target)]
-            self._is_done, self._target = True, None
+            if self._out is not None:
+                self._out[...] = self._staging.host_vectors[: len(self._out)]
+            self._is_done, self._out = True, None
             self.wait_s, self.copy_s = waited_s - start_s, time.perf_counter() - waited_s
 
 
@@ -121,15 +121,15 @@ class DeviceEngine:
             return Place(need, self._buckets.get(shape))
         return Place(need, next((bucket for there, bucket in self._buckets.items() if there.holds(need)), None))
 
-    def launch(self, batch: Ragged, target: Vectors | DeviceRows, place: Place, *, normalize: bool) -> PendingBatch:
-        """Queue `batch` at its `place`, its vectors to go to `target`: float32 `(n, dim)` of the host, or DeviceRows.
+    def launch(self, batch: Ragged, out: Vectors | DeviceRows, place: Place, *, normalize: bool) -> PendingBatch:
+        """Queue `batch` at its `place`, its vectors to go to `out`: float32 `(n, dim)` of the host, or DeviceRows.
 
         `normalize` is for layouts that do. Raises DeviceMemoryError where the device's memory, or the capacity, is too
         small for it.
         """
         start_s = time.perf_counter()
         assert self._layout.normalizes or not normalize
-        rows = target if isinstance(target, DeviceRows) else None
+        rows = out if isinstance(out, DeviceRows) else None
         need, bucket = place.need, place.bucket
         if bucket is None and not self.capacity.holds(need):
             raise DeviceMemoryError(f"a batch of {_words(need)}, and there is room for {_words(self.capacity)}")
@@ -158,7 +158,7 @@ class DeviceEngine:
             staging.pending = pending = PendingBatch(
                 staging,
                 self._device.record_event(),
-                target if isinstance(target, np.ndarray) else None,
+                out if isinstance(out, np.ndarray) else None,
             )
             self.compute_s += ran_s - laid_s
             self.copy_s += time.perf_counter() - ran_s + laid_s - start_s

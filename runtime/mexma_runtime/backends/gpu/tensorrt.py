@@ -15,7 +15,7 @@ from mexma_runtime.backends.requirements import require_names, require_version
 from mexma_runtime.backends.tensorrt_library import NAME, import_tensorrt
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
-from mexma_runtime.bundle.plans import Plan, Target, find_plan
+from mexma_runtime.bundle.plans import Plan, Platform, find_plan
 from mexma_runtime.bundle.tuning import Tuning
 from mexma_runtime.errors import UsageError
 
@@ -27,7 +27,7 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: GpuOptions, index:
     for name in ("attention", "memory_limit"):
         if (value := getattr(options, name)) is not None:
             raise UsageError(f"{name}={value} is not for TensorRT, whose plans have it built in: leave it out")
-    plan, path = find_plan(bundle.folder, engine, target_of(gpu, version))
+    plan, path = find_plan(bundle.folder, engine, platform_of(gpu, version))
     worker = Worker(f"tensorrt:{index}")
     try:
         return worker.run(_open, bundle, engine, options, gpu, worker, plan, path)
@@ -41,16 +41,16 @@ def library_version() -> str:
     return _ready(0)[0]
 
 
-def target_here(index: int) -> Target:
+def platform_here(index: int) -> Platform:
     """What plans are built for on this machine's GPU `index`, which becomes the calling thread's."""
     version, gpu = _ready(index)
     call(import_cudart().cudaSetDevice, index)
-    return target_of(gpu, version)
+    return platform_of(gpu, version)
 
 
-def target_of(gpu: Gpu, version: str) -> Target:
+def platform_of(gpu: Gpu, version: str) -> Platform:
     """What a plan has to be built for, to run there."""
-    return Target(gpu=gpu.name, capability=f"{gpu.capability[0]}.{gpu.capability[1]}", tensorrt=version)
+    return Platform(gpu=gpu.name, capability=f"{gpu.capability[0]}.{gpu.capability[1]}", tensorrt=version)
 
 
 def obstacle(engine: EngineEntry) -> None:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from mexma_benchmarks.cli import register_bench
 from mexma_benchmarks.result.result import ModelResult, Result
-from mexma_benchmarks.run.plan import PLANS, Effort
+from mexma_benchmarks.run.sizes import SIZES, Effort
 from mexma_benchmarks.run.subjects import engine_subjects
 from mexma_export.checkpoint.standin import write_standin
 from mexma_runtime.bundle.bundle import Bundle
@@ -27,7 +27,7 @@ from mexma_runtime.errors import MexmaError, MissingDependencyError, UsageError
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-SMOKE = PLANS[Effort.SMOKE]
+SMOKE = SIZES[Effort.SMOKE]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from mexma_export.checkpoint.config import ModelConfig
 from mexma_export.checkpoint.sources import resolve_source
 from mexma_export.graph.input_quantization import Activation
 from mexma_export.graph.linear_groups import all_groups
-from mexma_export.quantize.channel_splitting import n_copies
+from mexma_export.quantize.channel_splitting import n_split_channels
 from mexma_export.quantize.options import QuantizationOptions
 from mexma_export.quantize.recipe import Recipe, load_recipe
 from mexma_runtime.bundle.bundle import Bundle
@@ -166,11 +166,11 @@ def test_groups_of_channels_divide_what_products_read(
     assert (
         group_size(dataclasses.replace(FAST, modes=modes, group_size=asked, split_channel_share=0), config) == expected
     )
-    copied = dataclasses.replace(FAST, modes=modes, group_size=asked, split_channel_share=1 / 64)
-    assert group_size(copied, config) == expected
+    split = dataclasses.replace(FAST, modes=modes, group_size=asked, split_channel_share=1 / 64)
+    assert group_size(split, config) == expected
     some = {dialect: {"*": ProductMode.TOKEN, "*.ffn.down": ProductMode.GROUP} for dialect in PADDED_DIALECTS}
-    copied = dataclasses.replace(copied, modes=some)
-    assert group_size(copied, config) == math.gcd(asked, ffn + n_copies(copied, "layer.0.ffn.down", ffn))
+    split = dataclasses.replace(split, modes=some)
+    assert group_size(split, config) == math.gcd(asked, ffn + n_split_channels(split, "layer.0.ffn.down", ffn))
     assert group_size(FAST, config) == 0
 
 

@@ -36,7 +36,7 @@ def calibration(checkpoint: Checkpoint, few_texts: Path) -> Calibration:
 def make_recipe() -> MakeRecipe:
     """`make_recipe(name="fast", **changes)`: a shipped recipe that tries two alphas and two clip ratios.
 
-    A small FFN takes a larger share of copies.
+    A small FFN takes a larger share of split channels.
     """
 
     def make(name: str = "fast", **changes: object) -> Recipe:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mexma_export.quantize.channel_splitting import count_copies, n_copies, with_copies
+from mexma_export.quantize.channel_splitting import n_split_channels, split_channels, split_counts
 from mexma_export.quantize.recipe import load_recipe
 from mexma_export.quantize.statistics import InputStatistics, Observer
 from mexma_runtime.bundle.manifest import ProductMode
@@ -43,18 +43,18 @@ def test_channels_are_added_by_multiples_and_fill_groups_up(
     modes = {dialect: {"*": ProductMode.FLOAT} for dialect in PADDED_DIALECTS}
     modes[Dialect.PORTABLE]["*.ffn.down"] = mode
     recipe = dataclasses.replace(load_recipe("precise"), modes=modes, group_size=128, split_channel_share=share)
-    assert n_copies(recipe, "layer.3.ffn.down", n_channels) == expected
+    assert n_split_channels(recipe, "layer.3.ffn.down", n_channels) == expected
 
 
 @pytest.mark.parametrize(("n_channels", "expected"), [(4096, 128), (1536, 64), (3072, 96), (256, 0)])
 def test_for_tensorrt_widths_stay_multiples_of_32(n_channels: int, expected: int) -> None:
-    assert n_copies(load_recipe("tensorrt"), "layer.3.ffn.down", n_channels) == expected
+    assert n_split_channels(load_recipe("tensorrt"), "layer.3.ffn.down", n_channels) == expected
 
 
 @given(st.integers(0, 1000), st.integers(0, 40))
 def test_copies_go_where_the_largest_numbers_are(seed: int, n_more: int) -> None:
     found = statistics(seed)
-    counts = count_copies(found, n_more)
+    counts = split_counts(found, n_more)
     assert counts.min() >= 1
     assert counts.sum() == 24 + n_more
     largest = (np.abs(found.sample) / counts).max(axis=1)
@@ -67,11 +67,11 @@ def test_copies_go_where_the_largest_numbers_are(seed: int, n_more: int) -> None
 def test_copies_with_a_part_of_the_weights_give_the_same_product(seed: int) -> None:
     found = statistics(seed)
     weight = np.random.default_rng(seed).standard_normal((24, 7)).astype(np.float32)
-    counts = count_copies(found, 16)
+    counts = split_counts(found, 16)
     channels = np.repeat(np.arange(24), counts)
-    copied = with_copies(found, channels)
+    split = split_channels(found, channels)
     parts = weight[channels] / counts[channels, np.newaxis]
-    assert copied.sample @ parts == pytest.approx(found.sample @ weight, rel=1e-4, abs=1e-4)
-    assert np.diag(copied.covariance) == pytest.approx(np.diag(found.covariance)[channels])
-    assert np.array_equal(copied.highest, copied.sample.max(axis=0))
-    assert np.array_equal(copied.lowest, copied.sample.min(axis=0))
+    assert split.sample @ parts == pytest.approx(found.sample @ weight, rel=1e-4, abs=1e-4)
+    assert np.diag(split.covariance) == pytest.approx(np.diag(found.covariance)[channels])
+    assert np.array_equal(split.highest, split.sample.max(axis=0))
+    assert np.array_equal(split.lowest, split.sample.min(axis=0))

@@ -27,17 +27,17 @@ def values(seed: int, n_tokens: int = 12, n_channels: int = 32, centre: float = 
     return ((random.standard_normal((n_tokens, n_channels)) + centre) * sizes).astype(np.float32)
 
 
-def static(z: Floats, activation: Activation, clipping: float = 1) -> QuantizedInput:
-    scale, zero_point = static_parameters(z, activation, clipping)
+def static(z: Floats, activation: Activation, clip_ratio: float = 1) -> QuantizedInput:
+    scale, zero_point = static_parameters(z, activation, clip_ratio)
     return QuantizedInput(mode=ProductMode.STATIC, activation=activation, scale=scale, zero_point=zero_point)
 
 
 @given(seeds, centres, activations, st.floats(0.1, 1))
 def test_static_is_off_by_half_a_scale_inside_the_range_and_clips_outside(
-    seed: int, centre: float, activation: Activation, clipping: float
+    seed: int, centre: float, activation: Activation, clip_ratio: float
 ) -> None:
     z = values(seed, centre=centre)
-    how = static(z, activation, clipping)
+    how = static(z, activation, clip_ratio)
     assert how.scale is not None
     assert how.scale > 0
     lowest, highest = (

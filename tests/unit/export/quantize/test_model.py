@@ -13,7 +13,7 @@ from mexma_export.graph.input_quantization import Activation
 from mexma_export.graph.linear import FusedInt8
 from mexma_export.graph.linear_groups import all_groups, linears_of
 from mexma_export.quantize.calibration import Calibration
-from mexma_export.quantize.channel_splitting import n_copies
+from mexma_export.quantize.channel_splitting import n_split_channels
 from mexma_export.quantize.layers import embed_tokens, layer_tensors, open_layer
 from mexma_export.quantize.model import FLOAT_SUFFIX, GraphParts, RecipeRun, quantize_model
 from mexma_export.quantize.recipe import FOR_CPUS, Recipe
@@ -102,7 +102,9 @@ def test_every_group_is_quantized_and_stored_in_both_dialects(
                 expected = dict(zip(("out", "in"), checkpoint.tensors[f"{linear}.weight"].shape, strict=True))
                 if ".ffn." in linear:
                     side = "out" if linear.endswith("up") else "in"
-                    expected[side] += n_copies(make_recipe(name), "layer.0.ffn.down", checkpoint.config.ffn_size)
+                    expected[side] += n_split_channels(
+                        make_recipe(name), "layer.0.ffn.down", checkpoint.config.ffn_size
+                    )
                 assert {"out": n_out, "in": n_in} == expected
                 for vector in ("bias", "weight.scale"):
                     assert parts.vectors[f"{linear}.{vector}"].shape == (n_out,)

@@ -136,7 +136,7 @@ def test_a_wrong_value_is_named_with_what_is_expected(field: str, value: object)
     first, *problems = str(caught.value).splitlines()
     assert first == "recipe mine.json:"
     assert [line.split(":")[0] for line in problems] == [f"  - {field}"]
-    assert f"got {json.dumps(value)}" in problems[0]
+    assert f"got {json.dumps(value)}"[:80] in problems[0]
 
 
 def test_all_problems_are_told_at_once() -> None:
@@ -158,7 +158,7 @@ def test_what_is_no_recipe_is_refused(text: str) -> None:
 def test_unknown_and_missing_fields_are_named() -> None:
     data = json.loads(changed(bits=8))
     del data["rounding"]
-    with pytest.raises(UsageError, match="missing fields: rounding; unknown fields: bits"):
+    with pytest.raises(UsageError, match=r"missing fields: rounding\n.*unknown fields: bits"):
         parse_recipe(json.dumps(data), where="x")
 
 
@@ -167,7 +167,7 @@ def test_recipes_of_schema_1_are_read() -> None:
     assert parse_recipe(text, where="x") == FAST
     old: dict[str, Any] = json.loads(text)
     for wrong, said in (
-        ({"clip_ratios": [1.0]}, r"missing fields: .*; unknown fields: .*migrations"),
+        ({"clip_ratios": [1.0]}, r"(?s)missing fields: .*unknown fields: .*migrations"),
         ({"schema": 2}, r"unknown fields: .*migrations"),
         ({"rounding": "up"}, r"rounding: expected"),
         ({"clippings": [2]}, r"clip_ratios: expected"),

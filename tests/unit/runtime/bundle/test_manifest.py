@@ -22,6 +22,7 @@ from mexma_runtime.bundle.manifest import (
     TextEntry,
     space_fingerprint,
 )
+from mexma_runtime.bundle.strict_json import read_value
 from mexma_runtime.errors import BundleError
 from mexma_runtime.types import Pooling, Precision
 
@@ -176,8 +177,8 @@ def test_an_edited_manifest_is_refused(manifest: Manifest) -> None:
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda m: m["text"].pop("max_tokens"), "text: missing or unknown fields: max_tokens"),
-        (lambda m: m["text"].update(colour="red"), "text: missing or unknown fields: colour"),
+        (lambda m: m["text"].pop("max_tokens"), "text: missing fields: max_tokens"),
+        (lambda m: m["text"].update(colour="red"), "text: unknown fields: colour"),
         (lambda m: m["text"].update(max_tokens="16"), 'text.max_tokens: expected int, got "16"'),
         (lambda m: m["text"].update(max_tokens=True), "text.max_tokens: expected int, got true"),
         (lambda m: m["text"].update(default_prompt_name=3), "text.default_prompt_name: expected str, got 3"),
@@ -199,6 +200,21 @@ def test_an_edited_manifest_is_refused(manifest: Manifest) -> None:
 def test_a_wrong_field_is_named(manifest: Manifest, edit: Callable[[Any], None], said: str) -> None:
     with pytest.raises(BundleError, match=said):
         Manifest.from_json(edited(manifest, edit), path=PATH)
+
+
+def test_all_wrong_fields_are_told_at_once(manifest: Manifest) -> None:
+    data = json.loads(manifest.to_json())
+    data["text"].update(max_tokens="16", colour="red")
+    data["engines"][1].update(precision="int4")
+    del data[DIGEST]
+    with pytest.raises(BundleError) as caught:
+        read_value(Manifest, data, path=Path("bundle.json"))
+    assert [line.strip(" -") for line in str(caught.value).splitlines()] == [
+        "bundle.json:",
+        "text: unknown fields: colour",
+        'text.max_tokens: expected int, got "16"',
+        'engines[1].precision: expected one of fp32, fp16, int8, fp8, got "int4"',
+    ]
 
 
 def test_the_fingerprint_changes_with_all_that_changes_vectors() -> None:

@@ -16,15 +16,15 @@ from mexma_runtime.bundle.plans import (
     FOLDER,
     HardwareCompatibility,
     Plan,
+    Platform,
     Profile,
     Range,
-    Target,
     find_plan,
     read_plan,
 )
 from mexma_runtime.errors import BundleError, EngineUnavailableError
 
-H200 = Target(gpu="NVIDIA H200", capability="9.0", tensorrt="10.16.1.11")
+H200 = Platform(gpu="NVIDIA H200", capability="9.0", tensorrt="10.16.1.11")
 H100 = dataclasses.replace(H200, gpu="NVIDIA H100 80GB HBM3")
 A10 = dataclasses.replace(H200, gpu="NVIDIA A10", capability="8.6")
 T4 = dataclasses.replace(H200, gpu="Tesla T4", capability="7.5")
@@ -64,7 +64,7 @@ def test_folders_are_named_after_gpu_capability_and_version() -> None:
         (HardwareCompatibility.AMPERE_PLUS, [H200, H100, A10]),
     ],
 )
-def test_where_a_plan_may_run(plan: Plan, compatibility: HardwareCompatibility, runs: list[Target]) -> None:
+def test_where_a_plan_may_run(plan: Plan, compatibility: HardwareCompatibility, runs: list[Platform]) -> None:
     compatible = dataclasses.replace(plan, compatibility=compatibility)
     assert [target for target in (H200, H100, A10, T4, LATER) if compatible.runs_on(target)] == runs
 

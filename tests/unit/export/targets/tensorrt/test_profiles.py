@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mexma_export.targets.tensorrt.profiles import DEFAULT_SPECS, parse_profiles
 from mexma_runtime.backends.gpu.buckets import STEPS, padded_buckets
-from mexma_runtime.batching import BatchPolicy, Grouping, plan_batches
+from mexma_runtime.batching import BatchPolicy, Grouping, make_batches
 from mexma_runtime.bundle.plans import Profile
 from mexma_runtime.errors import UsageError
 
@@ -63,7 +63,7 @@ def test_every_batch_is_held_by_one_or_parts_into_some_that_are(
             return True
         return len(part) > 1 and parted(part[: len(part) // 2]) and parted(part[len(part) // 2 :])
 
-    for rows in plan_batches(np.array(lengths), policy):
+    for rows in make_batches(np.array(lengths), policy):
         assert parted([lengths[row] for row in rows])
 
 

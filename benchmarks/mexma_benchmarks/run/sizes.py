@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchPlan:
+class RunSizes:
     """Sizes of a run. Rounds are as many as fit into a workload's share of time, within bounds."""
 
     grid: tuple[tuple[int, int], ...]
@@ -58,7 +58,7 @@ class Effort(StrEnum):
     """For a result that is published."""
 
 
-_SMOKE = BenchPlan(
+_SMOKE = RunSizes(
     grid=((1, 16), (2, 8)),
     n_texts=6,
     n_judged=12,
@@ -74,7 +74,7 @@ _SMOKE = BenchPlan(
     n_refinements=0,
     p99_bound_ms=None,
 )
-_QUICK = BenchPlan(
+_QUICK = RunSizes(
     grid=((1, 16), (1, 128), (8, 32), (32, 32)),
     n_texts=128,
     n_judged=160,
@@ -90,7 +90,7 @@ _QUICK = BenchPlan(
     n_refinements=1,
     p99_bound_ms=None,
 )
-_FULL = BenchPlan(
+_FULL = RunSizes(
     grid=((1, 16), (1, 32), (1, 64), (1, 128), (1, 256), (8, 32), (32, 32)),
     n_texts=256,
     n_judged=320,
@@ -106,4 +106,4 @@ _FULL = BenchPlan(
     n_refinements=1,
     p99_bound_ms=None,
 )
-PLANS = MappingProxyType({Effort.SMOKE: _SMOKE, Effort.QUICK: _QUICK, Effort.FULL: _FULL})
+SIZES = MappingProxyType({Effort.SMOKE: _SMOKE, Effort.QUICK: _QUICK, Effort.FULL: _FULL})
