@@ -22,7 +22,7 @@ STEP, TENSOR_CORE_STEP = 8, 32
 
 
 def n_split_channels(recipe: Recipe, group: str, n_channels: int) -> int:
-    """How many channels splitting adds to the `n_channels` that `group` reads; as many as fill up its last scale group."""
+    """How many channels splitting adds to the `n_channels` that `group` reads, filling up its last scale group."""
     wanted = recipe.split_channel_share * n_channels
     if recipe.is_for_tensorrt:
         return round(wanted / TENSOR_CORE_STEP) * TENSOR_CORE_STEP
