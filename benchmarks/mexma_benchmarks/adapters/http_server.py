@@ -128,7 +128,7 @@ class TEI(Server):
         return self._settings | {"inputs": texts}
 
     def rows(self, answer: Any) -> Any:
-        """The answer itself."""
+        """The rows of the answer, which is the list itself."""
         return answer
 
 

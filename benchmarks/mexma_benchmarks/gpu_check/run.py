@@ -51,7 +51,7 @@ class Result:
 
     @property
     def checks(self) -> list[Check]:
-        """Of all steps."""
+        """The checks of all steps."""
         return [check for record in self.records for check in record.checks]
 
     def save(self, folder: Path) -> Path:

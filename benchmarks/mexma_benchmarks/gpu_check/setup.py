@@ -43,12 +43,12 @@ class Setup:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """Of `source`."""
+        """The checkpoint of `source`, loaded."""
         return load_checkpoint(self.source)
 
     @property
     def folder(self) -> Path:
-        """Of the bundle."""
+        """The folder of the bundle."""
         return self.out / "bundles" / re.sub(r"[^\w.]+", "-", self.model)
 
     @cached_property
@@ -58,7 +58,7 @@ class Setup:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """Ours, on `device`."""
+        """Our encoder on `device`."""
         return self._stack.enter_context(Encoder.from_bundle(self.bundle, engine=self.engine, device=self.device))
 
     def pytorch(self, name: str) -> PyTorchProcess:

@@ -49,7 +49,7 @@ class Chart:
     figure: Figure
 
     def png(self) -> bytes:
-        """On white."""
+        """The chart as PNG on white."""
         return self._saved("png", facecolor="white")
 
     def svg(self) -> str:

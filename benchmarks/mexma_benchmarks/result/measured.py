@@ -26,7 +26,7 @@ class Series:
 
     @property
     def ms(self) -> Estimate:
-        """Median time."""
+        """Median time, in milliseconds."""
         return estimate_median(self.samples_ms)
 
     @property
@@ -36,7 +36,7 @@ class Series:
 
     @property
     def tokens_per_s(self) -> float:
-        """Padding not counted."""
+        """Tokens a second, padding not counted."""
         return self.workload.n_tokens / self.ms.median * 1e3
 
     @property

@@ -75,7 +75,7 @@ class SubjectProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """The id of the process."""
         return self._process.pid
 
     @contextmanager

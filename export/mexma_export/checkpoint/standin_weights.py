@@ -85,7 +85,7 @@ class Fill:
 
     @property
     def n_bytes(self) -> int:
-        """Size in fp32."""
+        """Bytes of the weights in fp32."""
         return 4 * math.prod(self.shape)
 
 

@@ -26,7 +26,7 @@ Bounds: TypeAlias = tuple[ir.Value, ...]
 
 
 class Steps(Protocol):
-    """One dialect."""
+    """How one dialect writes the steps of a layer."""
 
     def bounds(self, g: GraphBuilder, tokens: Tokens) -> Bounds:
         """What tells `attention` where sentences end, made once a graph."""

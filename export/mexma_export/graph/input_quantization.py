@@ -35,7 +35,7 @@ class Activation(StrEnum):
 
     @property
     def highest(self) -> int:
-        """The largest."""
+        """The largest number of the format."""
         return {Activation.UINT8: 255, Activation.INT8: 127, Activation.E4M3: E4M3_HIGHEST}[self]
 
     @property
@@ -45,7 +45,7 @@ class Activation(StrEnum):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """NumPy's type."""
+        """NumPy's type of the format."""
         if self is not Activation.E4M3:
             return np.dtype(self.value)
         import ml_dtypes  # of the extra `export`, and the command line is read without

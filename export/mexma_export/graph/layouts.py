@@ -53,7 +53,7 @@ class PaddedLayout:
     """Inputs: PADDED_INPUTS. Vectors are as pooled: who reads them may give them length 1."""
 
     def declare(self, g: GraphBuilder) -> Tokens:
-        """PADDED_INPUTS."""
+        """The inputs of padded graphs: PADDED_INPUTS."""
         return Tokens(inputs={name: g.input(name, ["batch", "length"]) for name in PADDED_INPUTS})
 
     def first_rows(self, g: GraphBuilder, x: ir.Value, tokens: Tokens) -> ir.Value:
@@ -92,7 +92,7 @@ class PackedLayout:
         self._n_heads, self._hidden_size = n_heads, hidden_size
 
     def declare(self, g: GraphBuilder) -> Tokens:
-        """The above."""
+        """The inputs of packed graphs, as the class describes them."""
         inputs = {name: g.input(name, ["tokens"]) for name in ("input_ids", "position_ids")}
         inputs["token_offset"] = g.input("token_offset", ["batch", "length"])
         inputs["cumulative_sequence_length"] = g.input("cumulative_sequence_length", ["bounds"])

@@ -95,7 +95,7 @@ class PortableInt8(Products):
 
 
 class FusedInt8(Products):
-    """MatMulIntegerToFloat."""
+    """int8 products of the fused dialect, by MatMulIntegerToFloat."""
 
     def __init__(self, inputs: Mapping[str, QuantizedInput]) -> None:
         self._inputs = inputs

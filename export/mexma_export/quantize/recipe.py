@@ -114,7 +114,7 @@ class Recipe:
 
     @property
     def sha256(self) -> str:
-        """Of all fields."""
+        """Hexadecimal sha256 of all fields."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Smoothing:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GroupResult:
-    """One group, quantized."""
+    """What the search chose for one linear group."""
 
     smoothing: Smoothing
     inputs: Mapping[Dialect, QuantizedInput]

@@ -96,7 +96,7 @@ class Observer:
         self._extreme = sorted(self._extreme, key=lambda kept: (-kept[0], kept[1]))[:N_EXTREME]
 
     def finish(self) -> InputStatistics:
-        """What was gathered."""
+        """The statistics of all that was added."""
         if self._buffer:
             self._flush()
         n = self._n_seen

@@ -41,15 +41,15 @@ class OrtSession:
         self.providers = tuple(inner.get_providers())
 
     def holds(self, n_sentences: int, longest: int) -> bool:
-        """Any shape."""
+        """True: onnxruntime runs any shape."""
         return True
 
     def binding(self) -> OrtBinding:
-        """A new one."""
+        """A new IO binding of the session."""
         return OrtBinding(self._inner.io_binding(), *self._device)
 
     def run(self, binding: OrtBinding) -> None:
-        """Queue a run."""
+        """Queue a run of what is bound, and return."""
         self._inner.run_with_iobinding(binding.inner, self._options)
 
 

@@ -41,12 +41,12 @@ class SeveralBackends:
 
     @property
     def copy_s(self) -> float:
-        """Of all together."""
+        """Seconds of all backends together, getting ids in and vectors out."""
         return sum(backend.copy_s for backend in self._backends)
 
     @property
     def compute_s(self) -> float:
-        """Of all together."""
+        """Seconds of all backends together, computing."""
         return sum(backend.compute_s for backend in self._backends)
 
     def start(self, batch: Ragged, out: Vectors | DeviceRows, *, normalize: bool) -> Finish:

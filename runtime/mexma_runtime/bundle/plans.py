@@ -56,7 +56,7 @@ class Platform:
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Of one dimension."""
+    """The sizes of one dimension that a profile takes."""
 
     least: int
     best: int

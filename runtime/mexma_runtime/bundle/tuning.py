@@ -20,7 +20,7 @@ FILE = Path("local") / "tuning.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One bucket, measured."""
+    """Times of one bucket, by its graph and without."""
 
     n_tokens: int
     """That it has room for."""

@@ -17,7 +17,7 @@ class PendingBatches:
 
     @property
     def n_started(self) -> int:
-        """Batches so far."""
+        """Batches that were started so far."""
         return self._n_finished + len(self._pending)
 
     def add(self, finish: Finish) -> None:

@@ -1,1 +1,1 @@
-"""Adapters to other libraries, one screen a library. They use the encoder as it is, and nothing here is imported by it."""
+"""Adapters to other libraries, one screen a library. They use the encoder as it is; it imports none of them."""

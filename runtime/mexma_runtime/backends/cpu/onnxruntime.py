@@ -25,7 +25,7 @@ PROVIDER = "CPUExecutionProvider"
 POLICY = BatchPolicy(max_batch_tokens=512, grouping=Grouping.EQUAL)
 """Larger batches gain nothing on a CPU, and padding only costs."""
 SLOWER_FUSIONS = ["SkipLayerNormFusion", "BiasGeluFusion"]
-"""What onnxruntime would fuse of standard operators, and takes longer for in int8 graphs (docs/quantization.md)."""
+"""What onnxruntime would fuse of standard operators, and takes longer for in int8 graphs (docs/measured.md)."""
 
 
 def open_engine(bundle: Bundle, engine: EngineEntry, options: CpuOptions) -> OnnxRuntimeCpu:

@@ -106,7 +106,7 @@ class Worker:
         self._is_closed = False
 
     def submit(self, work: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        """Run `work` there."""
+        """Run `work` in the thread, after all that was submitted before."""
         return self._pool.submit(work, *arguments)
 
     def run(self, work: Callable[..., Result], *arguments: Any) -> Result:

@@ -49,7 +49,7 @@ def libraries(cuda: int) -> tuple[Library, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """One GPU."""
+    """A GPU that the driver lists."""
 
     index: int
     name: str

@@ -68,7 +68,7 @@ class CudaGraph:
         weakref.finalize(self, cudart.cudaGraphExecDestroy, executable)
 
     def launch(self) -> None:
-        """Queue it."""
+        """Queue the graph on its stream."""
         call(self._launch, self._executable, self._stream)
 
 

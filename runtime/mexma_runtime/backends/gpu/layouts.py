@@ -95,11 +95,11 @@ class PackedLayout:
         return Shape(n_sentences=len(batch), longest=_longest(batch), n_tokens=batch.ids.size)
 
     def fullest(self, capacity: Shape) -> Shape:
-        """All of it."""
+        """The whole `capacity`: every row is a token."""
         return capacity
 
     def widest(self, capacity: Shape) -> Shape:
-        """The same."""
+        """The whole `capacity`: one number a token and a sentence."""
         return capacity
 
     def specs(self, shape: Shape) -> dict[str, ArraySpec]:
@@ -162,7 +162,7 @@ class PaddedLayout:
         return dict.fromkeys(INPUT_NAMES, spec)
 
     def constant_specs(self, shape: Shape) -> dict[str, ArraySpec]:
-        """None."""
+        """Nothing: every input is written."""
         return {}
 
     def fill(self, batch: Ragged, arrays: Arrays, *, normalize: bool) -> None:

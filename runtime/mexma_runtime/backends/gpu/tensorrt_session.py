@@ -82,7 +82,7 @@ class PlanSession:
         return any(profile.holds(n_sentences, longest) for profile in self._profiles)
 
     def binding(self) -> PlanBinding:
-        """A new one."""
+        """A new binding: shapes and addresses for a run."""
         return PlanBinding()
 
     def run(self, binding: PlanBinding) -> None:
