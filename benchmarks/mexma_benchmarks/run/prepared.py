@@ -12,9 +12,10 @@ from tokenizers.normalizers import Lowercase
 from mexma_benchmarks.adapters.protocol import Task
 from mexma_benchmarks.run.subjects import Subject
 from mexma_benchmarks.run.workload import SHORT_TEXT
+from mexma_export.bundle.contents import require_same_checkpoint
 from mexma_export.bundle.pipeline import export
 from mexma_export.bundle.request import ExportRequest
-from mexma_export.checkpoint.checkpoint import Checkpoint, load_checkpoint, weights_sha256
+from mexma_export.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from mexma_export.checkpoint.sources import STANDIN_PREFIX, Source
 from mexma_export.quantize.options import QuantizationOptions
 from mexma_export.quantize.recipe import FOR_CPUS, load_recipe
@@ -97,12 +98,7 @@ def prepare_model(
     if pooling not in (None, manifest.pooling_mode):
         raise UsageError(f"{folder} pools {manifest.pooling_mode}, not {pooling}: name another --bundle")
     checkpoint = load_checkpoint(source, pooling=manifest.pooling_mode)
-    digest = weights_sha256(checkpoint)
-    if digest != manifest.model.weights_sha256:
-        raise UsageError(
-            f"{folder} was made from weights {manifest.model.weights_sha256}, and {source.model_id} has {digest}: "
-            "remove the bundle, or name another --bundle"
-        )
+    require_same_checkpoint(folder, manifest, checkpoint)
     if int8 and (lacking := lacking_recipes(manifest)):
         note(f"{name}: adding int8 engines to it: {', '.join(lacking)}")
         manifest = export(source, _request(folder, (), lacking, manifest.pooling_mode), progress=report).manifest

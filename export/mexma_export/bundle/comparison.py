@@ -6,9 +6,9 @@ import dataclasses
 import functools
 from pathlib import Path
 
-from mexma_export.bundle.contents import manifest_of, require_same_checkpoint, tokenizer_entry
+from mexma_export.bundle.contents import require_same_checkpoint
 from mexma_export.bundle.staging import Staging
-from mexma_export.checkpoint.checkpoint import load_checkpoint, weights_sha256
+from mexma_export.checkpoint.checkpoint import load_checkpoint
 from mexma_export.checkpoint.sources import Source
 from mexma_export.corpus.corpus import Corpus, sample_corpus
 from mexma_export.parity.gate import ReferenceVectors, Verdict, judge, pytorch_reference
@@ -54,9 +54,7 @@ def compare_bundle(
         where = f"{backend} on {device}" if backend else device
         raise EngineUnavailableError(f"{folder}: no engine{wanted} that runs on {where}; it has {there}")
     checkpoint = load_checkpoint(source, pooling=manifest.pooling_mode)
-    tokenizer = tokenizer_entry(source.tokenizer)
-    here = manifest_of(checkpoint, weights_sha256=weights_sha256(checkpoint), tokenizer=tokenizer)
-    require_same_checkpoint(folder, manifest, here)
+    require_same_checkpoint(folder, manifest, checkpoint)
     reference = pytorch_reference(
         checkpoint,
         corpus or sample_corpus(),

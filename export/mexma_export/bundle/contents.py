@@ -7,22 +7,29 @@ import importlib.metadata
 from collections.abc import Iterable
 from pathlib import Path
 
+from mexma_export.bundle.staging import content_name
 from mexma_export.checkpoint.checkpoint import Checkpoint
+from mexma_export.checkpoint.scan import weights_sha256
 from mexma_runtime.bundle.bundle import sha256_of
 from mexma_runtime.bundle.manifest import SCHEMA, EngineEntry, FileEntry, Manifest, ModelEntry, TextEntry
 from mexma_runtime.errors import BundleError
 
 
-def manifest_of(checkpoint: Checkpoint, *, weights_sha256: str, tokenizer: FileEntry) -> Manifest:
-    """The manifest of a bundle of `checkpoint` that has no engines yet."""
+def manifest_of(
+    checkpoint: Checkpoint, *, weights: str, tokenizer: FileEntry, folder: Path, there: Manifest | None
+) -> Manifest:
+    """What a bundle of `checkpoint` says of it, with the engines of the bundle that is `there` in `folder` already.
+
+    `weights`: their sha256. BundleError where that is another checkpoint's.
+    """
     config, settings, source = checkpoint.config, checkpoint.settings, checkpoint.source
-    return Manifest(
+    here = Manifest(
         schema=SCHEMA,
         writer=f"mexma-runtime {_version()}",
         model=ModelEntry(
             id=source.model_id,
             revision=source.revision,
-            weights_sha256=weights_sha256,
+            weights_sha256=weights,
             family=config.family,
             n_layers=config.n_layers,
             hidden_size=config.hidden_size,
@@ -44,12 +51,10 @@ def manifest_of(checkpoint: Checkpoint, *, weights_sha256: str, tokenizer: FileE
         files=[tokenizer],
         engines=[],
     )
-
-
-def tokenizer_entry(path: Path) -> FileEntry:
-    """The tokenizer.json at `path` as a file of the bundle: byte for byte, under a name of its content."""
-    sha256 = sha256_of(path)
-    return FileEntry(name=f"tokenizer.{sha256[:16]}.json", sha256=sha256, size=path.stat().st_size)
+    if there is None:
+        return here
+    _require_same_checkpoint(folder, there, here)
+    return with_engines(here, there.engines, there.files)
 
 
 def with_engines(manifest: Manifest, engines: Iterable[EngineEntry], files: Iterable[FileEntry]) -> Manifest:
@@ -61,7 +66,14 @@ def with_engines(manifest: Manifest, engines: Iterable[EngineEntry], files: Iter
     return dataclasses.replace(manifest, engines=ordered, files=[there[name] for name in sorted(there)])
 
 
-def require_same_checkpoint(folder: Path, there: Manifest, here: Manifest) -> None:
+def require_same_checkpoint(folder: Path, there: Manifest, checkpoint: Checkpoint) -> None:
+    """BundleError unless the bundle `there` in `folder` was made from `checkpoint`, whose weights are hashed for it."""
+    sha256 = sha256_of(checkpoint.source.tokenizer)
+    tokenizer = FileEntry(name=content_name("tokenizer", sha256, "json"), sha256=sha256, size=0)
+    manifest_of(checkpoint, weights=weights_sha256(checkpoint), tokenizer=tokenizer, folder=folder, there=there)
+
+
+def _require_same_checkpoint(folder: Path, there: Manifest, here: Manifest) -> None:
     """BundleError unless the bundle in `folder`, `there`, and a checkpoint, `here`, are of one vector space.
 
     They are of the same weights and tokenizer, and read texts and pool vectors in the same way.

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from mexma_export.bundle.jobs import EngineJob, FloatJob, QuantizedJob, group_size
-from mexma_export.bundle.staging import Staging
+from mexma_export.bundle.jobs import EngineJob, FloatJob, QuantizedJob
+from mexma_export.bundle.staging import Staging, content_name
 from mexma_export.checkpoint.checkpoint import Checkpoint
 from mexma_export.graph.encoder import OUTPUT, write_encoder
 from mexma_export.graph.linear import FLOAT_PRODUCTS, Products, int8_products
 from mexma_export.graph.linear_groups import linears_of
 from mexma_export.graph.weights import WeightsFile, WeightsWriter, write_fp16_tables, write_int8_tables, write_weights
 from mexma_export.quantize.calibration import Calibration, load_calibration
+from mexma_export.quantize.fit import group_size
 from mexma_export.quantize.model import FLOAT_SUFFIX, GraphParts, RecipeRun, quantize_model
 from mexma_runtime.backends import required_versions
 from mexma_runtime.bundle.bundle import sha256_of
@@ -164,7 +165,7 @@ class EngineWriter:
             n_texts=calibration.n_texts,
             n_tokens=calibration.n_tokens,
             weight_bits=recipe.weight_bits,
-            group_size=group_size(recipe, self._checkpoint.config) if has_groups else None,
+            group_size=group_size(recipe, job.multiplications, self._checkpoint.config) if has_groups else None,
             products=[_product(group, parts) for group in job.multiplications],
         )
 
@@ -226,7 +227,7 @@ class EngineWriter:
         path = self._staging.temporary(stem)
         ir.save(model, path, format="protobuf")
         sha256 = sha256_of(path)
-        entry = self._staging.keep(path, f"{stem}.{sha256[:16]}.onnx", sha256=sha256)
+        entry = self._staging.keep(path, content_name(stem, sha256, "onnx"), sha256=sha256)
         return _Graph(file=entry, inputs=[str(value.name) for value in model.graph.inputs])
 
 

@@ -9,13 +9,12 @@ from typing import TypeAlias
 
 from mexma_export.bundle.request import ExportRequest, quantized_dialects
 from mexma_export.checkpoint.checkpoint import Checkpoint
-from mexma_export.checkpoint.config import ModelConfig
 from mexma_export.graph.input_quantization import Activation
-from mexma_export.graph.linear_groups import all_groups, n_multiplications
+from mexma_export.graph.linear_groups import multiplications
 from mexma_export.graph.weights import weights_bytes
-from mexma_export.quantize.channel_splitting import n_split_channels
+from mexma_export.quantize.fit import check_fit
 from mexma_export.quantize.recipe import Recipe
-from mexma_runtime.bundle.manifest import GROUP_STEP, EngineEntry
+from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.errors import UsageError
 from mexma_runtime.types import Dialect, Precision
 
@@ -29,6 +28,13 @@ class FloatJob:
 
     precision: Precision
     dialects: tuple[Dialect, ...]
+    n_bytes: int
+    """About what it writes, without its graphs."""
+
+    @property
+    def needs_fp16(self) -> bool:
+        """Whether the weights have to be within the range of fp16."""
+        return self.precision is Precision.FP16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +52,15 @@ class QuantizedJob:
     """Most multiplications, as a share, that may be left in float for it."""
     multiplications: Mapping[str, int]
     """Linear group -> multiplications a token, of all groups of the model."""
+    n_bytes: int
+    """About what it writes, without its graphs."""
     floats: frozenset[str] = frozenset()
     """Groups to leave in float, whatever the recipe says."""
+
+    @property
+    def needs_fp16(self) -> bool:
+        """Whether the weights have to be within the range of fp16."""
+        return self.recipe.is_for_tensorrt
 
     @property
     def float_share(self) -> float:
@@ -66,20 +79,22 @@ def jobs(request: ExportRequest, checkpoint: Checkpoint) -> list[EngineJob]:
     """
     config = checkpoint.config
     if Dialect.PACKED in request.dialects and request.float_precisions:
-        _check_packed_heads(config)
+        _check_packed_heads(config.head_size)
+    n_bytes = {precision: weights_bytes(checkpoint, precision) for precision in (Precision.FP32, Precision.FP16)}
     wanted: list[EngineJob] = [
-        FloatJob(precision=precision, dialects=request.dialects) for precision in request.float_precisions
+        FloatJob(precision=precision, dialects=request.dialects, n_bytes=n_bytes[precision])
+        for precision in request.float_precisions
     ]
     options = request.quantization
     if options is None:
         return wanted
     dialects, _ = quantized_dialects(request)
-    groups = all_groups(config)
+    groups = multiplications(config)
     for precision, recipe in options.precisions_and_recipes(request.precisions):
-        recipe.check(groups)
         of_recipe = tuple(dialect for dialect in dialects if dialect in recipe.modes)
-        if Dialect.PORTABLE in of_recipe:
-            _check_group_size(recipe, config)
+        check_fit(recipe, tuple(groups), config, of_recipe)
+        # Around fp16 the tables stay fp16, and so do some products.
+        of_weights = n_bytes[Precision.FP16] if recipe.is_for_tensorrt else n_bytes[Precision.FP32] // 4
         wanted.append(
             QuantizedJob(
                 precision=precision,
@@ -89,7 +104,8 @@ def jobs(request: ExportRequest, checkpoint: Checkpoint) -> list[EngineJob]:
                 seed=options.seed,
                 min_cosine=options.min_cosine_of(precision) if request.check_parity else None,
                 max_float_share=options.max_float_share_of(precision),
-                multiplications={group: n_multiplications(config, group) for group in groups},
+                multiplications=groups,
+                n_bytes=of_weights,
             )
         )
     return wanted
@@ -118,49 +134,10 @@ def next_job(job: QuantizedJob, engines: Iterable[EngineEntry], cosine: float) -
     return None if chosen is job else chosen
 
 
-def needs_fp16(job: EngineJob) -> bool:
-    """Whether weights have to be within the range of fp16."""
-    return job.recipe.is_for_tensorrt if isinstance(job, QuantizedJob) else job.precision is Precision.FP16
-
-
-def written_bytes(job: EngineJob, checkpoint: Checkpoint) -> int:
-    """About what `job` writes, without its graphs."""
-    if isinstance(job, FloatJob):
-        return weights_bytes(checkpoint, job.precision)
-    if job.recipe.is_for_tensorrt:  # the tables stay fp16, and so do some products
-        return weights_bytes(checkpoint, Precision.FP16)
-    return weights_bytes(checkpoint, Precision.FP32) // 4
-
-
-def group_size(recipe: Recipe, config: ModelConfig) -> int:
-    """Channels that share a scale in products of mode group; 0: there are none.
-
-    The recipe's number, or the largest part of it that divides what each of them reads.
-    """
-    ffn = config.ffn_size
-    widths = {
-        ffn + n_split_channels(recipe, group, ffn) if group.endswith("ffn.down") else config.hidden_size
-        for group in all_groups(config)
-        if recipe.has_groups(group)
-    }
-    return recipe.group_size_for(*widths) if widths else 0
-
-
-def _check_packed_heads(config: ModelConfig) -> None:
-    """UsageError where CUDA's packed kernels do not serve the model's heads."""
-    head_size = config.head_size
+def _check_packed_heads(head_size: int) -> None:
+    """UsageError where CUDA's packed kernels do not serve heads of that size."""
     if head_size % 8 or head_size > MAX_PACKED_HEAD_SIZE:
         raise UsageError(
             f"dialect packed: expected heads of 8, 16, ... {MAX_PACKED_HEAD_SIZE} numbers, which packed attention "
             f"kernels take, got {head_size}: leave it out (--dialect portable --dialect fused)"
-        )
-
-
-def _check_group_size(recipe: Recipe, config: ModelConfig) -> None:
-    """UsageError where OpenVINO would compute products of mode group in float: groups are multiples of GROUP_STEP."""
-    if group_size(recipe, config) % GROUP_STEP:
-        raise UsageError(
-            f"recipe {recipe.name}: OpenVINO finds scales for groups of a multiple of {GROUP_STEP} channels, "
-            f"which do not divide this model's {config.hidden_size} and {config.ffn_size}: give the products of the "
-            "portable dialect the mode token or static by a recipe of your own, or export --dialect fused"
         )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+from mexma_export.bundle.contents import with_engines
 from mexma_export.bundle.engines import Written
 from mexma_export.bundle.jobs import QuantizedJob, next_job
 from mexma_export.checkpoint.checkpoint import Checkpoint
@@ -28,6 +30,11 @@ class Judged:
     """Those that nothing here runs."""
     failed: tuple[str, ...] = ()
     """Why the vectors of others could not be compared: NaN in them, say, or no VNNI here."""
+
+    @classmethod
+    def unchecked(cls, written: Written) -> Self:
+        """All of a job's engines, where parity is not to be checked."""
+        return cls(written=written, unjudged=written.engines)
 
     @property
     def next_job(self) -> QuantizedJob | None:
@@ -71,14 +78,15 @@ class Judged:
 class Judge:
     """Holds engines of one checkpoint against its reference, whose vectors are made when the first engine asks."""
 
-    def __init__(self, checkpoint: Checkpoint, folder: Path, device: str, report: Progress) -> None:
-        """`device`: where float engines run; `folder`: where the engines are written."""
-        self._checkpoint, self._folder, self._device, self._report = checkpoint, folder, device, report
+    def __init__(self, checkpoint: Checkpoint, folder: Path, manifest: Manifest, device: str, report: Progress) -> None:
+        """`folder`, `manifest`: the bundle before the export; `device`: where float engines run."""
+        self._checkpoint, self._folder, self._manifest = checkpoint, folder, manifest
+        self._device, self._report = device, report
         self._reference: ReferenceVectors | None = None
 
-    def judge(self, written: Written, manifest: Manifest) -> Judged:
-        """The verdicts on what was written; `manifest`: the bundle with it."""
-        candidate = Bundle(folder=self._folder, manifest=manifest)
+    def judge(self, written: Written) -> Judged:
+        """The verdicts on what was written."""
+        candidate = Bundle(folder=self._folder, manifest=with_engines(self._manifest, written.engines, written.files))
         verdicts, unjudged, failed = [], [], []
         for engine in written.engines:
             device = device_for(engine, self._device)

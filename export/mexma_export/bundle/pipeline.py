@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-import shutil
 from dataclasses import dataclass
 
-from mexma_export.bundle.contents import manifest_of, require_same_checkpoint, tokenizer_entry, with_engines
-from mexma_export.bundle.engines import EngineWriter, Written
-from mexma_export.bundle.jobs import jobs, needs_fp16, written_bytes
+from mexma_export.bundle.contents import manifest_of, with_engines
+from mexma_export.bundle.engines import EngineWriter
+from mexma_export.bundle.jobs import jobs
 from mexma_export.bundle.judging import Judge, Judged
 from mexma_export.bundle.request import ExportRequest, quantized_dialects
 from mexma_export.bundle.staging import Staging
-from mexma_export.checkpoint.checkpoint import Checkpoint, check_fp16, load_checkpoint, scan_weights
+from mexma_export.checkpoint.checkpoint import load_checkpoint
+from mexma_export.checkpoint.scan import scan_weights
 from mexma_export.checkpoint.sources import Source
 from mexma_export.parity.gate import Verdict
 from mexma_runtime.bundle.manifest import EngineEntry, Manifest
@@ -60,23 +60,30 @@ def export(source: Source, request: ExportRequest, *, progress: Progress | None 
     checkpoint = load_checkpoint(source, pooling=request.pooling)
     wanted = jobs(request, checkpoint)
     with Staging(request.out) as staging:
-        staging.require_space(GRAPH_BYTES + sum(written_bytes(job, checkpoint) for job in wanted))
-        statistics = scan_weights(checkpoint, progress=functools.partial(report, "checking the weights"))
-        if any(map(needs_fp16, wanted)):
-            check_fp16(checkpoint, statistics)
-        manifest = _manifest_before(checkpoint, staging, statistics.sha256)
+        staging.require_space(GRAPH_BYTES + sum(job.n_bytes for job in wanted))
+        weights = scan_weights(
+            checkpoint,
+            needs_fp16=any(job.needs_fp16 for job in wanted),
+            progress=functools.partial(report, "checking the weights"),
+        )
+        # The runtime switches the padding and truncation of tokenizer.json off.
+        tokenizer = staging.keep_copy(source.tokenizer, "tokenizer", "json")
+        manifest = manifest_of(
+            checkpoint, weights=weights, tokenizer=tokenizer, folder=request.out, there=staging.previous
+        )
         calibration = request.quantization.calibration if request.quantization else None
         writer = EngineWriter(checkpoint, manifest, staging, report, calibration=calibration)
-        judge = Judge(checkpoint, request.out, request.device, report).judge if request.check_parity else _unjudged
+        gate = Judge(checkpoint, request.out, manifest, request.device, report)
+        judge = gate.judge if request.check_parity else Judged.unchecked
         done: list[Judged] = []
         for written in writer.write(wanted):
-            judged = judge(written, with_engines(manifest, written.engines, written.files))
+            judged = judge(written)
             while job := judged.next_job:
-                (again,) = writer.write([job])
-                judged = judge(again, with_engines(manifest, again.engines, again.files))
-            manifest = with_engines(manifest, judged.admitted, judged.written.files)
+                judged = judge(*writer.write([job]))
             done.append(judged)
-        if any(judged.admitted for judged in done):
+        admitted = [engine for judged in done for engine in judged.admitted]
+        if admitted:
+            manifest = with_engines(manifest, admitted, [file for judged in done for file in judged.written.files])
             staging.publish(manifest)
     exported = Exported(
         manifest=manifest,
@@ -89,25 +96,3 @@ def export(source: Source, request: ExportRequest, *, progress: Progress | None 
     if exported.refused:
         raise EnginesRefusedError(exported)
     return exported
-
-
-def _manifest_before(checkpoint: Checkpoint, staging: Staging, weights_sha256: str) -> Manifest:
-    """The bundle that is there, or one without engines; BundleError where it is another checkpoint's."""
-    tokenizer = tokenizer_entry(checkpoint.source.tokenizer)
-    # Byte for byte: the runtime switches its padding and truncation off.
-    path = staging.temporary("tokenizer")
-    shutil.copyfile(checkpoint.source.tokenizer, path)
-    manifest = manifest_of(
-        checkpoint,
-        weights_sha256=weights_sha256,
-        tokenizer=staging.keep(path, tokenizer.name, sha256=tokenizer.sha256),
-    )
-    if staging.previous is None:
-        return manifest
-    require_same_checkpoint(staging.folder, staging.previous, manifest)
-    return with_engines(manifest, staging.previous.engines, staging.previous.files)
-
-
-def _unjudged(written: Written, manifest: Manifest) -> Judged:
-    """What an export without a parity check takes for judged."""
-    return Judged(written=written, unjudged=written.engines)

@@ -93,6 +93,13 @@ class Staging:
         path.replace(self.folder / name)
         return entry
 
+    def keep_copy(self, source: Path, stem: str, suffix: str) -> FileEntry:
+        """Copy the file `source`, byte for byte, under the name of its content."""
+        path = self.temporary(stem)
+        shutil.copyfile(source, path)
+        sha256 = sha256_of(path)
+        return self.keep(path, content_name(stem, sha256, suffix), sha256=sha256)
+
     def publish(self, manifest: Manifest) -> None:
         """Make `manifest` the bundle, in one rename; files that it does not list are removed."""
         os.fsync(self._lock)  # the names of the new files, before a manifest lists them
@@ -125,3 +132,8 @@ class Staging:
 
     def _release(self) -> None:
         os.close(self._lock)
+
+
+def content_name(stem: str, sha256: str, suffix: str) -> str:
+    """The name of a file by its content: `STEM.HASH.SUFFIX`."""
+    return f"{stem}.{sha256[:16]}.{suffix}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from mexma_export.checkpoint.config import ModelConfig
+from mexma_export.checkpoint.tensors import TensorInfo
 
 PREFIXES = ("", "roberta.", "xlm_roberta.", "bert.", "model.")
 """What a model saved with a head puts before the encoder's names."""
@@ -62,6 +63,30 @@ def expected_tensors(config: ModelConfig) -> list[ExpectedTensor]:
             tensors.append(ExpectedTensor(theirs=f"{stem}.weight", ours=f"{path}.{weight}", shape=shape(weight_shape)))
             tensors.append(ExpectedTensor(theirs=f"{stem}.bias", ours=f"{path}.{bias}", shape=shape(weight_shape[:1])))
     return tensors
+
+
+def match_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> tuple[dict[str, TensorInfo], list[str]]:
+    """Our names -> the tensors that were `found`, and all that is missing, unexpected or of another shape or dtype."""
+    wanted = expected_tensors(config)
+    prefix = find_prefix(found, wanted)
+    matched: dict[str, TensorInfo] = {}
+    problems: list[str] = []
+    unclaimed = dict(found)
+    for expected in wanted:
+        name = prefix + expected.theirs
+        info = unclaimed.pop(name, None)
+        if info is None:
+            problems.append(f"{name}: missing, expected {list(expected.shape)}")
+            continue
+        if info.shape != expected.shape:
+            problems.append(f"{name}: expected {list(expected.shape)} from config.json, got {list(info.shape)}")
+        if not info.is_readable:
+            problems.append(f"{name}: expected weights in F32, F16 or BF16, got {info.dtype}")
+        matched[expected.ours] = info
+    for name in unclaimed:
+        if not IGNORED.fullmatch(name.removeprefix(prefix)):
+            problems.append(f"{name}: unexpected: the graph has no place for it")
+    return matched, problems
 
 
 def find_prefix(names: Collection[str], expected: list[ExpectedTensor]) -> str:

@@ -32,8 +32,8 @@ def all_groups(config: ModelConfig) -> tuple[str, ...]:
     return tuple(f"layer.{layer}.{part}" for layer in range(config.n_layers) for part in PARTS)
 
 
-def n_multiplications(config: ModelConfig, group: str) -> int:
-    """Multiplications a token in a group's products."""
+def multiplications(config: ModelConfig) -> dict[str, int]:
+    """Every group of the model -> multiplications a token in its products."""
     hidden, ffn = config.hidden_size, config.ffn_size
     sizes = {
         "attention.qkv": 3 * hidden * hidden,
@@ -41,4 +41,4 @@ def n_multiplications(config: ModelConfig, group: str) -> int:
         "ffn.up": hidden * ffn,
         "ffn.down": ffn * hidden,
     }
-    return sizes[group.split(".", 2)[2]]
+    return {group: sizes[group.split(".", 2)[2]] for group in all_groups(config)}

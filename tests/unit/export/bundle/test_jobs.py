@@ -1,21 +1,20 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mexma_export.bundle.jobs import FloatJob, QuantizedJob, group_size, jobs, next_job
+from mexma_export.bundle.jobs import FloatJob, QuantizedJob, jobs, next_job
 from mexma_export.bundle.request import ExportRequest
 from mexma_export.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from mexma_export.checkpoint.config import ModelConfig
 from mexma_export.checkpoint.sources import resolve_source
 from mexma_export.graph.input_quantization import Activation
 from mexma_export.graph.linear_groups import all_groups
-from mexma_export.quantize.channel_splitting import n_split_channels
+from mexma_export.graph.weights import weights_bytes
 from mexma_export.quantize.options import QuantizationOptions
 from mexma_export.quantize.recipe import Recipe, load_recipe
 from mexma_runtime.bundle.bundle import Bundle
@@ -94,7 +93,8 @@ def test_the_jobs_of_a_request_are_a_precision_or_a_recipe_each(checkpoint: Chec
     for_tensorrt = load_recipe("tensorrt")
     precisions = (Precision.FP8, Precision.FP32, Precision.INT8, Precision.FP16)
     floats = request_of(precisions=(Precision.FP32,), dialects=tuple(Dialect))
-    assert jobs(floats, checkpoint) == [FloatJob(precision=Precision.FP32, dialects=tuple(Dialect))]
+    n_bytes = weights_bytes(checkpoint, Precision.FP32)
+    assert jobs(floats, checkpoint) == [FloatJob(precision=Precision.FP32, dialects=tuple(Dialect), n_bytes=n_bytes)]
     found = jobs(request_of(FAST, for_tensorrt, precisions=precisions), checkpoint)
     assert [job.precision for job in found] == ["fp32", "fp16", "int8", "int8", "fp8"]
     quantized = [job for job in found if isinstance(job, QuantizedJob)]
@@ -152,26 +152,6 @@ def test_no_job_follows_where_the_cosine_is_met_or_none_was_asked_for(job: MakeJ
     one = engine(manifest, {"layer.1.ffn.down": 0.05})
     assert next_job(job(), [one], 0.999) is None
     assert next_job(job(min_cosine=None), [one], 0.1) is None
-
-
-@pytest.mark.parametrize(
-    ("hidden", "ffn", "asked", "expected"),
-    [(1024, 4096, 128, 128), (384, 1536, 128, 128), (64, 128, 128, 64), (312, 1200, 128, 8), (768, 3072, 32, 32)],
-)
-def test_groups_of_channels_divide_what_products_read(
-    checkpoint: Checkpoint, hidden: int, ffn: int, asked: int, expected: int
-) -> None:
-    config = dataclasses.replace(checkpoint.config, hidden_size=hidden, ffn_size=ffn)
-    modes = {dialect: {"*": ProductMode.GROUP} for dialect in PADDED_DIALECTS}
-    assert (
-        group_size(dataclasses.replace(FAST, modes=modes, group_size=asked, split_channel_share=0), config) == expected
-    )
-    split = dataclasses.replace(FAST, modes=modes, group_size=asked, split_channel_share=1 / 64)
-    assert group_size(split, config) == expected
-    some = {dialect: {"*": ProductMode.TOKEN, "*.ffn.down": ProductMode.GROUP} for dialect in PADDED_DIALECTS}
-    split = dataclasses.replace(split, modes=some)
-    assert group_size(split, config) == math.gcd(asked, ffn + n_split_channels(split, "layer.0.ffn.down", ffn))
-    assert group_size(FAST, config) == 0
 
 
 def test_groups_that_openvino_would_compute_in_float_are_refused_before_the_work(checkpoint: Checkpoint) -> None:

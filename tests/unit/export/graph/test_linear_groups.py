@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from mexma_export.checkpoint.checkpoint import Checkpoint
-from mexma_export.graph.linear_groups import all_groups, group_of, linears_of, n_multiplications
+from mexma_export.graph.linear_groups import all_groups, group_of, linears_of, multiplications
 
 
 def test_groups_divide_the_linear_layers_of_the_model(checkpoint: Checkpoint) -> None:
@@ -13,6 +13,8 @@ def test_groups_divide_the_linear_layers_of_the_model(checkpoint: Checkpoint) ->
 
 
 def test_multiplications_are_the_weights_of_a_group(checkpoint: Checkpoint) -> None:
-    for group in all_groups(checkpoint.config):
+    found = multiplications(checkpoint.config)
+    assert tuple(found) == all_groups(checkpoint.config)
+    for group in found:
         shapes = [checkpoint.tensors[f"{linear}.weight"].shape for linear in linears_of(group)]
-        assert n_multiplications(checkpoint.config, group) == sum(rows * columns for rows, columns in shapes)
+        assert found[group] == sum(rows * columns for rows, columns in shapes)
