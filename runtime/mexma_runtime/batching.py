@@ -25,7 +25,7 @@ class Grouping(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPolicy:
-    """How a backend wants its batches; batches are planned from lengths alone."""
+    """How a backend wants its batches; batches follow from lengths alone."""
 
     max_batch_tokens: int
     """No batch holds more tokens, padding included, but for one sentence that is longer by itself."""

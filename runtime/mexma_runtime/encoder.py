@@ -29,7 +29,7 @@ from mexma_runtime.types import Ragged, Vectors
 from mexma_runtime.vectors import cosine_similarity, rows_to_fill, to_tensor
 
 ITER_WINDOW_TEXTS = 1024
-"""Texts that `encode_iter` plans together: more would fill batches better, and give the first vector later."""
+"""Texts that `encode_iter` batches together: more would fill batches better, and give the first vector later."""
 MAX_WAITING = 64
 """Calls that wait for the engine, where nothing else is asked for."""
 
@@ -84,8 +84,10 @@ class Encoder:
     ) -> Encoder:
         """Open the bundle in folder `path`; `encoder.info` says what was chosen.
 
-        precision: `fp32`, `fp16`, `int8`; None: int8 for a recipe, else the only one there is, or fp32; on a GPU fp16.
-        recipe: of int8, `fast`, `precise` or one's own; None: the first of DEFAULT_RECIPES that the bundle has.
+        precision: `fp32`, `fp16`, `int8` or `fp8`; None: int8 for a recipe, else the only one there is, or fp32; on a
+            GPU fp16.
+        recipe: of int8 and fp8, `fast`, `precise`, `tensorrt` or one's own; None: `precise` on OpenVINO, `fast` on
+            onnxruntime, where the bundle has it.
         dialect: `fused`, `portable` or `packed`; None: the one that the backend runs best.
         engine: one engine by its name, instead of the three above.
         device, backend: what to run on (`cpu` if not said) and which library to insist on; nothing else is ever used in
@@ -267,7 +269,7 @@ class Encoder:
     ) -> Generator[Vectors, None, None]:
         """Embed texts from any iterable in bounded memory: one float32 `(dim,)` a text, in order.
 
-        `window` texts are planned together, and the next window is read and tokenized meanwhile. The rest as `encode`.
+        `window` texts are batched together, and the next window is read and tokenized meanwhile. The rest as `encode`.
         Counts as one call from the first vector to the last, or until the generator is closed.
         """
         self._check_process()

@@ -22,7 +22,7 @@ class EncoderInfo:
     dialect: Dialect
     precision: Precision
     recipe: str | None
-    """Of int8; None where nothing is quantized."""
+    """Of int8 and fp8; None where nothing is quantized."""
     activation: str | None
     """Number format of quantized activations; None where there are none."""
     backend: str

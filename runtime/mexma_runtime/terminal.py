@@ -1,4 +1,4 @@
-"""What the commands show a person: progress bars, tables and notes on stderr, so that stdout stays a script's."""
+"""What the commands show a person: progress bars and notes on stderr, so that stdout stays a script's."""
 
 from __future__ import annotations
 

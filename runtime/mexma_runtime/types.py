@@ -1,4 +1,4 @@
-"""The values that cross the runtime's boundaries: ragged token ids, batches and the words of the field."""
+"""The values that cross the runtime's boundaries: ragged token ids, vectors and the words of the field."""
 
 from __future__ import annotations
 

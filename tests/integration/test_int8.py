@@ -118,11 +118,11 @@ def test_engines_are_named_after_their_recipe_and_activations(int8_bundle: Path)
             assert 0 < product.error < 0.01
             assert (product.scale is None) == (product.mode is not ProductMode.STATIC)
             assert (product.zero_point is None) == (product.mode is ProductMode.GROUP)
-        has_groups = engine.quantization.has_groups
-        assert has_groups == (name == "portable.int8.precise.uint8")
-        assert engine.quantization.group_size == (64 if has_groups else None)
+        has_scale_groups = engine.quantization.has_scale_groups
+        assert has_scale_groups == (name == "portable.int8.precise.uint8")
+        assert engine.quantization.group_size == (64 if has_scale_groups else None)
         libraries = (
-            {"openvino"} if has_groups else {"onnxruntime"} if dialect == "fused" else {"onnxruntime", "openvino"}
+            {"openvino"} if has_scale_groups else {"onnxruntime"} if dialect == "fused" else {"onnxruntime", "openvino"}
         )
         assert engine.requires.keys() == libraries
     assert len({engine.space for engine in found.values()}) == 4

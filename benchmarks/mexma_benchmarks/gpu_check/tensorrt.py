@@ -138,14 +138,14 @@ def _build(
     check_parity: bool,
 ) -> None:
     start_s = time.perf_counter()
-    plan = ExportRequest(
+    request = ExportRequest(
         out=folder,
         precisions=(Precision.FP32, *precisions) if check_parity else precisions,
         dialects=(Dialect.PORTABLE,),
         quantization=QuantizationOptions(recipes=(recipe,)),
         check_parity=check_parity,
     )
-    export(source, plan)
+    export(source, request)
     exported_s = time.perf_counter()
     target = TargetOptions(target=BuildTarget.TENSORRT, device=setup.device, profiles=PROFILES)
     lines = make_target(folder, target, progress=lambda what, done, total: None)

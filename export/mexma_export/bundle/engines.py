@@ -149,14 +149,14 @@ class EngineWriter:
             files.append(graph.file)
             quantization = self._quantization(job, parts)
             requires = required_versions(
-                dialect, job.precision, around=job.recipe.floats, has_groups=quantization.has_groups
+                dialect, job.precision, around=job.recipe.floats, has_scale_groups=quantization.has_scale_groups
             )
             engines.append(self._entry(job, dialect, graph, [tables, linears], requires, quantization))
         return Written(job=job, engines=tuple(engines), files=tuple(files))
 
     def _quantization(self, job: QuantizedJob, parts: GraphParts) -> Quantization:
         recipe, calibration = job.recipe, self._calibration
-        has_groups = any(how.mode is ProductMode.GROUP for how in parts.inputs.values())
+        has_scale_groups = any(how.mode is ProductMode.GROUP for how in parts.inputs.values())
         return Quantization(
             recipe_sha256=recipe.sha256,
             seed=job.seed,
@@ -165,7 +165,7 @@ class EngineWriter:
             n_texts=calibration.n_texts,
             n_tokens=calibration.n_tokens,
             weight_bits=recipe.weight_bits,
-            group_size=group_size(recipe, job.multiplications, self._checkpoint.config) if has_groups else None,
+            group_size=group_size(recipe, job.multiplications, self._checkpoint.config) if has_scale_groups else None,
             products=[_product(group, parts) for group in job.multiplications],
         )
 

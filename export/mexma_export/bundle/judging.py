@@ -37,8 +37,8 @@ class Judged:
         return cls(written=written, unjudged=written.engines)
 
     @property
-    def next_job(self) -> QuantizedJob | None:
-        """The job with more products in float, where its cosine was missed and that is allowed: see jobs.next_job."""
+    def retry(self) -> QuantizedJob | None:
+        """The job with more products in float, where it missed its cosine and more are allowed: see jobs.next_job."""
         job = self.written.job
         return next_job(job, self.written.engines, self._cosine) if isinstance(job, QuantizedJob) else None
 
@@ -63,7 +63,7 @@ class Judged:
 
     @property
     def missed_cosine(self) -> str | None:
-        """How far from its cosine the job is that has no next one; None where it is met."""
+        """By how much the job misses its `min_cosine`, in words; None where it does not."""
         job = self.written.job
         if not isinstance(job, QuantizedJob) or job.min_cosine is None or self._cosine >= job.min_cosine:
             return None

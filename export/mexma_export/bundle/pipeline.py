@@ -30,13 +30,13 @@ class Exported:
     manifest: Manifest
     """The bundle as it is now."""
     verdicts: list[Verdict]
-    """One for each engine whose vectors could be compared."""
+    """One for each engine whose vectors could be compared, but for jobs that missed their min_cosine."""
     refused: list[str]
     """Why engines were not published: one line for each reason."""
     warnings: tuple[str, ...]
-    """What a user should hear of the checkpoint."""
+    """What a user should hear of the checkpoint, and of what was not written."""
     quantized: tuple[EngineEntry, ...] = ()
-    """The int8 engines of this export that were published."""
+    """The int8 and fp8 engines of this export that were published."""
     unjudged: tuple[str, ...] = ()
     """Engines that were published without a certificate, since nothing here runs them."""
 
@@ -78,7 +78,7 @@ def export(source: Source, request: ExportRequest, *, progress: Progress | None 
         done: list[Judged] = []
         for written in writer.write(wanted):
             judged = judge(written)
-            while job := judged.next_job:
+            while job := judged.retry:
                 judged = judge(*writer.write([job]))
             done.append(judged)
         admitted = [engine for judged in done for engine in judged.admitted]

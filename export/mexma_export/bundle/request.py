@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from mexma_export.parity.thresholds import THRESHOLDS
 from mexma_export.quantize.options import QuantizationOptions
 from mexma_runtime.errors import UsageError
 from mexma_runtime.types import PADDED_DIALECTS, QUANTIZED, Dialect, Pooling, Precision
@@ -31,8 +30,6 @@ class ExportRequest:
     def __post_init__(self) -> None:
         if not self.precisions or not self.dialects:
             raise UsageError("nothing to export: name a precision and a dialect or more")
-        if unknown := set(self.precisions) - THRESHOLDS.keys():
-            raise UsageError(f"precision {', '.join(unknown)}: this version writes {' and '.join(THRESHOLDS)}")
         if QUANTIZED.isdisjoint(self.precisions) != (self.quantization is None):
             raise UsageError("int8 and fp8 go with a recipe and calibration text, other precisions do without")
         if self.quantization and self.quantization.min_cosine and not self.check_parity:

@@ -101,7 +101,7 @@ class Staging:
         return self.keep(path, content_name(stem, sha256, suffix), sha256=sha256)
 
     def publish(self, manifest: Manifest) -> None:
-        """Make `manifest` the bundle, in one rename; files that it does not list are removed."""
+        """Make `manifest` the bundle, in one rename; what it does not list is removed when the staging is left."""
         os.fsync(self._lock)  # the names of the new files, before a manifest lists them
         write_whole(self.folder / MANIFEST_NAME, manifest.to_json().encode())
         os.fsync(self._lock)

@@ -48,8 +48,8 @@ def register_export(app: typer.Typer) -> None:
         recipe: Annotated[
             list[str] | None,
             typer.Option(
-                help="Of int8: fast, precise, tensorrt, or a JSON file; may be given several times; default: fast, and "
-                "tensorrt for fp8."
+                help="Of int8 and fp8: fast, precise, tensorrt, or a JSON file; may be given several times; default: "
+                "fast, and tensorrt for fp8."
             ),
         ] = None,
         calibration: Annotated[
@@ -104,12 +104,12 @@ def register_export(app: typer.Typer) -> None:
             "--seed": seed,
         }
         precisions = tuple(dict.fromkeys(precision or (Precision.FP32, Precision.FP16)))
-        is_int8 = not QUANTIZED.isdisjoint(precisions)
-        if not is_int8 and (given := _given(of_quantized)):
+        is_quantized = not QUANTIZED.isdisjoint(precisions)
+        if not is_quantized and (given := _given(of_quantized)):
             raise UsageError(f"{given}: for int8 and fp8 only: add --precision int8")
         if max_float_share is not None and min_cosine is None and Precision.FP8 not in precisions:
             raise UsageError("--max-float-share bounds what --min-cosine leaves in float: give --min-cosine too")
-        int8 = QuantizationOptions(
+        quantization = QuantizationOptions(
             recipes=tuple(map(load_recipe, dict.fromkeys(recipe or _default_recipes(precisions)))),
             calibration=calibration,
             activation=activation,
@@ -120,7 +120,7 @@ def register_export(app: typer.Typer) -> None:
         request = ExportRequest(
             out=out,
             precisions=precisions,
-            quantization=int8 if is_int8 else None,
+            quantization=quantization if is_quantized else None,
             dialects=tuple(dict.fromkeys(dialect or Dialect)),
             pooling=pooling,
             check_parity=not skip_parity,

@@ -16,7 +16,7 @@ from mexma_export.checkpoint.naming import IGNORED
 from mexma_runtime.errors import CheckpointError, EncoderClosedError, InputError, MissingDependencyError
 from mexma_runtime.types import Pooling, Ragged, Vectors
 
-Progress = Callable[[int, int], None]
+Count = Callable[[int, int], None]
 """Called after each batch with the sentences done and the sentences in all."""
 
 
@@ -59,7 +59,7 @@ class Reference:
         *,
         batch_size: int = 32,
         sort_by_length: bool = False,
-        progress: Progress | None = None,
+        progress: Count | None = None,
     ) -> Vectors:
         """Embed `texts`: float32 `(n, dim)`, in input order, owned by the caller.
 
@@ -80,7 +80,7 @@ class Reference:
         return self._run(inputs, order, batch_size, progress)
 
     def encode_ids(
-        self, sequences: Ragged | Sequence[Sequence[int]], *, batch_size: int = 32, progress: Progress | None = None
+        self, sequences: Ragged | Sequence[Sequence[int]], *, batch_size: int = 32, progress: Count | None = None
     ) -> Vectors:
         """Embed sentences of token ids, special ones included: float32 `(n, dim)`, in input order.
 
@@ -110,7 +110,7 @@ class Reference:
         inputs: Callable[[NDArray[np.intp]], Any],
         order: NDArray[np.intp],
         batch_size: int,
-        progress: Progress | None,
+        progress: Count | None,
     ) -> Vectors:
         if self._model is None:
             raise EncoderClosedError("this reference was closed: load it again")

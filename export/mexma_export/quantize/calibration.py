@@ -22,7 +22,7 @@ MIN_TEXTS, MIN_TOKENS = 64, 1_000
 """Fewer say too little of the ranges that other text will reach."""
 MAX_UNKNOWN = 0.1
 """Share of a text's tokens that may be unknown; beyond it the text says nothing of the model."""
-MIN_ENGLISH_COSINE = 0.75
+MIN_ENGLISH_SHARE = 0.75
 """Bytes a token, to English's. A language of fewer is in pieces: the tokenizer was not made for it, and what the model
 computes from it is like nothing that it computes from the languages it knows."""
 MAX_LEFT_OUT = 0.5
@@ -126,10 +126,10 @@ def _unknown_shares(ragged: Ragged, unknown_id: int | None) -> NDArray[np.float6
 
 
 def _in_languages_known(corpus: Corpus, n_tokens: NDArray[np.int64], is_whole: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """bool `(n,)`: whether tokens of the text's language hold MIN_ENGLISH_COSINE, over its texts that are not cut."""
+    """bool `(n,)`: whether tokens of the text's language hold MIN_ENGLISH_SHARE, over its texts that are not cut."""
     assert corpus.languages is not None
     languages, index = np.unique(corpus.languages, return_inverse=True)
     n_bytes = np.array([len(text.encode()) for text in corpus.texts])
     held = np.bincount(index, n_bytes * is_whole) / np.maximum(np.bincount(index, n_tokens * is_whole), 1)
-    is_known: NDArray[np.bool_] = held >= MIN_ENGLISH_COSINE * held[languages == "en"]
+    is_known: NDArray[np.bool_] = held >= MIN_ENGLISH_SHARE * held[languages == "en"]
     return is_known[index]

@@ -26,7 +26,7 @@ def n_split_channels(recipe: Recipe, group: str, n_channels: int) -> int:
     wanted = recipe.split_channel_share * n_channels
     if recipe.is_for_tensorrt:
         return round(wanted / TENSOR_CORE_STEP) * TENSOR_CORE_STEP
-    if not recipe.has_groups(group):
+    if not recipe.has_scale_groups(group):
         return round(wanted / STEP) * STEP
     step = recipe.group_size_for(n_channels)
     return math.ceil(wanted / step) * step

@@ -35,6 +35,6 @@ def group_size(recipe: Recipe, groups: Iterable[str], config: ModelConfig) -> in
     widths = {
         ffn + n_split_channels(recipe, group, ffn) if group.endswith("ffn.down") else config.hidden_size
         for group in groups
-        if recipe.has_groups(group)
+        if recipe.has_scale_groups(group)
     }
     return recipe.group_size_for(*widths) if widths else 0

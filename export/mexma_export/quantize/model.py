@@ -179,7 +179,7 @@ class _Layer:
         counts = split_counts(statistics, n_more)
         channels = np.repeat(np.arange(len(counts)), counts)
         splits = counts[channels].astype(np.float32)
-        if self._recipe.has_groups(down):
+        if self._recipe.has_scale_groups(down):
             order = arranged(
                 statistics.sample[:, channels],
                 statistics.sample_share,

@@ -126,7 +126,7 @@ class Recipe:
         fitting = [mode for pattern, mode in self.modes[dialect].items() if fnmatchcase(group, pattern)]
         return fitting[-1]
 
-    def has_groups(self, group: str) -> bool:
+    def has_scale_groups(self, group: str) -> bool:
         """Whether channels of `group` share scales by groups, as they may in the portable dialect alone."""
         return Dialect.PORTABLE in self.modes and self.mode(Dialect.PORTABLE, group) is ProductMode.GROUP
 

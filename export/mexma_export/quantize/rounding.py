@@ -30,10 +30,10 @@ def round_weights(
     scales = grid.scales(weight)
     if rounding is Rounding.NEAREST or covariance is None:
         return grid.nearest(weight / scales).astype(grid.dtype), scales
-    return _compensated(weight / scales, covariance, grid), scales
+    return _gptq(weight / scales, covariance, grid), scales
 
 
-def _compensated(units: Floats, covariance: NDArray[np.float64], grid: Grid) -> NDArray[Any]:
+def _gptq(units: Floats, covariance: NDArray[np.float64], grid: Grid) -> NDArray[Any]:
     """GPTQ over weights in units of their scale: the channels of largest variance first, in blocks."""
     n_in = len(units)
     variances = np.diag(covariance)

@@ -23,7 +23,7 @@ class BackendInfo:
     """What was chosen; nothing in it is a wish."""
 
     backend: str
-    """`onnxruntime` or `openvino`."""
+    """`onnxruntime`, `openvino` or `tensorrt`."""
     version: str
     """Version of the library."""
     device: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -16,7 +17,6 @@ from mexma_runtime.types import QUANTIZED, Dialect, Precision
 
 MIN_ONNXRUNTIME_GPU = "1.31"
 """What the backend was written for, and measured with; packed graphs are of its kernels."""
-EIGHT_BITS = (Precision.INT8, Precision.FP8)
 
 
 class BackendModule(Protocol):
@@ -48,12 +48,12 @@ class Support:
     """Engines of one dialect that a backend runs, and since when."""
 
     dialect: Dialect
-    precisions: tuple[Precision, ...]
+    precisions: Collection[Precision]
     since: str
     """The least version of the backend's library."""
     around: Precision = Precision.FP32
     """Of int8 and fp8: what their other operators compute in."""
-    has_groups: bool = False
+    has_scale_groups: bool = False
     """Of int8: whether scales a group of channels are found in integers, too."""
     is_default: bool = True
     """Whether such an engine is taken without being asked for by its dialect or its name."""
@@ -98,7 +98,7 @@ BACKENDS = (
             Support(dialect=Dialect.FUSED, precisions=(*FLOATS, Precision.INT8), since="1.20.1"),
             Support(dialect=Dialect.PORTABLE, precisions=(*FLOATS, Precision.INT8), since="1.20.1"),
             # The only release that these were run with.
-            Support(dialect=Dialect.PORTABLE, precisions=EIGHT_BITS, around=Precision.FP16, since="1.31"),
+            Support(dialect=Dialect.PORTABLE, precisions=QUANTIZED, around=Precision.FP16, since="1.31"),
         ),
     ),
     BackendSpec(
@@ -110,7 +110,7 @@ BACKENDS = (
             Support(
                 dialect=Dialect.PORTABLE,
                 precisions=(Precision.FP32, Precision.INT8),
-                has_groups=True,
+                has_scale_groups=True,
                 since="2026.4",
             ),
         ),
@@ -132,7 +132,7 @@ BACKENDS = (
         # The oldest release that the builder's calls and the graphs' operators were checked against.
         supports=(
             Support(dialect=Dialect.PORTABLE, precisions=(Precision.FP16,), since="10.16"),
-            Support(dialect=Dialect.PORTABLE, precisions=EIGHT_BITS, around=Precision.FP16, since="10.16"),
+            Support(dialect=Dialect.PORTABLE, precisions=QUANTIZED, around=Precision.FP16, since="10.16"),
         ),
         takes_plans=True,
     ),
@@ -141,18 +141,18 @@ BACKENDS = (
 
 
 def required_versions(
-    dialect: Dialect, precision: Precision, *, around: Precision = Precision.FP32, has_groups: bool = False
+    dialect: Dialect, precision: Precision, *, around: Precision = Precision.FP32, has_scale_groups: bool = False
 ) -> dict[str, str]:
     """Each backend that runs such engines on some device, and the least version of its library: EngineEntry.requires.
 
-    `around` and `has_groups` are of int8 and fp8: see Support.
+    `around` and `has_scale_groups` are of int8 and fp8: see Support.
     """
     found: dict[str, str] = {}
     for spec in BACKENDS:
         for support in spec.supports:
             if (support.dialect, precision in support.precisions) != (dialect, True):
                 continue
-            if precision in QUANTIZED and (support.around is not around or has_groups > support.has_groups):
+            if precision in QUANTIZED and (support.around is not around or has_scale_groups > support.has_scale_groups):
                 continue
             found[spec.name] = min(support.since, found.get(spec.name, support.since), key=version_key)
     return found

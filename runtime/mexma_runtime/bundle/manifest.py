@@ -129,7 +129,7 @@ class QuantizedProduct:
     """Its path in the graph: `layer.3.ffn.down`."""
     mode: ProductMode
     migration: float | None
-    """Exponent alpha of the scale migration; None: none."""
+    """SmoothQuant's alpha; None: not smoothed."""
     scale: float | None
     """Of static activations; None for others."""
     zero_point: int | None
@@ -139,12 +139,12 @@ class QuantizedProduct:
     error_plain: float
     """The same with nearest rounding over the whole range: what the search began with."""
     error_migrated: float
-    """The same with heads, channels, migration and ranges as chosen, before rounding and bias were."""
+    """The same with heads, channels, smoothing and ranges as chosen, before rounding and bias were."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """How an int8 engine was made: enough to make it again."""
+    """How an int8 or fp8 engine was made: enough to make it again."""
 
     recipe_sha256: str
     seed: int
@@ -160,7 +160,7 @@ class Quantization:
     products: list[QuantizedProduct]
 
     @property
-    def has_groups(self) -> bool:
+    def has_scale_groups(self) -> bool:
         """Whether a product has a scale for each group of channels, which OpenVINO alone finds."""
         return any(product.mode is ProductMode.GROUP for product in self.products)
 
@@ -176,7 +176,7 @@ class EngineEntry:
     recipe: str | None
     """`fast`, `precise` or a user's own name; None where nothing is quantized."""
     activation: str | None
-    """Number format of quantized activations, `uint8` or `int8`; None where there are none."""
+    """Number format of quantized activations, `uint8`, `int8` or `e4m3`; None where there are none."""
     file: str
     weights: list[str]
     """Files of external data that the graph refers to."""

@@ -20,6 +20,8 @@ from mexma_runtime.types import Pooling, Precision
 SCHEMA = 1
 FOLDER = Path("local") / "tensorrt"
 """In the bundle's folder."""
+LAYERS = ".layers.json"
+"""How the file beside a plan ends that has the inspector's output, and is no description of a plan."""
 
 
 class HardwareCompatibility(StrEnum):
@@ -174,6 +176,8 @@ def find_plan(folder: Path, engine: EngineEntry, platform: Platform) -> tuple[Pl
     """
     others = []
     for path in sorted((folder / FOLDER).glob("*/*.json")):
+        if path.name.endswith(LAYERS):
+            continue
         plan = read_plan(path)
         if plan.engine != engine.name:
             continue

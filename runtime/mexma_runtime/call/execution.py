@@ -27,7 +27,7 @@ from mexma_runtime.vectors import normalize_rows
 INLINE_TEXTS = 64
 """So many texts are tokenized at once, without a thread."""
 WINDOW_TEXTS = 4096
-"""Texts that are planned together: enough for full batches of equal length."""
+"""Texts that are batched together: enough for full batches of equal length."""
 
 OnRows = Callable[[int], None]
 """Called with the number of rows that are done."""

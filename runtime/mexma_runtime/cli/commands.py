@@ -114,14 +114,20 @@ def embed_command(
     bundle: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .npy file to write: float32, one row a line.")],
     precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16 or int8; default: the only one, or fp32; fp16 on a GPU.")
+        str | None, typer.Option(help="fp32, fp16, int8 or fp8; default: the only one, or fp32; fp16 on a GPU.")
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="Of int8: fast, precise or your own; default: fast.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Of int8: fast, precise or your own; default: precise on OpenVINO, fast on onnxruntime."),
+    ] = None,
     device: Annotated[
         list[str] | None, typer.Option(help="cpu (default), or a GPU: cuda, cuda:1; given several times, they share.")
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="onnxruntime or openvino; default: the faster one that is installed.")
+        str | None,
+        typer.Option(
+            help="onnxruntime, openvino or tensorrt; default: OpenVINO for int8, where it is there, else onnxruntime."
+        ),
     ] = None,
     attention: Annotated[
         str | None, typer.Option(help="Of a GPU: efficient (default), or flash, which is faster for long texts.")

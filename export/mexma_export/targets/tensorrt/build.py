@@ -15,7 +15,7 @@ from mexma_export.targets.tensorrt.ep_context import ep_context_model
 from mexma_export.targets.tensorrt.profiles import parse_profiles
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry, Manifest
-from mexma_runtime.bundle.plans import FOLDER, SCHEMA, HardwareCompatibility, Plan, Platform, Tensor, TextRules
+from mexma_runtime.bundle.plans import FOLDER, LAYERS, SCHEMA, HardwareCompatibility, Plan, Platform, Tensor, TextRules
 from mexma_runtime.bundle.whole_files import write_whole
 from mexma_runtime.errors import EngineUnavailableError, MexmaError
 from mexma_runtime.terminal import Progress
@@ -91,7 +91,7 @@ def build_plans(
             except MexmaError as error:
                 raise MexmaError(f"{error}. All that TensorRT said is in {log}; no plan was replaced") from error
         write_whole(timing, result.timing_cache)
-        write_whole(folder / f"{entry.name}.layers.json", result.layers.encode())
+        write_whole(folder / f"{entry.name}{LAYERS}", result.layers.encode())
         sha256 = hashlib.sha256(result.plan).hexdigest()
         plan = Plan(
             schema=SCHEMA,

@@ -172,12 +172,12 @@ def library_version() -> str:
 def obstacle(engine: EngineEntry) -> str | None:
     """Why this processor must not run `engine`; None: it may."""
     sets = onednn_instruction_sets(detect_hardware().instruction_sets)
-    has_groups = engine.quantization is not None and engine.quantization.has_groups
-    if not saturates(engine, sets) and (not has_groups or sums_int8_exactly(sets)):
+    has_scale_groups = engine.quantization is not None and engine.quantization.has_scale_groups
+    if not saturates(engine, sets) and (not has_scale_groups or sums_int8_exactly(sets)):
         return None
     what = (
         "computes no int8 products with a scale a group"
-        if has_groups
+        if has_scale_groups
         else "saturates sums of int8 products, giving wrong vectors"
     )
     return (
@@ -189,7 +189,7 @@ def obstacle(engine: EngineEntry) -> str | None:
 
 def _group_size(engine: EngineEntry, manifest: Manifest) -> int:
     """Channels that share a scale, 0: no product has groups. What OpenVINO would compute in float is refused."""
-    if engine.quantization is None or not engine.quantization.has_groups:
+    if engine.quantization is None or not engine.quantization.has_scale_groups:
         return 0
     size, narrowest = engine.quantization.group_size, manifest.model.hidden_size
     if size is None or size < 1 or size % GROUP_STEP or size > narrowest:

@@ -188,6 +188,6 @@ def _check(engine: DeviceEngine, shape: Shape, sentences: Ragged, expected: Vect
         raise EngineUnavailableError(
             f"this device computes wrong vectors: sentences run together, in room for {shape.n_tokens} tokens, differ "
             f"by {differences.max():.2g} of their length from the same sentences run alone, and at most "
-            f"{LARGEST_DIFFERENCE[precision]:g} is expected. Other dialects of the bundle use other kernels: load it "
-            "with dialect='fused', and report this with the output of `mexma doctor`"
+            f"{LARGEST_DIFFERENCE[precision]:g} is expected. Other engines of the bundle use other kernels: load "
+            "one of another dialect or backend, and report this with the output of `mexma doctor`"
         )

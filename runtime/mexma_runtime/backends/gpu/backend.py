@@ -26,7 +26,7 @@ class DeviceBackend:
     def __init__(
         self, worker: Worker, engine: DeviceEngine, info: BackendInfo, make_value: Callable[[Any], Any]
     ) -> None:
-        """`make_value` allocates an OrtValue, float32 of the shape it is given, on the device."""
+        """`make_value` allocates float32 of the shape it is given on the device, for DeviceVectors."""
         self._worker, self._engine, self._make_value, self.info = worker, engine, make_value, info
         self._adding = threading.Lock()
         self._waited_s = self._fetched_s = 0.0
@@ -38,7 +38,7 @@ class DeviceBackend:
 
     @property
     def compute_s(self) -> float:
-        """In onnxruntime, and waiting for the device."""
+        """In the library, and waiting for the device."""
         return self._engine.compute_s + self._waited_s
 
     def start(self, batch: Ragged, out: Vectors | DeviceRows, *, normalize: bool) -> Finish:

@@ -56,7 +56,6 @@ class Gpu:
     capability: tuple[int, int]
     """Compute capability."""
     memory_bytes: int
-    n_multiprocessors: int
 
     @property
     def description(self) -> str:
@@ -156,5 +155,4 @@ def _describe(cudart: Any, index: int) -> Gpu:
         name=bytes(properties.name).split(b"\0", maxsplit=1)[0].decode(),
         capability=(int(properties.major), int(properties.minor)),
         memory_bytes=int(properties.totalGlobalMem),
-        n_multiprocessors=int(properties.multiProcessorCount),
     )

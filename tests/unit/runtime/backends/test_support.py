@@ -25,7 +25,7 @@ def like(engine: EngineEntry, dialect: Dialect, precision: Precision, around: Pr
 
 
 @pytest.mark.parametrize(
-    ("dialect", "precision", "around", "has_groups", "expected"),
+    ("dialect", "precision", "around", "has_scale_groups", "expected"),
     [
         (Dialect.PORTABLE, FP32, FP32, False, {"onnxruntime", "openvino"}),
         (Dialect.PORTABLE, FP16, FP32, False, {"onnxruntime", "tensorrt"}),
@@ -41,9 +41,9 @@ def like(engine: EngineEntry, dialect: Dialect, precision: Precision, around: Pr
     ],
 )
 def test_an_engine_is_for_those_that_run_it_faithfully(
-    dialect: Dialect, precision: Precision, around: Precision, has_groups: bool, expected: set[str]
+    dialect: Dialect, precision: Precision, around: Precision, has_scale_groups: bool, expected: set[str]
 ) -> None:
-    assert required_versions(dialect, precision, around=around, has_groups=has_groups).keys() == expected
+    assert required_versions(dialect, precision, around=around, has_scale_groups=has_scale_groups).keys() == expected
 
 
 def test_the_least_version_is_that_of_the_device_that_asks_for_the_least() -> None:

@@ -145,7 +145,7 @@ def test_groups_are_seen(mode: ProductMode) -> None:
     product = dataclasses.replace(QUANTIZATION.products[1], mode=mode)
     quantization = dataclasses.replace(QUANTIZATION, products=[QUANTIZATION.products[0], product])
 
-    assert quantization.has_groups == (mode is ProductMode.GROUP)
+    assert quantization.has_scale_groups == (mode is ProductMode.GROUP)
 
 
 def test_a_newer_schema_is_refused_before_anything_else(manifest: Manifest) -> None:

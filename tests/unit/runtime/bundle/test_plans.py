@@ -14,6 +14,7 @@ from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.bundle.plans import (
     FOLDER,
+    LAYERS,
     HardwareCompatibility,
     Plan,
     Platform,
@@ -72,7 +73,9 @@ def test_where_a_plan_may_run(plan: Plan, compatibility: HardwareCompatibility, 
 def test_the_plan_for_this_machine_is_found_among_others(plan: Plan, entry: EngineEntry, tmp_path: Path) -> None:
     for target in (A10, H200, LATER):
         put(tmp_path, dataclasses.replace(plan, target=target))
-    put(tmp_path, dataclasses.replace(plan, engine="portable.int8.tensorrt.int8", file="other.plan"))
+    described = put(tmp_path, dataclasses.replace(plan, engine="portable.int8.tensorrt.int8", file="other.plan"))
+    # The inspector's output of another engine comes first in the folder, and is no plan.
+    (described.parent / f"portable.a{LAYERS}").write_text("[]", encoding="utf-8")
     found, path = find_plan(tmp_path, entry, H200)
     assert (found, path) == (plan, tmp_path / FOLDER / H200.folder_name / plan.file)
 

@@ -30,7 +30,7 @@ from mexma_runtime.errors import DeviceError, DeviceMemoryError, EngineUnavailab
 
 
 def gpu(capability: tuple[int, int]) -> Gpu:
-    return Gpu(index=1, name="NVIDIA V100", capability=capability, memory_bytes=1 << 34, n_multiprocessors=80)
+    return Gpu(index=1, name="NVIDIA V100", capability=capability, memory_bytes=1 << 34)
 
 
 def has_driver() -> bool:
