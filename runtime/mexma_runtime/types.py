@@ -24,6 +24,7 @@ class Precision(StrEnum):
     """E4M3, for TensorRT on GPUs that have it."""
 
 
+FLOATS = (Precision.FP32, Precision.FP16)
 QUANTIZED = frozenset((Precision.INT8, Precision.FP8))
 
 

@@ -198,8 +198,7 @@ class EngineWriter:
                 pooling=manifest.pooling_mode,
                 normalize=manifest.is_normalized,
                 precision=job.precision,
-                # What int8 engines give depends on every scale: only the same graph gives the same vectors.
-                recipe=graph.file.sha256 if quantized else None,
+                graph_sha256=graph.file.sha256 if quantized else None,
             ),
             quantization=quantization,
         )

@@ -26,7 +26,7 @@ class Checkpoint:
 
 
 def load_checkpoint(source: Source, *, pooling: Pooling | None = None) -> Checkpoint:
-    """Read everything but the weights' values; CheckpointError lists all problems at once.
+    """Read everything but the weights' values; CheckpointError lists all problems of the config, then of all else.
 
     `pooling` overrides what the checkpoint's files say.
     """

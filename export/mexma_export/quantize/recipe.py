@@ -18,13 +18,12 @@ import numpy as np
 from mexma_runtime.bundle.manifest import GROUP_STEP, ProductMode
 from mexma_runtime.bundle.strict_json import Check, MismatchError, parse
 from mexma_runtime.errors import UsageError
-from mexma_runtime.types import PADDED_DIALECTS, Dialect, Precision
+from mexma_runtime.types import FLOATS, PADDED_DIALECTS, Dialect, Precision
 
 SCHEMA = 2
 """History: 2 has the field's own words (`_SCHEMA_1` are those before); 1 was the first."""
 FOR_CPUS, FOR_TENSORRT = ("fast", "precise"), "tensorrt"
 SHIPPED = (*FOR_CPUS, FOR_TENSORRT)
-FLOATS = (Precision.FP32, Precision.FP16)
 MAX_CHOICES = 64
 """Most alphas or clip ratios to choose from: each costs a pass over a sample of every product's input."""
 MAX_STEPS = 1000

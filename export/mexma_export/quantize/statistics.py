@@ -21,7 +21,6 @@ Floats = NDArray[np.float32]
 class InputStatistics:
     """One input over all calibration text."""
 
-    n_tokens: int
     lowest: Floats
     """float32 `(channels,)`: the least number seen in each channel."""
     highest: Floats
@@ -104,7 +103,6 @@ class Observer:
         sampled, extreme = np.concatenate(self._sampled), [x for _, _, x in self._extreme]
         weights = [np.full(len(sampled), (n - len(extreme)) / len(sampled)), np.ones(len(extreme))]
         return InputStatistics(
-            n_tokens=n,
             lowest=self._lowest,
             highest=self._highest,
             covariance=self._products / self._weight - np.outer(mean, mean),

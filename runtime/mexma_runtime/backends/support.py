@@ -13,7 +13,7 @@ from mexma_runtime.backends.requirements import version_key
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.errors import EngineUnavailableError, UsageError
-from mexma_runtime.types import QUANTIZED, Dialect, Precision
+from mexma_runtime.types import FLOATS, QUANTIZED, Dialect, Precision
 
 MIN_ONNXRUNTIME_GPU = "1.31"
 """What the backend was written for, and measured with; packed graphs are of its kernels."""
@@ -85,8 +85,6 @@ class BackendSpec:
             engine.dialect is support.dialect and engine.precision in support.precisions for support in self.supports
         )
 
-
-FLOATS = (Precision.FP32, Precision.FP16)
 
 BACKENDS = (
     BackendSpec(

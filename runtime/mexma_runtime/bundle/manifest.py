@@ -262,11 +262,14 @@ def space_fingerprint(
     pooling: Pooling,
     normalize: bool,
     precision: Precision,
-    recipe: str | None,
+    graph_sha256: str | None,
 ) -> str:
-    """16 hexadecimal digits that differ where vectors may differ by more than rounding of one precision."""
+    """16 hexadecimal digits that differ where vectors may differ by more than rounding of one precision.
+
+    `graph_sha256`: of int8 and fp8 engines, whose vectors depend on every scale in the graph; None: of others.
+    """
     prompt = text.prompts.get(text.default_prompt_name or "", "")
-    settings = [text.max_tokens, text.lower_case, prompt, pooling, normalize, precision, recipe]
+    settings = [text.max_tokens, text.lower_case, prompt, pooling, normalize, precision, graph_sha256]
     parts = [weights_sha256, tokenizer_sha256, *settings]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

@@ -233,7 +233,7 @@ def test_the_fingerprint_changes_with_all_that_changes_vectors() -> None:
         "pooling": Pooling.CLS,
         "normalize": False,
         "precision": Precision.FP32,
-        "recipe": None,
+        "graph_sha256": None,
     }
     others: list[dict[str, Any]] = [
         {"weights_sha256": "c"},
@@ -244,7 +244,7 @@ def test_the_fingerprint_changes_with_all_that_changes_vectors() -> None:
         {"pooling": Pooling.MEAN},
         {"normalize": True},
         {"precision": Precision.INT8},
-        {"recipe": "dynamic"},
+        {"graph_sha256": "d"},
     ]
 
     prints = [space_fingerprint(**{**first, **other}) for other in [{}, *others]]
