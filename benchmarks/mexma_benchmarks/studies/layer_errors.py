@@ -20,6 +20,7 @@ from mexma_benchmarks.report.palette import INK, style
 from mexma_export.quantize.gains import STEPS
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry, Manifest, ProductMode, QuantizedProduct
+from mexma_runtime.bundle.whole_files import write_whole
 from mexma_runtime.errors import MexmaError, MissingDependencyError, UsageError
 from mexma_runtime.terminal import note
 
@@ -155,7 +156,7 @@ def main(
         note(f"error: {error}")
         raise typer.Exit(error.exit_code) from None
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(chart.png())
+    write_whole(out, chart.png())
     note(f"wrote {out}")
 
 

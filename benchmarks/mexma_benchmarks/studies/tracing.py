@@ -26,6 +26,7 @@ from mexma_benchmarks.run.timing import by_name, rounds
 from mexma_export.checkpoint.sources import resolve_source
 from mexma_runtime import Encoder
 from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.whole_files import write_whole
 from mexma_runtime.hardware import detect_hardware
 from mexma_runtime.types import Ragged
 
@@ -134,7 +135,7 @@ def main(
                         results[name][graph_name] = {"error": str(error)[:300]}
     text = json.dumps(results, indent=1, default=list) + "\n"
     if out:
-        out.write_text(text, encoding="utf-8")
+        write_whole(out, text.encode())
     typer.echo(text, nl=False)
 
 

@@ -11,6 +11,7 @@ import typer
 
 from mexma_export.cli.options import SOURCE_HELP, JsonOption, RevisionOption, TokenizerOption, require_packages
 from mexma_export.parity.breakdown import Side
+from mexma_runtime.bundle.whole_files import write_whole
 from mexma_runtime.errors import ParityError, UsageError
 from mexma_runtime.terminal import note, progress_bars
 from mexma_runtime.types import Precision
@@ -98,7 +99,7 @@ def register_parity(app: typer.Typer) -> None:
                 progress=bars,
             )
         if report:
-            report.write_text(json.dumps(parity_json(verdicts, used), indent=2) + "\n", encoding="utf-8")
+            write_whole(report, (json.dumps(parity_json(verdicts, used), indent=2) + "\n").encode())
         show_parity(verdicts, used, by=by or (), as_json=as_json)
         if certify:
             note(f"certificates kept: {', '.join(write_certificates(bundle, verdicts)) or 'none'}")

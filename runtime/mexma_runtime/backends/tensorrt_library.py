@@ -23,7 +23,9 @@ def import_tensorrt() -> Any:
         import tensorrt
     except ImportError as error:
         if error.name == NAME and isinstance(error, ModuleNotFoundError):
-            raise MissingDependencyError("tensorrt-cu13", needed_for="running a TensorRT engine", extra="tensorrt") from error
+            raise MissingDependencyError(
+                "tensorrt-cu13", needed_for="running a TensorRT engine", extra="tensorrt"
+            ) from error
         raise EngineUnavailableError(f"{NAME} is installed but cannot be imported: {error}") from error
     return tensorrt
 

@@ -1,4 +1,4 @@
-"""Work done one step ahead, in a thread: the next texts become ids while the engine works on these."""
+"""Prefetch, in a thread: the next texts become ids while the engine works on these."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run_ahead(work: Callable[[Item], Result], items: Iterable[Item], call: Call)
     and by the next `call.check()` wherever that is. The thread has ended when the iterator has, closed early or not.
     """
     pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="mexma-ahead") as pool:
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="mexma-prefetch") as pool:
         try:
             for item in items:
                 future = pool.submit(work, item)
