@@ -180,7 +180,7 @@ def test_a_bundle_of_other_weights_or_pooling_is_refused(
     other = write_standin("tiny", tmp_path / "other", seed=1)
     words = ("--bundle", tiny_bundle, "--out", tmp_path / "out", "--peers-folder", tmp_path)
 
-    assert "was made from weights" in str(failure(app, "run", other, *words))
+    assert "differs: weights" in str(failure(app, "run", other, *words))
     assert "pools cls, not mean" in str(failure(app, "run", tiny_checkpoint, "--pooling", "mean", *words))
     assert not (tmp_path / "out").exists()
 
