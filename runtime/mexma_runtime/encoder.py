@@ -69,7 +69,7 @@ class Encoder:
             max_whole_chars=options.get("max_whole_chars", MAX_WHOLE_CHARS),
         )
         tokenizer = TextTokenizer(bundle.path(text.tokenizer), spec)
-        self._execution = Execution(tokenizer, backend, dim=bundle.manifest.dim)
+        self._execution = Execution(bundle.manifest, tokenizer, backend)
         self._scheduler = Scheduler(max_waiting=options.get("max_waiting", MAX_WAITING))
         self._info = describe(bundle, engine, backend.info)
         self._process = os.getpid()

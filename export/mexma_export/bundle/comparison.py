@@ -14,7 +14,7 @@ from mexma_export.corpus.corpus import Corpus, sample_corpus
 from mexma_export.parity.gate import ReferenceVectors, Verdict, judge, pytorch_reference
 from mexma_export.parity.mining import MiningCorpus
 from mexma_export.parity.sts import StsPairs
-from mexma_runtime.backends import device_for
+from mexma_runtime.backends import device_for, runs_by
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import Certificate, EngineEntry
 from mexma_runtime.errors import BundleError, EngineUnavailableError
@@ -46,7 +46,7 @@ def compare_bundle(
         e
         for e in manifest.engines
         if (not precisions or e.precision in precisions)
-        and (backend in e.requires if backend else device_for(e, device) == device)
+        and (runs_by(e, device, backend) if backend else device_for(e, device) == device)
     ]
     if not engines:
         there = ", ".join(engine.name for engine in manifest.engines)

@@ -71,7 +71,7 @@ class Judged:
             f"recipe {job.recipe.name}: mean cosine: expected >= {job.min_cosine:g}, got {self._cosine:.6f} with "
             f"{job.float_share:.1%} of the multiplications in float, and {job.max_float_share:.1%} are allowed: allow "
             "more by --max-float-share, or choose "
-            + ("int8, or fp16" if job.recipe.is_for_tensorrt else "the recipe precise, or fp32")
+            + ("fp16" if job.recipe.is_for_tensorrt else "a closer recipe, or fp32")
         )
 
 

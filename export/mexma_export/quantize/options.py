@@ -41,6 +41,8 @@ class QuantizationOptions:
         names = [recipe.name for recipe in self.recipes]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise UsageError(f"several recipes are called {', '.join(repeated)}: engines are named after them")
+        if self.seed < 0:
+            raise UsageError(f"seed: expected 0 or more, got {self.seed}")
         if self.min_cosine is not None and not 0 < self.min_cosine < 1:
             raise UsageError(f"min_cosine: expected a number between 0 and 1, got {self.min_cosine}")
         if self.activation is Activation.E4M3:

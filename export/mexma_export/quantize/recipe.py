@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from mexma_runtime.bundle.manifest import GROUP_STEP, ProductMode
-from mexma_runtime.bundle.strict_json import Check, MismatchError, parse
+from mexma_runtime.bundle.strict_json import Check, MismatchError, loads, parse
 from mexma_runtime.errors import UsageError
 from mexma_runtime.types import FLOATS, PADDED_DIALECTS, Dialect, Precision
 
@@ -164,7 +164,7 @@ def load_recipe(name_or_path: str) -> Recipe:
 def parse_recipe(text: str, *, where: str) -> Recipe:
     """The recipe in JSON `text`; UsageError names `where` and all problems."""
     try:
-        data = json.loads(text)
+        data = loads(text)
     except ValueError as error:
         raise UsageError(f"recipe {where}: not JSON: {error}") from None
     problems = []

@@ -30,6 +30,7 @@ from mexma_runtime.backends.support import (
     device_for,
     module_of,
     required_versions,
+    runs_by,
     serving,
 )
 from mexma_runtime.bundle.bundle import Bundle
@@ -56,6 +57,7 @@ __all__ = [
     "resolve_backend_options",
     "runnable_engines",
     "runners",
+    "runs_by",
     "tune",
 ]
 

@@ -156,6 +156,11 @@ def required_versions(
     return found
 
 
+def runs_by(engine: EngineEntry, device: str, backend: str) -> bool:
+    """Whether the backend of that name runs `engine` on `device`."""
+    return any(spec.runs(engine) for spec in serving(device, backend))
+
+
 def device_for(engine: EngineEntry, device: str) -> str | None:
     """Where the graph of `engine` runs when `device` is there for it: there, else on the CPU, else nowhere (None)."""
     for there in (device, "cpu"):

@@ -85,7 +85,10 @@ def _check_size(path: Path, entry: FileEntry) -> None:
 
 
 def _check_hash(path: Path, entry: FileEntry) -> None:
-    actual = sha256_of(path)
+    try:
+        actual = sha256_of(path)
+    except OSError as error:
+        raise BundleError(path, f"cannot be read: {error.strerror}") from None
     if actual != entry.sha256:
         raise BundleError(
             path, f"expected sha256 {entry.sha256}, got {actual}: damaged or another file; copy or export again"

@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from mexma_runtime.bundle.strict_json import read_value
+from mexma_runtime.bundle.strict_json import loads, read_value
 from mexma_runtime.errors import BundleError
 from mexma_runtime.types import Dialect, Pooling, Precision
 
@@ -234,7 +234,7 @@ class Manifest:
     def from_json(cls, text: str, *, path: Path) -> Manifest:
         """Read bundle.json's text; BundleError names `path`, the field, what was expected and what was there."""
         try:
-            data = json.loads(text)
+            data = loads(text)
         except ValueError as error:
             raise BundleError(path, f"not JSON ({error}): the file is damaged: remove it and export again") from None
         schema = data.get("schema") if isinstance(data, dict) else None

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +17,10 @@ from mexma_runtime.errors import BundleError
 
 MAX_SHOWN = 80
 """Characters of a wrong value."""
+MAX_NESTED = 64
+"""Of objects and lists."""
+MAX_WHOLE = 1 << 53
+"""Whole numbers below are floats without loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +39,39 @@ class MismatchError(Exception):
         super().__init__("; ".join(problems))
 
 
+def loads(text: str) -> Any:
+    """JSON `text` as json.loads has it; ValueError too for a key that stands twice, and for deep nesting."""
+    try:
+        data = json.loads(text, object_pairs_hook=_without_duplicates)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [data]
+    for _ in range(MAX_NESTED):
+        level = [item for value in level for item in _items(value)]
+    if level:
+        raise ValueError(f"nested more than {MAX_NESTED} deep")
+    return data
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        repeated = sorted({key for key in keys if keys.count(key) > 1})
+        raise ValueError(f"fields that stand twice: {', '.join(repeated)}")
+    return dict(pairs)
+
+
 def read_document(expected: Any, path: Path, *, schema: int, advice: str) -> Any:
     """The file `path` as the dataclass `expected`, whose `schema` is that number.
 
     BundleError names what is wrong, and `advice` what to do about it.
     """
     try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        data: Any = loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BundleError(path, f"cannot be read ({error}): {advice}") from None
     if not isinstance(data, dict) or data.get("schema") != schema:
@@ -130,7 +160,7 @@ def parse(expected: Any, value: Any, where: str = "") -> Any:
         if value not in list(expected):
             raise refuse(f"one of {', '.join(expected)}")
         return expected(value)
-    if expected is float and type(value) is int:
+    if expected is float and type(value) is int and abs(value) < MAX_WHOLE:
         return float(value)
     if type(value) is not expected:
         raise refuse(expected.__name__)

@@ -36,8 +36,9 @@ OnRows = Callable[[int], None]
 class Execution:
     """Joins a tokenizer and a backend; holds nothing of any one call, so that calls may run side by side."""
 
-    def __init__(self, tokenizer: TextTokenizer, backend: Backend, *, dim: int) -> None:
-        self._tokenizer, self._backend, self._dim = tokenizer, backend, dim
+    def __init__(self, manifest: Manifest, tokenizer: TextTokenizer, backend: Backend) -> None:
+        self._manifest, self._tokenizer, self._backend = manifest, tokenizer, backend
+        self._dim = manifest.dim
         self.tokenize_s = 0.0
         self._adding = threading.Lock()
 
@@ -46,6 +47,7 @@ class Execution:
         start_s = time.perf_counter()
         prompted = [options.prompt + text for text in texts] if options.prompt else texts
         tokens = self._tokenizer.encode(prompted, truncate=options.truncate, first_index=first_index)
+        check_ids(tokens.ragged, self._manifest, first_index)  # a tokenizer may give a text no token at all
         with self._adding:
             self.tokenize_s += time.perf_counter() - start_s
         return tokens
@@ -150,8 +152,8 @@ class Execution:
             call.pending.add(functools.partial(finished, finish, rows, written, scatter=not is_consecutive))
 
 
-def check_ids(ragged: Ragged, manifest: Manifest) -> None:
-    """Raise InputError, which names the sentence, for ids or lengths that the model has no rows for."""
+def check_ids(ragged: Ragged, manifest: Manifest, first_index: int = 0) -> None:
+    """InputError, which counts sentences from `first_index`, for ids or lengths that the model has no rows for."""
     if not isinstance(ragged, Ragged):
         raise InputError(f"expected a Ragged, got {type(ragged).__name__}: Ragged.from_sequences makes one of lists")
     max_tokens, vocab_size = manifest.text.max_tokens, manifest.model.vocab_size
@@ -159,11 +161,13 @@ def check_ids(ragged: Ragged, manifest: Manifest) -> None:
     bad_rows = np.flatnonzero((lengths < 1) | (lengths > max_tokens))
     if bad_rows.size:
         row = int(bad_rows[0])
-        raise InputError(f"expected 1 to {max_tokens} tokens, got {lengths[row]}", index=row)
+        raise InputError(f"expected 1 to {max_tokens} tokens, got {lengths[row]}", index=first_index + row)
     bad_ids = np.flatnonzero((ragged.ids < 0) | (ragged.ids >= vocab_size))
     if bad_ids.size:
         row = int(np.searchsorted(ragged.offsets, bad_ids[0], side="right")) - 1
-        raise InputError(f"expected token ids from 0 to {vocab_size - 1}, got {ragged.ids[bad_ids[0]]}", index=row)
+        raise InputError(
+            f"expected token ids from 0 to {vocab_size - 1}, got {ragged.ids[bad_ids[0]]}", index=first_index + row
+        )
 
 
 def _finished(vectors: Vectors, n_batches: int, n_truncated: int, call: Call) -> tuple[Vectors, int]:

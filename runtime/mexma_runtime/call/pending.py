@@ -35,13 +35,13 @@ class PendingBatches:
         """Whether that has nothing to wait for."""
         return self._n_finished >= n_batches
 
-    def finish_in_any_case(self) -> Exception | None:
+    def finish_in_any_case(self) -> BaseException | None:
         """Finish all, whatever has happened: they write into the caller's memory. Returns the first error."""
-        failure: Exception | None = None
+        failure: BaseException | None = None
         while self._pending:
             try:
                 self._finish_one()
-            except Exception as error:  # noqa: BLE001 - the others have to be finished all the same
+            except BaseException as error:  # noqa: BLE001 - an interrupt, too: the others have to be finished
                 failure = failure or error
         return failure
 

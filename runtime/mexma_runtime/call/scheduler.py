@@ -138,7 +138,7 @@ class Call:
     ) -> None:
         failure = self.pending.finish_in_any_case()
         self._scheduler.leave()
-        if failure and error is None:
+        if failure and (error is None or not isinstance(failure, Exception)):
             raise failure
 
     @contextmanager

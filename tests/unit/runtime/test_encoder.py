@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 import threading
 import time
 import warnings
@@ -29,6 +31,8 @@ from mexma_runtime import (
     TruncationWarning,
     UsageError,
 )
+from mexma_runtime.bundle.bundle import Bundle, sha256_of
+from mexma_runtime.bundle.manifest import MANIFEST_NAME, FileEntry
 from mexma_runtime.types import Vectors
 
 MakeBundle = Callable[..., Path]
@@ -115,6 +119,24 @@ def test_many_texts_take_the_same_way_as_few(encoder: Encoder) -> None:
     for start in range(0, len(texts), 997):
         np.testing.assert_allclose(vectors[start : start + 50], encoder.encode(texts[start : start + 50]), atol=1e-6)
     assert not mexma_threads()
+
+
+def test_a_text_without_a_token_is_named(make_bundle: MakeBundle) -> None:
+    """A tokenizer that puts nothing around a text gives an empty one no token, whose mean is 0 / 0."""
+    folder = make_bundle()
+    manifest = Bundle.open(folder).manifest
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")) | {"post_processor": None}
+    path = folder / "bare.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    bare = FileEntry(name=path.name, sha256=sha256_of(path), size=path.stat().st_size)
+    text = dataclasses.replace(manifest.text, tokenizer=bare.name)
+    changed = dataclasses.replace(manifest, text=text, files=[*manifest.files, bare])
+    (folder / MANIFEST_NAME).write_text(changed.to_json(), encoding="utf-8")
+    with Encoder.load(folder, n_threads=1) as encoder:
+        assert np.isfinite(encoder.encode(["the cat"])).all()
+        for ask in (encoder.encode, encoder.tokenize, lambda texts: list(encoder.encode_iter(texts, window=2))):
+            with pytest.raises(InputError, match="input 2: expected 1 to 16 tokens, got 0"):
+                ask(["the cat", "a", "", "b"])
 
 
 @pytest.mark.parametrize("normalize", [True, False])

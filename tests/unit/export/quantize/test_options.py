@@ -72,6 +72,7 @@ def test_a_recipe_around_fp16_is_for_the_portable_dialect_alone() -> None:
     [
         ({"recipes": ()}, "no recipe"),
         ({"recipes": (FAST, load_recipe("precise"), FAST)}, "several recipes are called fast: engines are named"),
+        ({"seed": -1}, "seed: expected 0 or more, got -1"),
         ({"min_cosine": 1}, "min_cosine: expected a number between 0 and 1, got 1"),
         ({"min_cosine": 0}, "min_cosine: expected"),
         ({"min_cosine": float("nan")}, "min_cosine: expected"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mexma_runtime.backends.support import BACKENDS, device_for, required_versions
+from mexma_runtime.backends.support import BACKENDS, device_for, required_versions, runs_by
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.errors import UsageError
@@ -70,5 +70,7 @@ def test_a_graph_runs_on_the_device_that_is_there_else_on_the_cpu_else_nowhere(e
     engines = (fused, packed, int8, for_tensorrt)
     assert [device_for(entry, "cpu") for entry in engines] == ["cpu", None, "cpu", "cpu"]
     assert [device_for(entry, "cuda:1") for entry in engines] == ["cuda:1", "cuda:1", "cpu", "cpu"]
+    assert [runs_by(entry, "cpu", "onnxruntime") for entry in engines] == [True, False, True, True]
+    assert [runs_by(entry, "cuda", "tensorrt") for entry in engines] == [False, False, False, True]
     with pytest.raises(UsageError, match="device: expected 'cpu', 'cuda' or 'cuda:N', got 'tpu'"):
         device_for(fused, "tpu")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,19 @@ def test_another_file_of_the_same_size_is_refused(make_bundle: MakeBundle) -> No
 
     with pytest.raises(BundleError, match=r"expected sha256 [0-9a-f]{64}, got [0-9a-f]{64}"):
         Encoder.load(folder)
+
+
+def test_a_file_that_cannot_be_read_is_refused(make_bundle: MakeBundle) -> None:
+    folder = make_bundle()
+    path = folder / "tokenizer.json"
+    path.unlink()
+    path.mkdir()
+    manifest = Bundle.open(make_bundle()).manifest
+    files = [dataclasses.replace(f, size=path.stat().st_size) if f.name == path.name else f for f in manifest.files]
+    text = dataclasses.replace(manifest, files=files).to_json()
+    (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+    with pytest.raises(BundleError, match=r"tokenizer\.json: cannot be read: Is a directory"):
+        Bundle.open(folder)
 
 
 def test_a_folder_that_is_no_bundle_says_how_to_make_one(tmp_path: Path) -> None:

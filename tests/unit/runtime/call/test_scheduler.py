@@ -185,6 +185,29 @@ def test_an_error_inside_a_turn_passes_it_on() -> None:
             raise ZeroDivisionError
 
 
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_every_batch_is_finished_and_the_place_given_back_whatever_a_batch_raises(error: type[BaseException]) -> None:
+    scheduler, finished = Scheduler(max_waiting=0), []
+
+    def fail() -> None:
+        raise error
+
+    def call_with(*batches: Callable[[], None], then: type[Exception] | None = None) -> None:
+        with scheduler.call(max_pending=3) as call:
+            for finish in batches:
+                call.pending.add(finish)
+            if then:
+                raise then
+
+    with pytest.raises(error):
+        call_with(fail, lambda: finished.append(2))
+    assert finished == [2]
+    # Of two errors the call's own is told, but for an interrupt.
+    with pytest.raises(KeyError if error is ValueError else error):
+        call_with(fail, then=KeyError)
+    call_with()
+
+
 def test_a_failure_elsewhere_ends_the_call() -> None:
     scheduler = Scheduler(max_waiting=0)
     with scheduler.call() as call:
