@@ -7,10 +7,9 @@ import importlib.metadata
 from collections.abc import Iterable
 from pathlib import Path
 
-from mexma_export.bundle.staging import content_name
 from mexma_export.checkpoint.checkpoint import Checkpoint
 from mexma_export.checkpoint.scan import weights_sha256
-from mexma_runtime.bundle.bundle import sha256_of
+from mexma_runtime.bundle.bundle import content_name, sha256_of
 from mexma_runtime.bundle.manifest import SCHEMA, EngineEntry, FileEntry, Manifest, ModelEntry, TextEntry
 from mexma_runtime.errors import BundleError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from mexma_export.bundle.jobs import EngineJob, FloatJob, QuantizedJob
-from mexma_export.bundle.staging import Staging, content_name
+from mexma_export.bundle.staging import Staging
 from mexma_export.checkpoint.checkpoint import Checkpoint
 from mexma_export.graph.encoder import OUTPUT, write_encoder
 from mexma_export.graph.linear import FLOAT_PRODUCTS, Products, int8_products
@@ -21,7 +21,7 @@ from mexma_export.quantize.calibration import Calibration, load_calibration
 from mexma_export.quantize.fit import group_size
 from mexma_export.quantize.model import FLOAT_SUFFIX, GraphParts, RecipeRun, quantize_model
 from mexma_runtime.backends import required_versions
-from mexma_runtime.bundle.bundle import sha256_of
+from mexma_runtime.bundle.bundle import content_name, sha256_of
 from mexma_runtime.bundle.manifest import (
     EngineEntry,
     FileEntry,

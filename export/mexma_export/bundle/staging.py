@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from mexma_runtime.bundle.bundle import read_manifest, sha256_of
+from mexma_runtime.bundle.bundle import content_name, read_manifest, sha256_of
 from mexma_runtime.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
 from mexma_runtime.bundle.whole_files import write_whole
 from mexma_runtime.errors import BundleError, UsageError
@@ -132,8 +132,3 @@ class Staging:
 
     def _release(self) -> None:
         os.close(self._lock)
-
-
-def content_name(stem: str, sha256: str, suffix: str) -> str:
-    """The name of a file by its content: `STEM.HASH.SUFFIX`."""
-    return f"{stem}.{sha256[:16]}.{suffix}"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mexma_export.checkpoint.checkpoint import Checkpoint
 from mexma_export.checkpoint.tensors import TensorInfo, chunks, whole
+from mexma_runtime.bundle.bundle import content_name
 from mexma_runtime.types import Precision
 
 ALIGNMENT = 4096
@@ -73,7 +74,7 @@ class WeightsWriter:
         """Close the file; `vectors` join its tensors."""
         self._file.close()
         sha256 = self._digest.hexdigest()
-        final = f"weights.{sha256[:16]}.bin"
+        final = content_name("weights", sha256, "bin")
         tensors: dict[str, ir.TensorProtocol] = {
             name: ir.ExternalTensor(final, start, length, element, shape=ir.Shape(shape), name=name)
             for name, (start, length, shape, element) in self._places.items()

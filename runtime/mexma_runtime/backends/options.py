@@ -84,8 +84,10 @@ def resolve_backend_options(
     }
     options, others = (CpuOptions, "a GPU") if kind == "cpu" else (GpuOptions, "CPUs")
     given = {name: value for name, value in asked.items() if value is not None}
-    for name in given.keys() - {field.name for field in fields(options)}:
-        raise UsageError(f"{name}={given[name]} is for {others}, and device={device!r} was asked for: leave it out")
+    own = {field.name for field in fields(options)}
+    for name, value in given.items():
+        if name not in own:
+            raise UsageError(f"{name}={value} is for {others}, and device={device!r} was asked for: leave it out")
     return options(**given)
 
 

@@ -74,6 +74,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def content_name(stem: str, sha256: str, suffix: str) -> str:
+    """The name of a bundle's file by its content: `STEM.HASH.SUFFIX`."""
+    return f"{stem}.{sha256[:16]}.{suffix}"
+
+
 def _check_size(path: Path, entry: FileEntry) -> None:
     try:
         size = path.stat().st_size

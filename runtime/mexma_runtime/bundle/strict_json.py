@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import functools
 import json
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -89,6 +90,12 @@ def read_value(expected: Any, value: Any, *, path: Path) -> Any:
         raise BundleError(path, told) from None
 
 
+@functools.cache
+def _hints(expected: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, looked up once: a manifest has hundreds of objects of a kind."""
+    return typing.get_type_hints(expected, include_extras=True)
+
+
 def parse(expected: Any, value: Any, where: str = "") -> Any:
     """Turn JSON `value` into `expected`: a dataclass, enumeration, list, tuple, mapping, union, plain type, or one of
     these with a Check.
@@ -99,9 +106,9 @@ def parse(expected: Any, value: Any, where: str = "") -> Any:
     def refuse(wanted: str) -> MismatchError:
         return MismatchError([f"{where or 'top level'}: expected {wanted}, got {json.dumps(value)[:MAX_SHOWN]}"])
 
-    def parse_all(parts: dict[Any, tuple[Any, Any, str]]) -> dict[Any, Any]:
-        """Key -> type, value, and the name below `where`."""
-        parsed, problems = {}, []
+    def parse_all(parts: dict[Any, tuple[Any, Any, str]], problems: Sequence[str] = ()) -> dict[Any, Any]:
+        """Key -> type, value, and the name below `where`; what is wrong is told behind `problems`."""
+        parsed, problems = {}, [*problems]
         for key, (inner, item, name) in parts.items():
             try:
                 parsed[key] = parse(inner, item, where + name)
@@ -125,7 +132,7 @@ def parse(expected: Any, value: Any, where: str = "") -> Any:
         assert isinstance(expected, type)
         if not isinstance(value, dict):
             raise refuse("an object")
-        hints = typing.get_type_hints(expected, include_extras=True)
+        hints = _hints(expected)
         problems = [
             f"{where or 'top level'}: {what} fields: {', '.join(sorted(names))}"
             for what, names in (("missing", hints.keys() - value.keys()), ("unknown", value.keys() - hints.keys()))
@@ -133,13 +140,7 @@ def parse(expected: Any, value: Any, where: str = "") -> Any:
         ]
         dot = "." if where else ""
         there = {name: (hint, value[name], f"{dot}{name}") for name, hint in hints.items() if name in value}
-        try:
-            fields = parse_all(there)
-        except MismatchError as error:
-            raise MismatchError(problems + error.problems) from None
-        if problems:
-            raise MismatchError(problems)
-        return expected(**fields)
+        return expected(**parse_all(there, problems))
     if origin is types.UnionType:
         if value is None and type(None) in arguments:
             return None
@@ -153,9 +154,9 @@ def parse(expected: Any, value: Any, where: str = "") -> Any:
     if origin in (dict, collections.abc.Mapping):
         if not isinstance(value, dict):
             raise refuse("an object")
-        keys = [parse(arguments[0], key, f"{where}.{key}") for key in value]
+        keys = parse_all({key: (arguments[0], key, f".{key}") for key in value})
         items = parse_all({key: (arguments[1], item, f".{key}") for key, item in value.items()})
-        return dict(zip(keys, items.values(), strict=True))
+        return {keys[key]: item for key, item in items.items()}
     if isinstance(expected, type) and issubclass(expected, StrEnum):
         if value not in list(expected):
             raise refuse(f"one of {', '.join(expected)}")

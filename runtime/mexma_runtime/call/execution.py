@@ -38,7 +38,6 @@ class Execution:
 
     def __init__(self, manifest: Manifest, tokenizer: TextTokenizer, backend: Backend) -> None:
         self._manifest, self._tokenizer, self._backend = manifest, tokenizer, backend
-        self._dim = manifest.dim
         self.tokenize_s = 0.0
         self._adding = threading.Lock()
 
@@ -89,7 +88,7 @@ class Execution:
             return self.tokenize(require_texts(texts, first_index), options, first_index)
 
         for tokens in run_ahead(ids, numbered, call):
-            vectors = np.empty((len(tokens.ragged), self._dim), dtype=np.float32)
+            vectors = np.empty((len(tokens.ragged), self._manifest.dim), dtype=np.float32)
             self._start(tokens.ragged, vectors, options, call)
             started.append((vectors, call.pending.n_started, int(tokens.truncated.sum())))
             # On a device, one window is under way while the vectors of those before it are taken.
@@ -145,7 +144,7 @@ class Execution:
             else:
                 # What is under way keeps its own.
                 if scratch is None or len(scratch) < n_rows or info.n_pending > 1:
-                    scratch = np.empty((n_rows, self._dim), dtype=np.float32)
+                    scratch = np.empty((n_rows, self._manifest.dim), dtype=np.float32)
                 written = scratch[:n_rows]
             with call.turn():
                 finish = self._backend.start(batch, written, normalize=in_graph)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from mexma_export.targets.tensorrt.builder import build
 from mexma_export.targets.tensorrt.ep_context import ep_context_model
 from mexma_export.targets.tensorrt.profiles import parse_profiles
-from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.bundle import Bundle, content_name
 from mexma_runtime.bundle.manifest import EngineEntry, Manifest
 from mexma_runtime.bundle.plans import FOLDER, LAYERS, SCHEMA, HardwareCompatibility, Plan, Platform, Tensor, TextRules
 from mexma_runtime.bundle.whole_files import write_whole
@@ -113,7 +113,7 @@ def build_plans(
                 meaning="a vector for each sentence, as pooled",
             ),
             text=_text_rules(bundle.manifest),
-            file=f"{entry.name}.plan" if options.out else f"{entry.name}.{sha256[:16]}.plan",
+            file=f"{entry.name}.plan" if options.out else content_name(entry.name, sha256, "plan"),
             size=result.plan.nbytes,
             sha256=sha256,
         )

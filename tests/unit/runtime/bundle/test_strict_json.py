@@ -58,6 +58,12 @@ def test_all_that_is_wrong_is_told_by_its_place() -> None:
     ]
 
 
+def test_every_key_that_is_none_is_told() -> None:
+    with pytest.raises(MismatchError) as caught:
+        parse(Document, {**GOOD, "by_precision": {"int4": [], "fp32": [], "int2": []}})
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["by_precision.int4", "by_precision.int2"]
+
+
 @pytest.mark.parametrize("value", [10**400, 2**53, "1", None, [1]])
 def test_what_is_no_float_without_loss_is_none(value: object) -> None:
     with pytest.raises(MismatchError, match=r"share: expected float"):
