@@ -7,8 +7,8 @@ import pytest
 
 from mexma_runtime.hardware import (
     Hardware,
+    cgroup_folders,
     count_cores,
-    cpu_cgroup_folders,
     describe_processor,
     detect_hardware,
     onednn_instruction_sets,
@@ -105,7 +105,7 @@ def test_quotas(text: str, quota: float | None) -> None:
     ],
 )
 def test_the_groups_above_count_too(membership: str, mounts: str, folders: list[str]) -> None:
-    assert list(cpu_cgroup_folders(membership, mounts)) == folders
+    assert list(cgroup_folders(membership, mounts, "cpu")) == folders
 
 
 def machine(root: Path, files: dict[str, str]) -> Path:

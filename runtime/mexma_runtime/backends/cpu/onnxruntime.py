@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from mexma_runtime.backends.base import BackendInfo
+from mexma_runtime.backends.cpu.attention import LEAST_VERSION, reason_for_all_scores, require_memory, unmasked
 from mexma_runtime.backends.cpu.host import HostBackend
 from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, import_onnxruntime
 from mexma_runtime.backends.options import CpuOptions
 from mexma_runtime.backends.padding import padded_inputs
-from mexma_runtime.backends.requirements import require_names, require_version, saturates
+from mexma_runtime.backends.requirements import require_names, require_version, saturates, version_key
 from mexma_runtime.batching import BatchPolicy, Grouping
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry, Manifest
@@ -44,8 +45,13 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: CpuOptions) -> Onn
             "session.x64quantprecision": "1" if saturates(engine, hardware.instruction_sets) else "0",
             # It moves floats of 8 bits in front of operators that take none, and refuses what it has made.
             "session.disable_quant_qdq": "1" if engine.precision is Precision.FP8 else "0",
+            # A graph in memory has no folder to find its weights in.
+            "session.model_external_initializers_file_folder_path": str(bundle.folder),
         }
-        session = _session(str(path), n_threads, settings)
+        graph: str | bytes = str(path)
+        if version_key(version) >= LEAST_VERSION:  # no batch of POLICY has padding
+            graph = unmasked(path.read_bytes(), bundle.manifest.model.n_heads)
+        session = _session(graph, n_threads, settings)
     except Exception as error:
         raise EngineUnavailableError(f"{path}: {NAME} {version} cannot open this graph: {error}") from error
     inputs, outputs = ([value.name for value in found] for found in (session.get_inputs(), session.get_outputs()))
@@ -69,20 +75,26 @@ class OnnxRuntimeCpu(HostBackend):
     def __init__(self, session: Any, *, engine: EngineEntry, manifest: Manifest, info: BackendInfo) -> None:
         self._session, self._binding = session, session.io_binding()
         self._engine, self._manifest, self.info = engine, manifest, info
+        self._options, self._shrinking = _run_options(), _run_options(shrinking=True)
+        self._reason_for_all_scores = reason_for_all_scores(info.version)
         self.copy_s = self.compute_s = 0.0
 
     def run(self, batch: Ragged, out: Vectors) -> None:
         """Embed `batch` into `out`: float32 `(n, dim)`, C-contiguous; as pooled. The wrapping costs about 0.03 ms."""
         start_s = time.perf_counter()
         out = rows_to_fill(out, len(batch), self._manifest.dim)
+        options, binding = self._options, self._binding
+        if batch.ids.size > POLICY.max_batch_tokens:  # one long sentence
+            if self._reason_for_all_scores:
+                require_memory(batch.ids.size, self._manifest.model.n_heads, self._reason_for_all_scores)
+            options = self._shrinking
         arrays = padded_inputs(batch, self._manifest.text)
-        binding = self._binding
         try:
             for name in self._engine.inputs:
                 binding.bind_cpu_input(name, arrays[name])
             binding.bind_output(self._engine.output, "cpu", 0, np.float32, out.shape, out.ctypes.data)
             bound_s = time.perf_counter()
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, options)
             computed_s = time.perf_counter()
         except Exception as error:
             shape = "x".join(map(str, arrays["input_ids"].shape))
@@ -110,7 +122,7 @@ def obstacle(engine: EngineEntry) -> None:
     """Nothing: onnxruntime finds a way on every processor."""
 
 
-def _session(path: str, n_threads: int, settings: dict[str, str]) -> Any:
+def _session(graph: str | bytes, n_threads: int, settings: dict[str, str]) -> Any:
     ort = _import_onnxruntime()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -122,7 +134,15 @@ def _session(path: str, n_threads: int, settings: dict[str, str]) -> Any:
     options.enable_mem_pattern = False
     for name, value in settings.items():
         options.add_session_config_entry(name, value)
-    return ort.InferenceSession(path, options, providers=[PROVIDER], disabled_optimizers=SLOWER_FUSIONS)
+    return ort.InferenceSession(graph, options, providers=[PROVIDER], disabled_optimizers=SLOWER_FUSIONS)
+
+
+def _run_options(*, shrinking: bool = False) -> Any:
+    options = _import_onnxruntime().RunOptions()
+    options.log_severity_level = SILENT
+    if shrinking:  # The arena gives back what the run has left free; else a long text's memory stays taken.
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def _import_onnxruntime() -> Any:
