@@ -9,7 +9,7 @@ import numpy as np
 
 from mexma_runtime.backends.base import BackendInfo
 from mexma_runtime.backends.cpu.host import HostBackend
-from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, import_onnxruntime
+from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, import_onnxruntime, open_session
 from mexma_runtime.backends.options import CpuOptions
 from mexma_runtime.backends.padding import padded_inputs
 from mexma_runtime.backends.requirements import require_names, require_version, saturates
@@ -45,7 +45,7 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: CpuOptions) -> Onn
             # It moves floats of 8 bits in front of operators that take none, and refuses what it has made.
             "session.disable_quant_qdq": "1" if engine.precision is Precision.FP8 else "0",
         }
-        session = _session(str(path), n_threads, settings)
+        session = _session(bundle, engine, n_threads, settings)
     except Exception as error:
         raise EngineUnavailableError(f"{path}: {NAME} {version} cannot open this graph: {error}") from error
     inputs, outputs = ([value.name for value in found] for found in (session.get_inputs(), session.get_outputs()))
@@ -110,7 +110,7 @@ def obstacle(engine: EngineEntry) -> None:
     """Nothing: onnxruntime finds a way on every processor."""
 
 
-def _session(path: str, n_threads: int, settings: dict[str, str]) -> Any:
+def _session(bundle: Bundle, engine: EngineEntry, n_threads: int, settings: dict[str, str]) -> Any:
     ort = _import_onnxruntime()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -122,7 +122,7 @@ def _session(path: str, n_threads: int, settings: dict[str, str]) -> Any:
     options.enable_mem_pattern = False
     for name, value in settings.items():
         options.add_session_config_entry(name, value)
-    return ort.InferenceSession(path, options, providers=[PROVIDER], disabled_optimizers=SLOWER_FUSIONS)
+    return open_session(bundle, engine, options, providers=[PROVIDER], disabled_optimizers=SLOWER_FUSIONS)
 
 
 def _import_onnxruntime() -> Any:
