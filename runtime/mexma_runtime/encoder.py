@@ -221,7 +221,8 @@ class Encoder:
         out: where to write: float32 `(n, dim)`, C-contiguous.
         output: `device` leaves the vectors in a GPU's memory: DeviceVectors, which torch and cupy take by DLPack.
 
-        Raises InputError with the index of a text that cannot be embedded, EncoderBusyError and EncoderClosedError.
+        Raises InputError with the index of a text that cannot be embedded, before any is; EncoderBusyError and
+        EncoderClosedError.
         """
         self._check_process()
         options = resolve_options(
