@@ -9,6 +9,9 @@ from mexma_runtime.bundle.manifest import Manifest
 from mexma_runtime.errors import InputError, UsageError
 from mexma_runtime.text.tokenizer import refuse_surrogates
 
+PROMPTS = {"query": "", "document": ""}
+"""Names that every model knows, as in sentence-transformers: empty unless the checkpoint says more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeOptions:
@@ -37,13 +40,13 @@ def resolve_options(
     for name, words in (("prompt_name", prompt_name), ("prompt", prompt)):
         if words is not None and not isinstance(words, str):
             raise UsageError(f"{name}: expected a str, got {type(words).__name__}")
-    prompts = manifest.text.prompts
+    prompts = PROMPTS | manifest.text.prompts
     if prompt is None and prompt_name is not None:
         if prompt_name not in prompts:
             raise UsageError(f"prompt_name: expected one of {sorted(prompts)}, got {prompt_name!r}")
         prompt = prompts[prompt_name]
     elif prompt is None and manifest.text.default_prompt_name is not None:
-        prompt = prompts.get(manifest.text.default_prompt_name)
+        prompt = prompts[manifest.text.default_prompt_name]
     own_way = manifest.is_normalized if normalize is None else normalize
     return EncodeOptions(prompt=prompt or "", truncate=truncate, normalize=own_way, batch_size=batch_size)
 

@@ -17,7 +17,7 @@ from mexma_runtime.batching import BatchPolicy, Grouping
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry, Manifest
 from mexma_runtime.errors import EngineUnavailableError, MexmaError
-from mexma_runtime.hardware import describe_processor, detect_hardware
+from mexma_runtime.hardware import default_threads, describe_processor, detect_hardware
 from mexma_runtime.types import Precision, Ragged, Vectors
 from mexma_runtime.vectors import rows_to_fill
 
@@ -33,7 +33,7 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: CpuOptions) -> Onn
     version = library_version()
     require_version(engine, NAME, version, extra="cpu")
     hardware = detect_hardware()
-    n_threads = options.n_threads or hardware.n_usable_cores
+    n_threads = options.n_threads or default_threads(hardware)
     # Threads that wait busily would use up a quota that others could compute with.
     spinning = hardware.cpu_quota is None if options.spinning is None else options.spinning
     path = bundle.path(engine.file)

@@ -23,7 +23,13 @@ from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.linked_files import MappedGraph, is_linked, map_graph
 from mexma_runtime.bundle.manifest import GROUP_STEP, EngineEntry, Manifest
 from mexma_runtime.errors import EngineUnavailableError, MexmaError, MissingDependencyError, UsageError
-from mexma_runtime.hardware import describe_processor, detect_hardware, onednn_instruction_sets, sums_int8_exactly
+from mexma_runtime.hardware import (
+    default_threads,
+    describe_processor,
+    detect_hardware,
+    onednn_instruction_sets,
+    sums_int8_exactly,
+)
 from mexma_runtime.types import Precision, Ragged, Vectors
 from mexma_runtime.vectors import rows_to_fill
 
@@ -59,7 +65,7 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: CpuOptions) -> Ope
         )
     if reason := obstacle(engine):
         raise EngineUnavailableError(reason)
-    n_threads = options.n_threads or detect_hardware().n_usable_cores
+    n_threads = options.n_threads or default_threads(detect_hardware())
     settings = _settings(n_threads=n_threads, group_size=_group_size(engine, bundle.manifest))
     with _one_cache():
         backend = OpenVinoCpu(bundle, engine, settings)
