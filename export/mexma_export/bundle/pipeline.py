@@ -67,7 +67,7 @@ def export(source: Source, request: ExportRequest, *, progress: Progress | None 
             progress=functools.partial(report, "checking the weights"),
         )
         # The runtime switches the padding and truncation of tokenizer.json off.
-        tokenizer = staging.keep_copy(source.tokenizer, "tokenizer", "json")
+        tokenizer = staging.keep_bytes(checkpoint.tokenizer, "tokenizer", "json")
         manifest = manifest_of(
             checkpoint, weights=weights, tokenizer=tokenizer, folder=request.out, there=staging.previous
         )
@@ -89,7 +89,7 @@ def export(source: Source, request: ExportRequest, *, progress: Progress | None 
         manifest=manifest,
         verdicts=[verdict for judged in done if not judged.missed_cosine for verdict in judged.verdicts],
         refused=[line for judged in done for line in judged.refused],
-        warnings=(*checkpoint.settings.warnings, *quantized_dialects(request)[1]),
+        warnings=(*checkpoint.warnings, *quantized_dialects(request)[1]),
         quantized=tuple(engine for judged in done for engine in judged.admitted if engine.quantization),
         unjudged=tuple(engine.name for judged in done for engine in judged.unjudged) if request.check_parity else (),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -93,11 +94,11 @@ class Staging:
         path.replace(self.folder / name)
         return entry
 
-    def keep_copy(self, source: Path, stem: str, suffix: str) -> FileEntry:
-        """Copy the file `source`, byte for byte, under the name of its content."""
+    def keep_bytes(self, content: bytes, stem: str, suffix: str) -> FileEntry:
+        """Write a file under the name of its content."""
         path = self.temporary(stem)
-        shutil.copyfile(source, path)
-        sha256 = sha256_of(path)
+        path.write_bytes(content)
+        sha256 = hashlib.sha256(content).hexdigest()
         return self.keep(path, content_name(stem, sha256, suffix), sha256=sha256)
 
     def publish(self, manifest: Manifest) -> None:

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from mexma_export.checkpoint.json_files import is_lfs_pointer
 from mexma_runtime.errors import CheckpointError
 
 SINGLE = "model.safetensors"
@@ -58,9 +59,12 @@ def weight_files(folder: Path) -> list[Path]:
         if missing:
             raise CheckpointError(folder, [f"{INDEX} names {name}, which is missing" for name in missing])
         return [folder / name for name in names]
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".incomplete", ".bin"))
+    there = f" There are {', '.join(others)}, which is nothing that transformers loads by itself." if others else ""
     reason = (
-        f"no weights: expected {SINGLE}, or {INDEX} with its parts. A pytorch_model.bin is refused: it is a pickle, "
-        "which runs code when opened. Where you trust it, load it with transformers and save_pretrained() it again"
+        f"no weights: expected {SINGLE}, or {INDEX} with its parts.{there} A pytorch_model.bin is refused: it is a "
+        "pickle, which runs code when opened. Where you trust it, load it with transformers and save_pretrained() it "
+        "again"
     )
     raise CheckpointError(folder, [reason])
 
@@ -81,7 +85,8 @@ def read_headers(files: list[Path]) -> tuple[dict[str, TensorInfo], list[str]]:
                     shape = tuple(view.get_shape())
                     tensors[name] = TensorInfo(name=name, shape=shape, dtype=view.get_dtype(), file=file)
         except (SafetensorError, OSError) as error:
-            problems.append(f"{file.name}: cannot be read as safetensors ({error}): download it again")
+            reason = "it is a pointer of Git LFS" if is_lfs_pointer(file) else error
+            problems.append(f"{file.name}: cannot be read as safetensors ({reason}): download it again")
     return tensors, problems
 
 

@@ -57,12 +57,12 @@ class Tokenized:
 class TextTokenizer:
     """Tokenizes texts. Thread-safe; many texts at once use tokenizers' own threads, a single one does not."""
 
-    def __init__(self, path: Path, spec: TokenizerSpec) -> None:
-        """Read the tokenizer.json at `path`; its padding and truncation are replaced by `spec`.
+    def __init__(self, path: Path, spec: TokenizerSpec, *, content: bytes | None = None) -> None:
+        """Read the tokenizer.json at `path`, or what is to stand there, `content`; `spec` replaces its truncation.
 
         BundleError: not a tokenizer that can be read, or not one that this class reproduces.
         """
-        self._tokenizer = _load(path)
+        self._tokenizer = _load(path, content)
         if spec.lower_case:
             self._tokenizer.normalizer = _with_lowercase(self._tokenizer.normalizer)
         self._prefix, self._suffix = _special_tokens(self._tokenizer, path)
@@ -145,9 +145,9 @@ def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
         yield texts[start:end]
 
 
-def _load(path: Path) -> Tokenizer:
+def _load(path: Path, content: bytes | None) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path)) if content is None else Tokenizer.from_buffer(content)
     except Exception as error:  # noqa: BLE001 - tokenizers raises nothing more precise
         raise BundleError(
             path, f"tokenizers {tokenizers.__version__} cannot read it ({error}): upgrade tokenizers, or export again"
