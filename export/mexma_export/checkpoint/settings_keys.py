@@ -176,7 +176,7 @@ def judge_keys(
         rule = table.get(key)
         if rule is None:
             warnings.append(
-                f"{where}: {prefix}{key}: unknown to sentence-transformers 3 to 6 and transformers 4 and 5, and not heeded"
+                f"{where}: {prefix}{key}: unknown to sentence-transformers 3 to 6 and transformers 4 and 5: not heeded"
             )
         elif isinstance(rule, Check) and value is not None and not rule.holds(value):
             problems.append(f"{where}: {prefix}{key} {_shown(value)}: expected {rule.expected}")
