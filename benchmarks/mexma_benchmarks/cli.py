@@ -12,7 +12,7 @@ import typer
 from mexma_benchmarks.run.models import MINILM
 from mexma_benchmarks.run.sizes import SIZES, Effort
 from mexma_runtime.bundle.whole_files import require_writable
-from mexma_runtime.errors import MexmaError, MissingDependencyError, UsageError, file_errors
+from mexma_runtime.errors import MexmaError, MissingDependencyError, UsageError
 from mexma_runtime.terminal import note, progress_bars
 from mexma_runtime.types import Pooling
 
@@ -112,9 +112,8 @@ def run_command(
         settings={"effort": effort.value, "device": device, **sizes.described()},
     )
     result_file = out / "result.json"
-    with file_errors(out, "cannot be made a folder"):
-        out.mkdir(parents=True, exist_ok=True)
-    require_writable(result_file)
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    require_writable(there / result_file.name)
     failure: MexmaError | None = None
     try:
         with progress_bars() as report:

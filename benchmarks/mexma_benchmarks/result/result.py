@@ -175,7 +175,8 @@ class Result:
         """Write it as JSON; the file is whole at any time."""
         from pydantic import TypeAdapter
 
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with file_errors(path.parent, "cannot be made a folder"):
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, TypeAdapter(Result).dump_json(self) + b"\n")
 
     @classmethod
