@@ -24,7 +24,7 @@ def register_parity(app: typer.Typer) -> None:
 
     @app.command("parity")
     def parity_command(
-        bundle: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+        bundle: Annotated[Path, typer.Option(help="Folder of the bundle.", readable=False)],
         reference: Annotated[str, typer.Option(help=f"The checkpoint that the bundle was made from. {SOURCE_HELP}")],
         precision: Annotated[list[Precision] | None, typer.Option(help="Only engines of these precisions.")] = None,
         device: Annotated[str, typer.Option(help="What to run engines on: cpu, or a GPU: cuda, cuda:1.")] = "cpu",
@@ -38,7 +38,8 @@ def register_parity(app: typer.Typer) -> None:
             Path | None,
             typer.Option(
                 help="Sentences: a text file, one a line; a .tsv, language TAB text; or a folder of LANGUAGE.txt or "
-                "NAME.SOURCE-TARGET.LANGUAGE files. Default: the package's own."
+                "NAME.SOURCE-TARGET.LANGUAGE files. Default: the package's own.",
+                readable=False,
             ),
         ] = None,
         by: Annotated[
@@ -48,7 +49,8 @@ def register_parity(app: typer.Typer) -> None:
             Path | None,
             typer.Option(
                 help="Folder of parallel files, NAME.SOURCE-TARGET.SOURCE and .TARGET or LANGUAGE.txt: count the "
-                "source sentences that find a wrong translation (xsim)."
+                "source sentences that find a wrong translation (xsim).",
+                readable=False,
             ),
         ] = None,
         mining_pivot: Annotated[
@@ -57,9 +59,11 @@ def register_parity(app: typer.Typer) -> None:
         mining_lines: Annotated[int | None, typer.Option(help="Only the first lines of each parallel file.")] = None,
         sts: Annotated[
             Path | None,
-            typer.Option(help="Lines of score TAB sentence TAB sentence: correlate cosines with the scores."),
+            typer.Option(
+                help="Lines of score TAB sentence TAB sentence: correlate cosines with the scores.", readable=False
+            ),
         ] = None,
-        report: Annotated[Path | None, typer.Option(help="Write all figures as JSON.")] = None,
+        report: Annotated[Path | None, typer.Option(help="Write all figures as JSON.", readable=False)] = None,
         revision: RevisionOption = None,
         tokenizer: TokenizerOption = None,
         as_json: JsonOption = False,

@@ -165,7 +165,7 @@ def _text(value: str) -> str:
 @contextmanager
 def _new_folder(repository: Path, name: str) -> Iterator[Path]:
     """A folder that is removed where the block raises; FileError where it cannot be written."""
-    folder = repository / name
+    folder, is_new = repository / name, not repository.exists()
     with file_errors(folder, "cannot be written"):
         if folder.exists():
             raise UsageError(f"{folder} is there already: choose another --name or --out, or remove it")
@@ -173,7 +173,7 @@ def _new_folder(repository: Path, name: str) -> Iterator[Path]:
         try:
             yield folder
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(repository if is_new else folder, ignore_errors=True)
             raise
 
 

@@ -80,7 +80,7 @@ def build_app() -> typer.Typer:
 
 
 def info_command(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.", readable=False)],
     verify: Annotated[bool, typer.Option("--verify", help="Check the hashes of the weights too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -95,7 +95,8 @@ def info_command(
 
 def doctor_command(
     bundle: Annotated[
-        Path | None, typer.Option(help="A bundle: run its engines for GPUs, and show their attention kernels.")
+        Path | None,
+        typer.Option(help="A bundle: run its engines for GPUs, and show their attention kernels.", readable=False),
     ] = None,
     device: Annotated[str, typer.Option(help="The GPU to look at with --bundle: cuda, cuda:1.")] = "cuda",
     tune: Annotated[
@@ -125,9 +126,12 @@ def doctor_command(
 
 def embed_command(
     file: Annotated[str, typer.Argument(help="Text in UTF-8, one sentence a line; - reads stdin.")],
-    bundle: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+    bundle: Annotated[Path, typer.Option(help="Folder of the bundle.", readable=False)],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The .npy file to write: float32, one row a line; - is stdout.")
+        Path,
+        typer.Option(
+            "--output", "-o", help="The .npy file to write: float32, one row a line; - is stdout.", readable=False
+        ),
     ],
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16, int8 or fp8; default: the only one, or fp32; fp16 on a GPU.")

@@ -109,6 +109,8 @@ def test_a_repository_that_cannot_be_written_is_told_and_leaves_nothing(
     bundle = Bundle.open(tiny_bundle)
     entry = choose_engine(bundle, precisions=(), engine=None)
     with pytest.raises(FileError, match="mexma: cannot be written: File too large"):
+        write_onnxruntime_model(bundle, entry, tmp_path / "new", name="mexma")
+    with pytest.raises(FileError, match="mexma: cannot be written: File too large"):
         write_onnxruntime_model(bundle, entry, tmp_path, name="mexma")
     assert not list(tmp_path.iterdir())
     with pytest.raises(FileError, match="cannot be written: File name too long: choose a shorter name"):

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -232,6 +233,25 @@ def test_errors_are_one_line_with_their_own_exit_code(run: Run, bundle_folder: P
         assert stderr.startswith("error: ")
         assert said in stderr
         assert stderr.count("\n") == 1
+
+
+def test_what_may_not_be_read_or_written_is_one_line_too(run: Run, bundle_folder: Path, tmp_path: Path) -> None:
+    text, closed, output = tmp_path / "in.txt", tmp_path / "closed", tmp_path / "out.npy"
+    text.write_text("a")
+    closed.mkdir(0)
+    output.touch(0o200)
+    if os.access(closed, os.R_OK):
+        pytest.skip("this user reads everything")
+    code, _, stderr = run("info", closed)
+    assert (code, stderr) == (5, f"error: {closed / MANIFEST_NAME}: cannot be read: Permission denied\n")
+    code, _, stderr = run("embed", text, "--bundle", bundle_folder, "-o", closed / "out.npy")
+    assert code == 10
+    assert stderr.startswith(f"error: {closed / 'out.npy'}: cannot be written: Permission denied: give this user")
+    assert run("embed", text, "--bundle", bundle_folder, "-o", output)[0] == 0
+    assert stat.S_IMODE(output.stat().st_mode) == 0o200
+    text.chmod(0)
+    code, _, stderr = run("embed", text, "--bundle", bundle_folder, "-o", output)
+    assert (code, stderr.startswith(f"error: {text}: cannot be read: Permission denied: ")) == (10, True)
 
 
 def test_what_nobody_expected_is_still_one_line(run: Run, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
