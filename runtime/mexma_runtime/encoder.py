@@ -94,7 +94,8 @@ class Encoder:
             their place. No backend: OpenVINO for int8, where it is installed and the processor has VNNI; else
             onnxruntime first.
             Several GPUs, `["cuda:0", "cuda:1"]`, share the batches of each call.
-        n_threads: threads that compute one batch; None: the physical cores that this process may use.
+        n_threads: threads that compute one batch; None: OMP_NUM_THREADS where it is set, else the physical cores that
+            this process may use.
         spinning: whether idle threads wait busily; None: unless a CPU quota holds. With several encoders in one
             process give each its share of the cores, and spinning=False. OpenVINO's threads never do. On a GPU: whether
             the thread that waits for it does; None: yes.
@@ -210,7 +211,8 @@ class Encoder:
         """Embed texts: float32 `(n, dim)` in input order, owned by the caller; one str gives `(dim,)`.
 
         The arguments are sentence-transformers' where it has them.
-        prompt_name, prompt: what to put before each text, by its name in the checkpoint or as it is.
+        prompt_name, prompt: what to put before each text, by its name in the checkpoint or as it is; every model knows
+            the names `query` and `document`, which are empty unless the checkpoint says more.
         batch_size: most sentences in a batch; None: as many as the backend does best.
         show_progress_bar: draw one on stderr, where that is a terminal.
         convert_to_tensor: a torch.Tensor over the same memory; convert_to_numpy=False: a list of tensors.
@@ -221,7 +223,8 @@ class Encoder:
         out: where to write: float32 `(n, dim)`, C-contiguous.
         output: `device` leaves the vectors in a GPU's memory: DeviceVectors, which torch and cupy take by DLPack.
 
-        Raises InputError with the index of a text that cannot be embedded, EncoderBusyError and EncoderClosedError.
+        Raises InputError with the index of a text that cannot be embedded, before any is; EncoderBusyError and
+        EncoderClosedError.
         """
         self._check_process()
         options = resolve_options(
@@ -254,6 +257,17 @@ class Encoder:
         if not convert_to_numpy:
             return to_tensor(result) if isinstance(sentences, str) else list(to_tensor(result))
         return result
+
+    def encode_query(self, sentences: str | Iterable[str], *, prompt_name: str = "query", **options: Any) -> Any:
+        """`encode` with the checkpoint's prompt for queries, where it has one; `options` as there."""
+        return self.encode(sentences, prompt_name, **options)
+
+    def encode_document(self, sentences: str | Iterable[str], *, prompt_name: str = "document", **options: Any) -> Any:
+        """`encode` with the checkpoint's prompt called `document`, which is empty where it has none of that name.
+
+        So it is in sentence-transformers, too: multilingual-e5 calls its own `passage`, which has to be asked for.
+        """
+        return self.encode(sentences, prompt_name, **options)
 
     def encode_iter(
         self,

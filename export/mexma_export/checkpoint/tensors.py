@@ -18,8 +18,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CHUNK_BYTES = 1 << 26
 
-_DTYPES: Mapping[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-"""What weights may be stored as; all of them widen to fp32 without loss."""
+DTYPES: Mapping[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+"""What weights may be stored as; all become fp32, which F64 is rounded to, as PyTorch rounds it."""
 
 
 class _Slices(Protocol):
@@ -40,8 +40,8 @@ class TensorInfo:
 
     @property
     def is_readable(self) -> bool:
-        """Whether the weights' number format widens to fp32 without loss."""
-        return self.dtype in _DTYPES
+        """Whether the weights' number format is one that becomes fp32."""
+        return self.dtype in DTYPES
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -97,7 +97,7 @@ def chunks(info: TensorInfo) -> Iterator[NDArray[np.float32]]:
     row_bytes = np.dtype(np.float32).itemsize * int(np.prod(info.shape[1:]))
     step = max(1, CHUNK_BYTES // row_bytes)
     for row in range(0, mapped.shape[0], step):
-        yield np.asarray(mapped[row : row + step]).astype(np.float32, copy=False)
+        yield _as_fp32(mapped[row : row + step])
 
 
 def whole(info: TensorInfo) -> NDArray[np.float32]:
@@ -107,11 +107,16 @@ def whole(info: TensorInfo) -> NDArray[np.float32]:
 
 def rows_of(info: TensorInfo, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
     """The rows of a table, as fp32: `(*rows.shape, columns)`; only they are read from the file."""
-    return np.asarray(_mapped(info)[rows]).astype(np.float32, copy=False)
+    return _as_fp32(_mapped(info)[rows])
+
+
+def _as_fp32(values: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # what leaves the range of fp32 is infinite, and refused as such
+        return np.asarray(values).astype(np.float32, copy=False)
 
 
 def _mapped(info: TensorInfo) -> NDArray[Any]:
-    dtype = np.dtype(_DTYPES[info.dtype])
+    dtype = np.dtype(DTYPES[info.dtype])
     with info.file.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(start - 8))

@@ -1,4 +1,4 @@
-"""What the backends over onnxruntime share: its import, its silence, and a session on a device."""
+"""What the backends over onnxruntime share: its import, its silence, how it opens a graph, a session on a device."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.linked_files import is_linked, map_graph
+from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.errors import EngineUnavailableError, MissingDependencyError
 
 NAME = "onnxruntime"
@@ -51,6 +54,22 @@ class OrtSession:
     def run(self, binding: OrtBinding) -> None:
         """Queue a run of what is bound, and return."""
         self._inner.run_with_iobinding(binding.inner, self._options)
+
+
+def open_session(bundle: Bundle, engine: EngineEntry, options: Any, **more: Any) -> Any:
+    """onnxruntime's session for the graph of `engine`, wherever its files lie; `options` and `more` are its own."""
+    import onnxruntime as ort
+
+    if not is_linked(bundle, engine):
+        return ort.InferenceSession(str(bundle.path(engine.file)), options, **more)
+    mapped = map_graph(bundle, engine)
+    values = [
+        ort.OrtValue.ortvalue_from_numpy_with_onnx_type(tensor.values, tensor.element_type) for tensor in mapped.weights
+    ]
+    options.add_external_initializers([tensor.name for tensor in mapped.weights], values)
+    session = ort.InferenceSession(mapped.graph, options, **more)
+    session.weights = mapped  # it takes their addresses alone
+    return session
 
 
 def _run_options() -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mexma_runtime.backends.base import BackendInfo
 from mexma_runtime.backends.cpu.host import HostBackend
-from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, import_onnxruntime
+from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, import_onnxruntime, open_session
 from mexma_runtime.backends.options import CpuOptions
 from mexma_runtime.backends.padding import padded_inputs
 from mexma_runtime.backends.requirements import require_names, require_version, saturates
@@ -17,7 +17,7 @@ from mexma_runtime.batching import BatchPolicy, Grouping
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry, Manifest
 from mexma_runtime.errors import EngineUnavailableError, MexmaError
-from mexma_runtime.hardware import describe_processor, detect_hardware
+from mexma_runtime.hardware import default_threads, describe_processor, detect_hardware
 from mexma_runtime.types import Precision, Ragged, Vectors
 from mexma_runtime.vectors import rows_to_fill
 
@@ -33,7 +33,7 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: CpuOptions) -> Onn
     version = library_version()
     require_version(engine, NAME, version, extra="cpu")
     hardware = detect_hardware()
-    n_threads = options.n_threads or hardware.n_usable_cores
+    n_threads = options.n_threads or default_threads(hardware)
     # Threads that wait busily would use up a quota that others could compute with.
     spinning = hardware.cpu_quota is None if options.spinning is None else options.spinning
     path = bundle.path(engine.file)
@@ -45,7 +45,7 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: CpuOptions) -> Onn
             # It moves floats of 8 bits in front of operators that take none, and refuses what it has made.
             "session.disable_quant_qdq": "1" if engine.precision is Precision.FP8 else "0",
         }
-        session = _session(str(path), n_threads, settings)
+        session = _session(bundle, engine, n_threads, settings)
     except Exception as error:
         raise EngineUnavailableError(f"{path}: {NAME} {version} cannot open this graph: {error}") from error
     inputs, outputs = ([value.name for value in found] for found in (session.get_inputs(), session.get_outputs()))
@@ -110,7 +110,7 @@ def obstacle(engine: EngineEntry) -> None:
     """Nothing: onnxruntime finds a way on every processor."""
 
 
-def _session(path: str, n_threads: int, settings: dict[str, str]) -> Any:
+def _session(bundle: Bundle, engine: EngineEntry, n_threads: int, settings: dict[str, str]) -> Any:
     ort = _import_onnxruntime()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -122,7 +122,7 @@ def _session(path: str, n_threads: int, settings: dict[str, str]) -> Any:
     options.enable_mem_pattern = False
     for name, value in settings.items():
         options.add_session_config_entry(name, value)
-    return ort.InferenceSession(path, options, providers=[PROVIDER], disabled_optimizers=SLOWER_FUSIONS)
+    return open_session(bundle, engine, options, providers=[PROVIDER], disabled_optimizers=SLOWER_FUSIONS)
 
 
 def _import_onnxruntime() -> Any:
