@@ -119,7 +119,8 @@ class Staging:
     def publish(self, manifest: Manifest) -> None:
         """Make `manifest` the bundle, in one rename; what it does not list is removed when the staging is left."""
         self._flush_names()  # of the new files, before a manifest lists them
-        write_whole(self.folder / MANIFEST_NAME, manifest.to_json().encode())
+        # Behind a link lies a store of files by their content, such as the hub client's cache.
+        write_whole(self.folder / MANIFEST_NAME, manifest.to_json().encode(), replaces_link=True)
         self._flush_names()
         self.previous = manifest
 

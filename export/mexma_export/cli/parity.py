@@ -87,7 +87,7 @@ def register_parity(app: typer.Typer) -> None:
         if report and is_stdout(report):
             raise UsageError(f"--report {report}: --json prints the same on stdout")
         if certify and (bundle / MANIFEST_NAME).is_file():
-            require_writable(bundle / MANIFEST_NAME)
+            require_writable(bundle / MANIFEST_NAME, replaces_link=True)
         with ExitStack() as stack:
             written = stack.enter_context(WholeFile(report)) if report else None
             bars = stack.enter_context(progress_bars())

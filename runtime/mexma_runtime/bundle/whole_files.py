@@ -26,18 +26,18 @@ _NO_NEW_FILE = (errno.EACCES, errno.EPERM, errno.EROFS)
 class WholeFile:
     """Writes a hidden file beside `path`, which becomes `path` when the `with` block ends well.
 
-    A link is followed, and a file that is replaced keeps its rights. The hidden file is locked while it is written, so
-    that what a killed process has left of the same file is known from what a living one is writing, and is removed.
-    What cannot be replaced is written when the block ends well, from a temporary file: standard output (`-`), a pipe or
-    terminal, and a file in a folder that takes no other, or mounted by itself. A device that can be wound back, such as
-    /dev/null, is written at once. Raises FileError where something refuses, and BrokenPipeError where a pipe's reader
-    has left.
+    A link is followed, or gives way to the file where it `replaces_link`; a file that is replaced keeps its rights. The
+    hidden file is locked while it is written, so that what a killed process has left of the same file is known from
+    what a living one is writing, and is removed. What cannot be replaced is written when the block ends well, from a
+    temporary file: standard output (`-`), a pipe or terminal, and a file in a folder that takes no other, or mounted by
+    itself. A device that can be wound back, such as /dev/null, is written at once. Raises FileError where something
+    refuses, and BrokenPipeError where a pipe's reader has left.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, replaces_link: bool = False) -> None:
         self._path = self._where = path
         self._left = ""
-        self._place = Path(os.path.realpath(path))
+        self._place = path if replaces_link else Path(os.path.realpath(path))
         self._part: Path | None = None
         with self._errors():
             self._stream = _open_stream(path)
@@ -127,7 +127,8 @@ class WholeFile:
             try:
                 file = part.open("w+b")
             except OSError as error:
-                if error.errno in _NO_NEW_FILE and os.access(self._place, os.W_OK):
+                is_there = os.access(self._place, os.W_OK) and not self._place.is_symlink()
+                if is_there and error.errno in _NO_NEW_FILE:
                     return self._open_temporary()
                 raise
             with suppress(OSError):  # a file system without locks, where nothing is swept either
@@ -161,18 +162,18 @@ class WholeFile:
         return FileError(self._where, "cannot be written", error, left=self._left)
 
 
-def write_whole(path: Path, data: bytes | memoryview) -> None:
+def write_whole(path: Path, data: bytes | memoryview, *, replaces_link: bool = False) -> None:
     """Write `path` beside itself, flush it to the disk, and rename: whoever reads finds the old file or the new one.
 
     Raises as WholeFile, which says what becomes of links, pipes and devices.
     """
-    with WholeFile(path) as file:
+    with WholeFile(path, replaces_link=replaces_link) as file:
         file.write(data)
 
 
-def require_writable(path: Path) -> None:
+def require_writable(path: Path, *, replaces_link: bool = False) -> None:
     """FileError where the plain file `path` cannot be written: to be told before long work, and not behind it."""
-    WholeFile(path).discard()
+    WholeFile(path, replaces_link=replaces_link).discard()
 
 
 def is_stdout(path: Path) -> bool:

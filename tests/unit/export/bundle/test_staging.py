@@ -85,6 +85,20 @@ def test_a_published_bundle_opens_and_holds_no_litter(tmp_path: Path) -> None:
     assert names_in(out) == {MANIFEST_NAME, entry.name}
 
 
+def test_a_manifest_that_is_a_link_gives_way_and_what_it_names_stays(tmp_path: Path) -> None:
+    store, folder = tmp_path / "blob", tmp_path / "bundle"
+    with Staging(folder) as staging:
+        publish(staging, "one")
+    (folder / MANIFEST_NAME).rename(store)
+    (folder / MANIFEST_NAME).symlink_to(store)
+    before = store.read_bytes()
+    with Staging(folder) as staging:
+        publish(staging, "two")
+    assert store.read_bytes() == before
+    assert names_in(folder) == {MANIFEST_NAME, name_of("two")}
+    assert not (folder / MANIFEST_NAME).is_symlink()
+
+
 def test_files_that_the_new_bundle_does_not_list_are_removed(tmp_path: Path) -> None:
     with Staging(tmp_path) as staging:
         publish(staging, "one")
