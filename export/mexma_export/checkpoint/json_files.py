@@ -6,19 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mexma_runtime.errors import CheckpointError
+from mexma_runtime.errors import CheckpointError, file_errors
 
 LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def read_json(path: Path) -> Any:
-    """The JSON of a file; None where there is no file; CheckpointError where it cannot be read as JSON."""
+    """The JSON of a file; None where there is no file; CheckpointError where it is not JSON, FileError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise CheckpointError(path, [f"cannot be read: {error.strerror}"]) from None
+        with file_errors(path, "cannot be read"):
+            content = path.read_bytes() if path.exists() else None
+        return None if content is None else json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         reason = "a pointer of Git LFS: download the file itself" if is_lfs_pointer(path) else error
         raise CheckpointError(path, [f"not JSON: {reason}"]) from None

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mexma_export.checkpoint.json_files import is_lfs_pointer
-from mexma_runtime.errors import CheckpointError
+from mexma_runtime.errors import CheckpointError, FileError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -70,13 +70,14 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_headers(files: list[Path]) -> tuple[dict[str, TensorInfo], list[str]]:
-    """Every tensor that the files hold, and the problems of the files themselves."""
+    """Every tensor that the files hold, and the problems of the files themselves; FileError for one out of reach."""
     from safetensors import SafetensorError, safe_open
 
     tensors: dict[str, TensorInfo] = {}
     problems = []
     for file in files:
         try:
+            file.open("rb").close()  # what the library says of a file out of reach has no reason
             with safe_open(file, framework="numpy") as opened:
                 for name in opened.keys():  # noqa: SIM118 - not a mapping
                     if name in tensors:
@@ -84,6 +85,8 @@ def read_headers(files: list[Path]) -> tuple[dict[str, TensorInfo], list[str]]:
                     view = cast(_Slices, opened.get_slice(name))
                     shape = tuple(view.get_shape())
                     tensors[name] = TensorInfo(name=name, shape=shape, dtype=view.get_dtype(), file=file)
+        except PermissionError as error:
+            raise FileError(file, "cannot be read", error) from None
         except (SafetensorError, OSError) as error:
             reason = "it is a pointer of Git LFS" if is_lfs_pointer(file) else error
             problems.append(f"{file.name}: cannot be read as safetensors ({reason}): download it again")

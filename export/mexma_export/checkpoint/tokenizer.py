@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mexma_export.checkpoint.config import ModelConfig
 from mexma_export.checkpoint.json_files import is_lfs_pointer, read_object
 from mexma_export.checkpoint.settings_keys import TOKENIZER_CONFIG, judge_keys
+from mexma_runtime.errors import file_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -87,7 +88,8 @@ def read_tokenizer(path: Path, config: ModelConfig, *, model_type: str, override
     """The tokenizer of the tokenizer.json at `path` and the files beside it; `overrides`: of tokenizer_config.json."""
     from tokenizers import Tokenizer
 
-    content = path.read_bytes()
+    with file_errors(path, "cannot be read"):
+        content = path.read_bytes()
     try:
         tokenizer = Tokenizer.from_str(content.decode("utf-8"))
         described = json.loads(content)

@@ -68,9 +68,13 @@ def read_manifest(folder: Path) -> Manifest | None:
 def sha256_of(path: Path) -> str:
     """Hexadecimal sha256 of a file, read in pieces."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(READ_BYTES):
-            digest.update(piece)
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(READ_BYTES):
+                digest.update(piece)
+    except OSError as error:
+        error.filename = str(path)  # which reading does not say
+        raise
     return digest.hexdigest()
 
 

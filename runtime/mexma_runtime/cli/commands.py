@@ -8,20 +8,25 @@ import signal
 import sys
 import time
 import warnings
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, BinaryIO
+from typing import Annotated, BinaryIO, NoReturn
 
 import typer
 
-from mexma_runtime.errors import MexmaError, TruncationWarning, UsageError
+from mexma_runtime.bundle.whole_files import STDOUT, is_stdout
+from mexma_runtime.errors import FileError, MexmaError, TruncationWarning, UsageError, file_errors
 from mexma_runtime.terminal import note, print_json, progress_bars
 
 COMMANDS = "mexma.commands"
 """The entry points that add commands: functions that take the typer app."""
 UNEXPECTED_EXIT_CODE = 70
 SHOW_TRACEBACK = "MEXMA_TRACEBACK"
+N_LISTED = 20
+"""Lines that were skipped, in a note."""
+COLUMN_SUFFIXES = (".tsv", ".csv", ".jsonl")
+"""Of files whose lines are more than a sentence."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -31,17 +36,26 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        build_app()()
+        try:
+            build_app()()
+        except SystemExit:
+            _flush_stdout()
+            raise
     except MexmaError as error:
         _fail(str(error), error.exit_code)
-    except BrokenPipeError:
-        # Whoever read stdout has left; Python would try to flush it once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read the output has left
         sys.exit(MexmaError.exit_code)
+    except OSError as error:
+        if os.environ.get(SHOW_TRACEBACK):
+            raise
+        if error.errno is None:  # of a library
+            _fail_unexpectedly(error)
+        told = FileError(error.filename or "a file or standard output", "", error)
+        _fail(str(told), told.exit_code)
     except Exception as error:
         if os.environ.get(SHOW_TRACEBACK):
             raise
-        _fail(f"{type(error).__name__}: {error} ({SHOW_TRACEBACK}=1 shows where)", UNEXPECTED_EXIT_CODE)
+        _fail_unexpectedly(error)
 
 
 def build_app() -> typer.Typer:
@@ -66,7 +80,7 @@ def build_app() -> typer.Typer:
 
 
 def info_command(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.", readable=False)],
     verify: Annotated[bool, typer.Option("--verify", help="Check the hashes of the weights too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -81,7 +95,8 @@ def info_command(
 
 def doctor_command(
     bundle: Annotated[
-        Path | None, typer.Option(help="A bundle: run its engines for GPUs, and show their attention kernels.")
+        Path | None,
+        typer.Option(help="A bundle: run its engines for GPUs, and show their attention kernels.", readable=False),
     ] = None,
     device: Annotated[str, typer.Option(help="The GPU to look at with --bundle: cuda, cuda:1.")] = "cuda",
     tune: Annotated[
@@ -111,8 +126,13 @@ def doctor_command(
 
 def embed_command(
     file: Annotated[str, typer.Argument(help="Text in UTF-8, one sentence a line; - reads stdin.")],
-    bundle: Annotated[Path, typer.Option(help="Folder of the bundle.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .npy file to write: float32, one row a line.")],
+    bundle: Annotated[Path, typer.Option(help="Folder of the bundle.", readable=False)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="The .npy file to write: float32, one row a line; - is stdout.", readable=False
+        ),
+    ],
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16, int8 or fp8; default: the only one, or fp32; fp16 on a GPU.")
     ] = None,
@@ -136,12 +156,20 @@ def embed_command(
         bool | None,
         typer.Option("--normalize/--no-normalize", help="Vectors of length 1, or as pooled; default: the model's way."),
     ] = None,
+    skip_bad_lines: Annotated[
+        bool, typer.Option("--skip-bad-lines", help="Leave out lines that are not UTF-8, and list their numbers.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Embed each line of a file, in bounded memory; OUT appears when it is complete."""
     from mexma_runtime.cli.npy_file import npy_writer
-    from mexma_runtime.cli.sentences import count_lines, read_sentences
     from mexma_runtime.encoder import Encoder
+    from mexma_runtime.text.lines import count_lines, read_lines
+
+    if as_json and is_stdout(output):
+        raise UsageError("--json and the vectors would both be on stdout: choose a file for the vectors by -o")
+    _note_columns(file)
+    skipped: list[int] | None = [] if skip_bad_lines else None
 
     start_s = time.perf_counter()
     n_sentences = 0
@@ -164,16 +192,23 @@ def embed_command(
         # Only a person waits for a bar, and only a file can be read twice.
         n_lines = count_lines(Path(file)) if sys.stderr.isatty() and Path(file).is_file() else 0
         vectors = encoder.encode_iter(
-            read_sentences(lines, name="stdin" if file == "-" else file), normalize_embeddings=normalize
+            read_lines(
+                lines,
+                name="stdin" if file == "-" else file,
+                skipped=skipped,
+                way_on=", or leave such lines out by --skip-bad-lines",
+            ),
+            normalize_embeddings=normalize,
         )
         for vector in stack.enter_context(closing(vectors)):
             append(vector)
             n_sentences += 1
             if n_lines:
-                report("embedding", n_sentences, n_lines)
+                report("embedding", n_sentences + len(skipped or ()), n_lines)
     seconds = time.perf_counter() - start_s
     for warning in caught:
         note(f"warning: {warning.message}")
+    _note_skipped(skipped or [])
     info = encoder.info
     if as_json:
         print_json(
@@ -182,6 +217,7 @@ def embed_command(
                 "n_sentences": n_sentences,
                 "dim": info.dim,
                 "n_truncated": sum(w.message.n_truncated for w in caught if isinstance(w.message, TruncationWarning)),
+                "skipped_lines": skipped or [],
                 "seconds": round(seconds, 3),
                 "engine": info.engine,
                 "backend": info.backend,
@@ -190,8 +226,9 @@ def embed_command(
         )
     else:
         rate = n_sentences / seconds
+        where = "stdout" if output == STDOUT else output
         note(
-            f"wrote {n_sentences} vectors of {info.dim} numbers to {output}: engine {info.engine} on {info.backend}, "
+            f"wrote {n_sentences} vectors of {info.dim} numbers to {where}: engine {info.engine} on {info.backend}, "
             f"{seconds:.1f} s, {rate:.1f} sentences/s with loading"
         )
 
@@ -215,11 +252,25 @@ def _root(
 
 def _open(file: str) -> AbstractContextManager[BinaryIO]:
     if file == "-":
+        if sys.stdin is None:
+            raise UsageError("-: standard input is closed: name a file")
         return nullcontext(sys.stdin.buffer)
-    try:
+    with file_errors(file, "cannot be read"):
         return Path(file).open("rb")
-    except OSError as error:
-        raise UsageError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def _note_columns(file: str) -> None:
+    if Path(file).suffix.lower() in COLUMN_SUFFIXES:
+        note(
+            f"note: {file}: each line is embedded whole, columns and all: to embed one column, take it out (cut, jq) "
+            "and give it by a pipe, with - as the file"
+        )
+
+
+def _note_skipped(numbers: list[int]) -> None:
+    if numbers:
+        listed = ", ".join(map(str, numbers[:N_LISTED])) + (", ... (--json lists all)" if numbers[N_LISTED:] else "")
+        note(f"warning: lines that are not UTF-8 were left out and have no row: {len(numbers)}, these: {listed}")
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -227,6 +278,24 @@ def _stop(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _fail(message: str, exit_code: int) -> None:
+def _flush_stdout() -> None:
+    if sys.stdout is None:
+        return
+    try:
+        with file_errors("standard output", "cannot be written"):
+            sys.stdout.flush()
+    except (FileError, BrokenPipeError):
+        # Python would try once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise
+
+
+def _fail_unexpectedly(error: Exception) -> NoReturn:
+    _fail(f"{type(error).__name__}: {error} ({SHOW_TRACEBACK}=1 shows where)", UNEXPECTED_EXIT_CODE)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
     typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+    with suppress(FileError, BrokenPipeError):
+        _flush_stdout()
     sys.exit(exit_code)

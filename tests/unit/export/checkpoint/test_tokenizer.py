@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from mexma_export.checkpoint.config import Family, ModelConfig
 from mexma_export.checkpoint.tokenizer import BY_MODEL_TYPE, read_tokenizer
+from mexma_runtime.errors import FileError
 
 TEXTS = [
     *(
@@ -230,3 +231,8 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
     read = read_tokenizer(tmp_path / "tokenizer.json", CONFIG, model_type="bert", overrides={})
     (problem,) = read.problems
     assert problem.startswith("tokenizer.json: the tokenizers library cannot read it: it is a pointer of Git LFS")
+
+
+def test_a_file_that_the_system_refuses_is_named() -> None:
+    with pytest.raises(FileError, match=r"^/proc/self/mem: cannot be read: Input/output error: the device"):
+        read_tokenizer(Path("/proc/self/mem"), CONFIG, model_type="bert", overrides={})
