@@ -18,7 +18,7 @@ from mexma_runtime.backends.base import Backend
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.call.execution import Execution, check_ids
-from mexma_runtime.call.options import EncodeOptions, listed, resolve_options
+from mexma_runtime.call.options import PROMPTS, EncodeOptions, listed, resolve_options
 from mexma_runtime.call.scheduler import Call, CancelSignal, Scheduler
 from mexma_runtime.device_vectors import DeviceRows
 from mexma_runtime.errors import EncoderClosedError, InputError, TruncationWarning, UsageError
@@ -152,6 +152,16 @@ class Encoder:
         return Times(
             tokenize_s=self._execution.tokenize_s, copy_s=self._backend.copy_s, compute_s=self._backend.compute_s
         )
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """What `prompt_name` may be, and what each puts before a text."""
+        return PROMPTS | self._manifest.text.prompts
+
+    @property
+    def default_prompt_name(self) -> str | None:
+        """The prompt that stands before every text unless a call asks otherwise; None: nothing does."""
+        return self._manifest.text.default_prompt_name
 
     @overload
     def encode(
