@@ -13,14 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from mexma_runtime.bundle.bundle import content_name, read_manifest, sha256_of
-from mexma_runtime.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
+from mexma_runtime.bundle.bundle import check_size, content_name, read_manifest, sha256_of
+from mexma_runtime.bundle.manifest import LOCAL, MANIFEST_NAME, FileEntry, Manifest
 from mexma_runtime.bundle.whole_files import write_whole
 from mexma_runtime.errors import BundleError, FileError, UsageError, file_errors
 
 TEMPORARY = ".new-"
-LOCAL = "local"
-"""What belongs to one machine; outside of the hashes and never touched here."""
 SPARE_BYTES = 64 << 20
 """Left free on the disk beside what is written."""
 
@@ -116,7 +114,12 @@ class Staging:
         return self.keep(path, content_name(stem, sha256, suffix), sha256=sha256)
 
     def publish(self, manifest: Manifest) -> None:
-        """Make `manifest` the bundle, in one rename; what it does not list is removed when the staging is left."""
+        """Make `manifest` the bundle, in one rename; what it does not list is removed when the staging is left.
+
+        BundleError, and the bundle as it was, where a file of an engine that was there before is damaged or gone.
+        """
+        for entry in manifest.files:
+            check_size(self.folder / entry.name, entry)
         self._flush_names()  # of the new files, before a manifest lists them
         # Behind a link lies a store of files by their content, such as the hub client's cache.
         write_whole(self.folder / MANIFEST_NAME, manifest.to_json().encode(), replaces_link=True)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from mexma_runtime.bundle.manifest import EngineEntry
+from mexma_runtime.bundle.manifest import LOCAL, EngineEntry
 from mexma_runtime.bundle.strict_json import read_document
 from mexma_runtime.bundle.whole_files import require_writable, write_whole
 from mexma_runtime.errors import file_errors
 
 SCHEMA = 1
-FILE = Path("local") / "tuning.json"
+FILE = Path(LOCAL) / "tuning.json"
 """In the bundle's folder; outside its hashes, and rebuilt at will."""
 
 

@@ -268,6 +268,18 @@ def test_a_full_disk_is_told_with_the_folder_and_leaves_the_old_bundle(tmp_path:
     assert names_in(tmp_path) == before == {MANIFEST_NAME, entry.name}
 
 
+def test_engines_whose_files_are_gone_are_not_published_again(tmp_path: Path) -> None:
+    with Staging(tmp_path) as staging:
+        gone = publish(staging, "one")
+    before = (tmp_path / MANIFEST_NAME).read_bytes()
+    (tmp_path / gone.name).unlink()
+    with Staging(tmp_path) as staging:
+        assert staging.previous
+        with pytest.raises(BundleError, match=f"{gone.name}: is missing: copy the bundle again, or export again"):
+            staging.publish(staging.previous)
+    assert (tmp_path / MANIFEST_NAME).read_bytes() == before
+
+
 def test_a_manifest_that_cannot_be_read_is_refused_and_the_folder_let_go(tmp_path: Path) -> None:
     with Staging(tmp_path) as staging:
         publish(staging, "one")
