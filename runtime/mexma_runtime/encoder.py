@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypedDict, Unpack, overload
@@ -119,6 +120,9 @@ class Encoder:
             raise TypeError(
                 f"unknown options: {', '.join(unknown)}; there are {', '.join(LoadOptions.__annotations__)}"
             )
+        for name, value in options.items():
+            if not isinstance(value, _KINDS[name]) or (isinstance(value, bool) and name != "spinning"):
+                raise UsageError(f"{name}: expected {LoadOptions.__annotations__[name]}, got {value!r}")
         device = options.get("device", "cpu")
         spec, entry = choose(
             bundle,
@@ -305,10 +309,10 @@ class Encoder:
             normalize=normalize_embeddings,
             batch_size=batch_size,
         )
-        if isinstance(sentences, (str, bytes, Mapping)):
+        if isinstance(sentences, (str, bytes, Mapping)) or not isinstance(sentences, Iterable):
             raise InputError(f"expected an iterable of str, got {type(sentences).__name__}")
-        if window < 1:
-            raise UsageError(f"window: expected 1 or more, got {window}")
+        if not isinstance(window, Integral) or window < 1:
+            raise UsageError(f"window: expected 1 or more, got {window!r}")
         return self._iterate(iter(sentences), window, options, cancel)
 
     def encode_ids(
@@ -405,6 +409,16 @@ class Encoder:
                 f"this encoder was loaded in process {self._process} and does not work in its fork {os.getpid()}, "
                 "which lacks the engine's threads: load the bundle there, or start processes with 'spawn'"
             )
+
+
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("max_waiting", "max_whole_chars"), Integral),
+    **dict.fromkeys(("n_threads", "memory_limit"), Integral | None),
+    **dict.fromkeys(("precision", "recipe", "dialect", "engine", "backend", "graphs", "attention"), str | None),
+    "spinning": bool | None,
+    "device": str | Sequence,
+}
+"""The types of LoadOptions, to be checked."""
 
 
 def _report_rows(report: Progress, n_texts: int, n_rows: int) -> None:

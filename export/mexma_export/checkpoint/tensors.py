@@ -60,7 +60,7 @@ def weight_files(folder: Path) -> list[Path]:
             raise CheckpointError(folder, [f"{INDEX} names {name}, which is missing" for name in missing])
         return [folder / name for name in names]
     others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".incomplete", ".bin"))
-    there = f" There are {', '.join(others)}, which is nothing that transformers loads by itself." if others else ""
+    there = f" Of what is there, transformers loads nothing by itself: {', '.join(others)}." if others else ""
     reason = (
         f"no weights: expected {SINGLE}, or {INDEX} with its parts.{there} A pytorch_model.bin is refused: it is a "
         "pickle, which runs code when opened. Where you trust it, load it with transformers and save_pretrained() it "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 
 from mexma_runtime.bundle.manifest import Manifest
 from mexma_runtime.errors import InputError, UsageError
@@ -35,8 +36,8 @@ def resolve_options(
     batch_size: int | None = None,
 ) -> EncodeOptions:
     """Fill in the checkpoint's own ways; prompts are chosen as sentence-transformers does."""
-    if batch_size is not None and batch_size < 1:
-        raise UsageError(f"batch_size: expected 1 or more, got {batch_size}")
+    if batch_size is not None and (not isinstance(batch_size, Integral) or batch_size < 1):
+        raise UsageError(f"batch_size: expected 1 or more, got {batch_size!r}")
     for name, words in (("prompt_name", prompt_name), ("prompt", prompt)):
         if words is not None and not isinstance(words, str):
             raise UsageError(f"{name}: expected a str, got {type(words).__name__}")
