@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -45,6 +46,15 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mexma_export.checkpoint.standin import write_standin
 
     return write_standin("tiny", tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture
+def small_files() -> Iterator[int]:
+    """No file of this process may grow past so many bytes; Python ignores the signal, and writing fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    yield 1 << 16
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import typer
 
 from mexma_benchmarks.run.models import MINILM
 from mexma_benchmarks.run.sizes import SIZES, Effort
+from mexma_runtime.bundle.whole_files import require_writable
 from mexma_runtime.errors import MexmaError, MissingDependencyError, UsageError
 from mexma_runtime.terminal import note, progress_bars
 from mexma_runtime.types import Pooling
@@ -47,10 +48,14 @@ def run_command(
         list[str] | None,
         typer.Argument(help=f"Checkpoints: {MINILM}, standin:NAME, folders or hub ids. Default: {FULL_SIZE} {MINILM}."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for result.json and the report.")] = Path("engines/bench/result"),
+    out: Annotated[Path, typer.Option(help="Folder for result.json and the report.", readable=False)] = Path(
+        "engines/bench/result"
+    ),
     bundle: Annotated[
         Path | None,
-        typer.Option(help="The one source's bundle. Default: one in engines/bench, exported where it is missing."),
+        typer.Option(
+            help="The one source's bundle. Default: one in engines/bench, exported where it is missing.", readable=False
+        ),
     ] = None,
     int8: Annotated[
         bool, typer.Option("--int8", help="Measure int8 engines of all recipes too; added to a bundle without them.")
@@ -64,12 +69,15 @@ def run_command(
     corpus: Annotated[
         Path | None,
         typer.Option(
-            help="Real text, as for `mexma parity`; default: drawn lengths, and for fidelity the package's own."
+            help="Real text, as for `mexma parity`; default: drawn lengths, and for fidelity the package's own.",
+            readable=False,
         ),
     ] = None,
     peers: Annotated[bool, typer.Option("--peers", help="Measure all peers too.")] = False,
     peer: Annotated[list[str] | None, typer.Option(help="Measure this peer too; may be given several times.")] = None,
-    peers_folder: Annotated[Path, typer.Option(help="Where `make peers` puts their environments.")] = PEERS_FOLDER,
+    peers_folder: Annotated[
+        Path, typer.Option(help="Where `make peers` puts their environments.", readable=False)
+    ] = PEERS_FOLDER,
     url: Annotated[
         list[str] | None, typer.Option(help="A server to measure: OpenAI's /v1/embeddings or TEI's /embed.")
     ] = None,
@@ -111,6 +119,8 @@ def run_command(
         settings={"effort": effort.value, "device": device, **sizes.described()},
     )
     result_file = out / "result.json"
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    require_writable(there / result_file.name)
     failure: MexmaError | None = None
     try:
         with progress_bars() as report:
@@ -134,8 +144,10 @@ class InterruptedRunError(MexmaError):
 
 
 def report_command(
-    result: Annotated[Path, typer.Argument(help="A result.json.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for the report; default: beside the result.")] = None,
+    result: Annotated[Path, typer.Argument(help="A result.json.", readable=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report; default: beside the result.", readable=False)
+    ] = None,
     baseline: Annotated[
         str | None, typer.Option(help="The subject to hold all others against; default: PyTorch as in the run.")
     ] = None,
@@ -154,8 +166,8 @@ def report_command(
 
 
 def compare_command(
-    a: Annotated[Path, typer.Argument(help="A result.json.")],
-    b: Annotated[Path, typer.Argument(help="Another one, measured later.")],
+    a: Annotated[Path, typer.Argument(help="A result.json.", readable=False)],
+    b: Annotated[Path, typer.Argument(help="Another one, measured later.", readable=False)],
     allow_unlike_hosts: Annotated[
         bool, typer.Option("--allow-unlike-hosts", help="Compare results of different machines all the same.")
     ] = False,
@@ -173,7 +185,7 @@ def compare_command(
 def peers_command(
     names: Annotated[list[str] | None, typer.Argument(help="Peers; default: all.")] = None,
     make: Annotated[bool, typer.Option("--make", help="Install their environments.")] = False,
-    peers_folder: Annotated[Path, typer.Option(help="Where their environments are.")] = PEERS_FOLDER,
+    peers_folder: Annotated[Path, typer.Option(help="Where their environments are.", readable=False)] = PEERS_FOLDER,
 ) -> None:
     """List the other libraries that can be measured, or install them, each in an environment of its own."""
     from rich.box import SIMPLE

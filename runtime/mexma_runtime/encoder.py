@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypedDict, Unpack, overload
@@ -18,7 +19,7 @@ from mexma_runtime.backends.base import Backend
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.call.execution import Execution, check_ids
-from mexma_runtime.call.options import EncodeOptions, listed, resolve_options
+from mexma_runtime.call.options import PROMPTS, EncodeOptions, listed, resolve_options
 from mexma_runtime.call.scheduler import Call, CancelSignal, Scheduler
 from mexma_runtime.device_vectors import DeviceRows
 from mexma_runtime.errors import EncoderClosedError, InputError, TruncationWarning, UsageError
@@ -94,7 +95,8 @@ class Encoder:
             their place. No backend: OpenVINO for int8, where it is installed and the processor has VNNI; else
             onnxruntime first.
             Several GPUs, `["cuda:0", "cuda:1"]`, share the batches of each call.
-        n_threads: threads that compute one batch; None: the physical cores that this process may use.
+        n_threads: threads that compute one batch; None: OMP_NUM_THREADS where it is set, else the physical cores that
+            this process may use.
         spinning: whether idle threads wait busily; None: unless a CPU quota holds. With several encoders in one
             process give each its share of the cores, and spinning=False. OpenVINO's threads never do. On a GPU: whether
             the thread that waits for it does; None: yes.
@@ -118,6 +120,9 @@ class Encoder:
             raise TypeError(
                 f"unknown options: {', '.join(unknown)}; there are {', '.join(LoadOptions.__annotations__)}"
             )
+        for name, value in options.items():
+            if not isinstance(value, _KINDS[name]) or (isinstance(value, bool) and name != "spinning"):
+                raise UsageError(f"{name}: expected {LoadOptions.__annotations__[name]}, got {value!r}")
         device = options.get("device", "cpu")
         spec, entry = choose(
             bundle,
@@ -151,6 +156,16 @@ class Encoder:
         return Times(
             tokenize_s=self._execution.tokenize_s, copy_s=self._backend.copy_s, compute_s=self._backend.compute_s
         )
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """What `prompt_name` may be, and what each puts before a text."""
+        return PROMPTS | self._manifest.text.prompts
+
+    @property
+    def default_prompt_name(self) -> str | None:
+        """The prompt that stands before every text unless a call asks otherwise; None: nothing does."""
+        return self._manifest.text.default_prompt_name
 
     @overload
     def encode(
@@ -210,7 +225,8 @@ class Encoder:
         """Embed texts: float32 `(n, dim)` in input order, owned by the caller; one str gives `(dim,)`.
 
         The arguments are sentence-transformers' where it has them.
-        prompt_name, prompt: what to put before each text, by its name in the checkpoint or as it is.
+        prompt_name, prompt: what to put before each text, by its name in the checkpoint or as it is; every model knows
+            the names `query` and `document`, which are empty unless the checkpoint says more.
         batch_size: most sentences in a batch; None: as many as the backend does best.
         show_progress_bar: draw one on stderr, where that is a terminal.
         convert_to_tensor: a torch.Tensor over the same memory; convert_to_numpy=False: a list of tensors.
@@ -221,7 +237,8 @@ class Encoder:
         out: where to write: float32 `(n, dim)`, C-contiguous.
         output: `device` leaves the vectors in a GPU's memory: DeviceVectors, which torch and cupy take by DLPack.
 
-        Raises InputError with the index of a text that cannot be embedded, EncoderBusyError and EncoderClosedError.
+        Raises InputError with the index of a text that cannot be embedded, before any is; EncoderBusyError and
+        EncoderClosedError.
         """
         self._check_process()
         options = resolve_options(
@@ -255,6 +272,17 @@ class Encoder:
             return to_tensor(result) if isinstance(sentences, str) else list(to_tensor(result))
         return result
 
+    def encode_query(self, sentences: str | Iterable[str], *, prompt_name: str = "query", **options: Any) -> Any:
+        """`encode` with the checkpoint's prompt for queries, where it has one; `options` as there."""
+        return self.encode(sentences, prompt_name, **options)
+
+    def encode_document(self, sentences: str | Iterable[str], *, prompt_name: str = "document", **options: Any) -> Any:
+        """`encode` with the checkpoint's prompt called `document`, which is empty where it has none of that name.
+
+        So it is in sentence-transformers, too: multilingual-e5 calls its own `passage`, which has to be asked for.
+        """
+        return self.encode(sentences, prompt_name, **options)
+
     def encode_iter(
         self,
         sentences: Iterable[str],
@@ -281,10 +309,10 @@ class Encoder:
             normalize=normalize_embeddings,
             batch_size=batch_size,
         )
-        if isinstance(sentences, (str, bytes, Mapping)):
+        if isinstance(sentences, (str, bytes, Mapping)) or not isinstance(sentences, Iterable):
             raise InputError(f"expected an iterable of str, got {type(sentences).__name__}")
-        if window < 1:
-            raise UsageError(f"window: expected 1 or more, got {window}")
+        if not isinstance(window, Integral) or window < 1:
+            raise UsageError(f"window: expected 1 or more, got {window!r}")
         return self._iterate(iter(sentences), window, options, cancel)
 
     def encode_ids(
@@ -381,6 +409,16 @@ class Encoder:
                 f"this encoder was loaded in process {self._process} and does not work in its fork {os.getpid()}, "
                 "which lacks the engine's threads: load the bundle there, or start processes with 'spawn'"
             )
+
+
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("max_waiting", "max_whole_chars"), Integral),
+    **dict.fromkeys(("n_threads", "memory_limit"), Integral | None),
+    **dict.fromkeys(("precision", "recipe", "dialect", "engine", "backend", "graphs", "attention"), str | None),
+    "spinning": bool | None,
+    "device": str | Sequence,
+}
+"""The types of LoadOptions, to be checked."""
 
 
 def _report_rows(report: Progress, n_texts: int, n_rows: int) -> None:

@@ -6,6 +6,9 @@ that a program may want to act on carry their data as attributes.
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -93,6 +96,43 @@ class InputError(MexmaError, ValueError):
 
 class TextTooLongError(InputError):
     """A text has more tokens than the model takes, and truncation was refused."""
+
+
+class FileError(MexmaError):
+    """The system does not let a file, folder, pipe or device be read or written. `errno` is its number for why."""
+
+    exit_code = 10
+
+    def __init__(self, path: str | Path, doing: str, error: OSError, *, left: str = "") -> None:
+        """`doing` such as `cannot be written`; `left`: what is there now."""
+        self.path, self.errno = Path(path), error.errno
+        advice = _ADVICE.get(error.errno or 0)
+        reason = f"{error.strerror or error}{f': {advice}' if advice else ''}{f'; {left}' if left else ''}"
+        super().__init__(f"{path}: {f'{doing}: ' if doing else ''}{reason}")
+
+
+_ADVICE = {
+    errno.EACCES: "give this user the right to, or choose another place",
+    errno.EDQUOT: "free some of this user's quota, or choose another place",
+    errno.EFBIG: "the file system or `ulimit -f` allows no larger file: raise it, or choose another place",
+    errno.EIO: "the device or the network failed: the system's log (dmesg) may say why",
+    errno.EMFILE: "raise the limit on open files (`ulimit -n`)",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOSPC: "free some, or choose another place",
+    errno.EROFS: "choose another place",
+}
+"""What to do, where the system's own words do not tell."""
+
+
+@contextmanager
+def file_errors(path: str | Path, doing: str) -> Iterator[None]:
+    """An OSError of the block is raised as FileError; but that a pipe's reader has left, as it is."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise FileError(path, doing, error) from None
 
 
 class EncoderClosedError(MexmaError):

@@ -80,6 +80,16 @@ def detect_hardware(root: Path = Path("/")) -> Hardware:
     )
 
 
+def default_threads(hardware: Hardware, environment: Mapping[str, str] = os.environ) -> int:
+    """Threads that an encoder takes unless told otherwise: OMP_NUM_THREADS, where it is set, else `n_usable_cores`.
+
+    Of a list such as `4,2`, one number for each level of nesting, the first counts; what OpenMP takes for no number is
+    passed over.
+    """
+    first = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else hardware.n_usable_cores
+
+
 def describe_processor(*, uses_onednn: bool = False) -> str:
     """The processor's name and the relevant instruction sets that a library uses of it, as a certificate keeps them."""
     hardware = detect_hardware()

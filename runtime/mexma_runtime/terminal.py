@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mexma_runtime.errors import file_errors
+
 N_FINISHED = 4
 """Bars of what is done that stay on the screen."""
 
@@ -24,7 +26,8 @@ def note(message: str) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout, for a script."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    with file_errors("standard output", "cannot be written"):
+        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager

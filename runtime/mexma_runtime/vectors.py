@@ -20,6 +20,8 @@ def rows_to_fill(out: Vectors | None, n_rows: int, dim: int) -> Vectors:
     """`out` where it is float32 `(n_rows, dim)`, C-contiguous and writable (else UsageError), or such an array anew."""
     if out is None:
         return np.empty((n_rows, dim), dtype=np.float32)
+    if not isinstance(out, np.ndarray):
+        raise UsageError(f"out: expected a NumPy array, float32 {(n_rows, dim)}, got {type(out).__name__}")
     if out.dtype != np.float32 or out.shape != (n_rows, dim) or not (out.flags.c_contiguous and out.flags.writeable):
         raise UsageError(
             f"out: expected float32 {(n_rows, dim)}, C-contiguous and writable, got {out.dtype} {out.shape}, "

@@ -214,4 +214,8 @@ def test_exit_codes_and_one_message(tiny_checkpoint: Path, tiny_bundle: Path, tm
         code, message = refused("export", tiny_checkpoint, "--out", out)
     assert code == 5
     assert "another export is writing here" in message
+    (tmp_path / "file").touch()
+    code, message = refused("export", tiny_checkpoint, "--out", tmp_path / "file" / "out")
+    assert code == 10
+    assert "out: cannot be made a folder: Not a directory" in message
     assert contents(out) == contents(tiny_bundle)

@@ -42,7 +42,7 @@ def prepare(task: Task) -> None:
         else:
             from sentence_transformers.backend import export_static_quantized_openvino_model
 
-            texts = Path(task.options["calibration"]).read_text(encoding="utf-8").splitlines()
+            texts = Path(task.options["calibration"]).read_text(encoding="utf-8").rstrip("\n").split("\n")
             lines = [json.dumps({"sentence": text}) for text in texts]
             Path(temporary, "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
             export_static_quantized_openvino_model(

@@ -18,6 +18,7 @@ from mexma_benchmarks.result.estimates import UNSTABLE_SPREAD, relative_spread
 from mexma_benchmarks.result.measured import fidelity_model, largest_model, main_texts, series
 from mexma_benchmarks.result.result import ModelResult, Result
 from mexma_runtime.bundle.whole_files import write_whole
+from mexma_runtime.errors import file_errors
 
 BUSY_LOAD = 0.5
 METHOD = (
@@ -49,7 +50,8 @@ def write_report(result: Result, folder: Path) -> list[Path]:
         "report.html": page(text, title=_title(result), drawings=drawings).encode(),
         "report.md": text.encode(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    with file_errors(folder, "cannot be made a folder"):
+        folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         write_whole(folder / name, content)
     return [folder / name for name in reversed(contents)]

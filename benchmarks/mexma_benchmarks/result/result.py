@@ -15,7 +15,7 @@ from typing import Literal
 from mexma_benchmarks.result.environment import Environment
 from mexma_export.parity.figures import InvarianceFigures, ParityFigures
 from mexma_runtime.bundle.whole_files import write_whole
-from mexma_runtime.errors import UsageError
+from mexma_runtime.errors import UsageError, file_errors
 
 SCHEMA = 2
 
@@ -175,7 +175,8 @@ class Result:
         """Write it as JSON; the file is whole at any time."""
         from pydantic import TypeAdapter
 
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with file_errors(path.parent, "cannot be made a folder"):
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, TypeAdapter(Result).dump_json(self) + b"\n")
 
     @classmethod
@@ -183,14 +184,16 @@ class Result:
         """Read what `save` wrote.
 
         Raises:
-            UsageError: the file cannot be read, is of another schema, or does not fit it.
+            FileError: the file cannot be read.
+            UsageError: it is of another schema, or does not fit it.
         """
         from pydantic import TypeAdapter, ValidationError
 
-        try:
+        with file_errors(path, "cannot be read"):
             text = path.read_bytes()
+        try:
             schema = json.loads(text).get("schema")
-        except (OSError, ValueError, AttributeError) as error:
+        except (ValueError, AttributeError) as error:
             raise UsageError(f"{path}: not a result of `mexma bench run`: {error}") from None
         if schema != SCHEMA:
             raise UsageError(f"{path}: schema {schema}, this version reads {SCHEMA}: run the benchmark again")

@@ -70,8 +70,8 @@ def compare_bundle(
     return verdicts, reference
 
 
-def certify(folder: Path, verdicts: list[Verdict]) -> list[str]:
-    """Give the engines of a bundle the certificates of `verdicts`, and name those engines.
+def certify(folder: Path, verdicts: list[Verdict]) -> tuple[list[str], tuple[str, ...]]:
+    """Give the engines of a bundle the certificates of `verdicts`: names of those engines, and warnings to tell.
 
     Of one processor and library an engine has one certificate, the newest; engines that miss a threshold get none.
     """
@@ -88,7 +88,7 @@ def certify(folder: Path, verdicts: list[Verdict]) -> list[str]:
             for engine in manifest.engines
         ]
         staging.publish(dataclasses.replace(manifest, engines=engines))
-    return list(passed)
+    return list(passed), staging.warnings
 
 
 def _with_certificate(engine: EngineEntry, new: Certificate) -> EngineEntry:

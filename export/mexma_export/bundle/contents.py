@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 from collections.abc import Iterable
 from pathlib import Path
 
 from mexma_export.checkpoint.checkpoint import Checkpoint
 from mexma_export.checkpoint.scan import weights_sha256
-from mexma_runtime.bundle.bundle import content_name, sha256_of
+from mexma_runtime.bundle.bundle import content_name
 from mexma_runtime.bundle.manifest import SCHEMA, EngineEntry, FileEntry, Manifest, ModelEntry, TextEntry
 from mexma_runtime.errors import BundleError
 
@@ -67,7 +68,7 @@ def with_engines(manifest: Manifest, engines: Iterable[EngineEntry], files: Iter
 
 def require_same_checkpoint(folder: Path, there: Manifest, checkpoint: Checkpoint) -> None:
     """BundleError unless the bundle `there` in `folder` was made from `checkpoint`, whose weights are hashed for it."""
-    sha256 = sha256_of(checkpoint.source.tokenizer)
+    sha256 = hashlib.sha256(checkpoint.tokenizer).hexdigest()
     tokenizer = FileEntry(name=content_name("tokenizer", sha256, "json"), sha256=sha256, size=0)
     manifest_of(checkpoint, weights=weights_sha256(checkpoint), tokenizer=tokenizer, folder=folder, there=there)
 

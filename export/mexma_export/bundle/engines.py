@@ -31,7 +31,7 @@ from mexma_runtime.bundle.manifest import (
     QuantizedProduct,
     space_fingerprint,
 )
-from mexma_runtime.hardware import detect_hardware
+from mexma_runtime.hardware import default_threads, detect_hardware
 from mexma_runtime.terminal import Progress
 from mexma_runtime.types import Dialect, Precision
 
@@ -114,7 +114,7 @@ class EngineWriter:
                 runs,
                 self._calibration,
                 seed=jobs[0].seed,
-                n_threads=detect_hardware().n_usable_cores,
+                n_threads=default_threads(detect_hardware()),
                 progress=functools.partial(self._report, f"quantizing ({', '.join(job.recipe.name for job in jobs)})"),
             )
             weights = [writer.finish() for writer in writers]

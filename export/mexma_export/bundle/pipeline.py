@@ -34,7 +34,7 @@ class Exported:
     refused: list[str]
     """Why engines were not published: one line for each reason."""
     warnings: tuple[str, ...]
-    """What a user should hear of the checkpoint, and of what was not written."""
+    """What a user should hear of the checkpoint, of what was not written, and of what a file system cannot assure."""
     quantized: tuple[EngineEntry, ...] = ()
     """The int8 and fp8 engines of this export that were published."""
     unjudged: tuple[str, ...] = ()
@@ -53,8 +53,8 @@ class EnginesRefusedError(ParityError):
 def export(source: Source, request: ExportRequest, *, progress: Progress | None = None) -> Exported:
     """Write the engines of `request` from the checkpoint `source` into the bundle `request.out`, and judge them.
 
-    Makes a bundle, or adds and replaces engines in one of the same checkpoint. Raises CheckpointError, BundleError or
-    UsageError before anything is published, and EnginesRefusedError after the engines that passed were.
+    Makes a bundle, or adds and replaces engines in one of the same checkpoint. Raises CheckpointError, BundleError,
+    FileError or UsageError before anything is published, and EnginesRefusedError after the engines that passed were.
     """
     report: Progress = progress or (lambda what, done, total: None)
     checkpoint = load_checkpoint(source, pooling=request.pooling)
@@ -67,7 +67,7 @@ def export(source: Source, request: ExportRequest, *, progress: Progress | None 
             progress=functools.partial(report, "checking the weights"),
         )
         # The runtime switches the padding and truncation of tokenizer.json off.
-        tokenizer = staging.keep_copy(source.tokenizer, "tokenizer", "json")
+        tokenizer = staging.keep_bytes(checkpoint.tokenizer, "tokenizer", "json")
         manifest = manifest_of(
             checkpoint, weights=weights, tokenizer=tokenizer, folder=request.out, there=staging.previous
         )
@@ -89,7 +89,7 @@ def export(source: Source, request: ExportRequest, *, progress: Progress | None 
         manifest=manifest,
         verdicts=[verdict for judged in done if not judged.missed_cosine for verdict in judged.verdicts],
         refused=[line for judged in done for line in judged.refused],
-        warnings=(*checkpoint.settings.warnings, *quantized_dialects(request)[1]),
+        warnings=(*checkpoint.warnings, *quantized_dialects(request)[1], *staging.warnings),
         quantized=tuple(engine for judged in done for engine in judged.admitted if engine.quantization),
         unjudged=tuple(engine.name for judged in done for engine in judged.unjudged) if request.check_parity else (),
     )

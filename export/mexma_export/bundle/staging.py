@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -12,17 +13,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from mexma_runtime.bundle.bundle import content_name, read_manifest, sha256_of
-from mexma_runtime.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
+from mexma_runtime.bundle.bundle import check_size, content_name, read_manifest, sha256_of
+from mexma_runtime.bundle.manifest import LOCAL, MANIFEST_NAME, FileEntry, Manifest
 from mexma_runtime.bundle.whole_files import write_whole
-from mexma_runtime.errors import BundleError, UsageError
+from mexma_runtime.errors import BundleError, FileError, UsageError, file_errors
 
 TEMPORARY = ".new-"
-LOCAL = "local"
-"""What belongs to one machine; outside of the hashes and never touched here."""
 SPARE_BYTES = 64 << 20
 """Left free on the disk beside what is written."""
 
+_NOT_FLUSHED = {errno.EIO, errno.ENOSPC, errno.EDQUOT}
+"""Of the errors of fsync, what tells that something was lost. Others a file system gives that flushes no folders:
+network shares, FUSE and WSL, each in its own way."""
 _OURS = re.compile(
     r"\.new-.*|\.bundle\.json\.\d+\.part|weights\.[0-9a-f]{16}\.bin|model\..+\.[0-9a-f]{16}\.onnx"
     r"|tokenizer\.[0-9a-f]{16}\.json"
@@ -30,7 +32,7 @@ _OURS = re.compile(
 
 
 class Staging:
-    """The folder of a bundle, held by one export at a time.
+    """The folder of a bundle, held by one export at a time where its file system has locks.
 
     Files are written as `.new-*`, renamed to their final, content-addressed names when complete, and belong to the
     bundle once `publish` has replaced bundle.json. Until then the old bundle works; what a killed export left behind
@@ -40,12 +42,11 @@ class Staging:
     def __init__(self, folder: Path) -> None:
         """Lock `folder` (made if need be). UsageError where it holds something else; BundleError where it is busy."""
         self.folder = folder
-        self._created = not folder.exists()
-        try:
+        self._warnings: dict[str, None] = {}
+        with file_errors(folder, "cannot be made a folder"):
+            self._created = not folder.exists()
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"{folder}: cannot be made a folder: {error.strerror}") from None
-        self._lock = os.open(folder, os.O_RDONLY)
+            self._lock = os.open(folder, os.O_RDONLY)
         try:
             self._take_lock()
             self.previous = read_manifest(folder)
@@ -61,19 +62,31 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove what was not published and let go of the folder."""
+        """Remove what was not published and let go of the folder. An OSError of the block is raised as FileError."""
         try:
-            self._sweep()
+            # Where the block raised, that is told, and not what fails here too.
+            with contextlib.suppress(OSError) if error else file_errors(self.folder, "cannot be tidied up"):
+                self._sweep()
             if self._created and not self.previous:
                 with contextlib.suppress(OSError):  # something else lies there by now
                     self.folder.rmdir()
         finally:
             self._release()
+        if isinstance(error, OSError) and error.errno is not None:
+            doing = "" if error.filename else "cannot be written"
+            raise FileError(error.filename or self.folder, doing, error, left="nothing was published") from error
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What this file system could not assure."""
+        return tuple(self._warnings)
 
     def require_space(self, n_bytes: int) -> None:
         """UsageError where the disk lacks `n_bytes` and a little more."""
-        free = shutil.disk_usage(self.folder).free
-        if free < n_bytes + SPARE_BYTES:
+        usage = shutil.disk_usage(self.folder)
+        if not usage.total:
+            self._warn("this file system does not say how much is free: whether the bundle fits will be seen")
+        elif (free := usage.free) < n_bytes + SPARE_BYTES:
             raise UsageError(
                 f"{self.folder}: needs {(n_bytes + SPARE_BYTES) / 1e9:.2f} GB of free disk, {free / 1e9:.2f} GB are "
                 "there: free some, choose another --out, or fewer precisions. Nothing was written"
@@ -93,18 +106,24 @@ class Staging:
         path.replace(self.folder / name)
         return entry
 
-    def keep_copy(self, source: Path, stem: str, suffix: str) -> FileEntry:
-        """Copy the file `source`, byte for byte, under the name of its content."""
+    def keep_bytes(self, content: bytes, stem: str, suffix: str) -> FileEntry:
+        """Write a file under the name of its content."""
         path = self.temporary(stem)
-        shutil.copyfile(source, path)
-        sha256 = sha256_of(path)
+        path.write_bytes(content)
+        sha256 = hashlib.sha256(content).hexdigest()
         return self.keep(path, content_name(stem, sha256, suffix), sha256=sha256)
 
     def publish(self, manifest: Manifest) -> None:
-        """Make `manifest` the bundle, in one rename; what it does not list is removed when the staging is left."""
-        os.fsync(self._lock)  # the names of the new files, before a manifest lists them
-        write_whole(self.folder / MANIFEST_NAME, manifest.to_json().encode())
-        os.fsync(self._lock)
+        """Make `manifest` the bundle, in one rename; what it does not list is removed when the staging is left.
+
+        BundleError, and the bundle as it was, where a file of an engine that was there before is damaged or gone.
+        """
+        for entry in manifest.files:
+            check_size(self.folder / entry.name, entry)
+        self._flush_names()  # of the new files, before a manifest lists them
+        # Behind a link lies a store of files by their content, such as the hub client's cache.
+        write_whole(self.folder / MANIFEST_NAME, manifest.to_json().encode(), replaces_link=True)
+        self._flush_names()
         self.previous = manifest
 
     def _take_lock(self) -> None:
@@ -113,7 +132,21 @@ class Staging:
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 raise BundleError(self.folder, "another export is writing here: wait for it to end") from None
-            raise
+            self._warn(f"it cannot be locked ({error.strerror}): see to it that no other export writes there meanwhile")
+
+    def _flush_names(self) -> None:
+        try:
+            os.fsync(self._lock)
+        except OSError as error:
+            if error.errno in _NOT_FLUSHED:
+                raise FileError(self.folder, "cannot be flushed to the disk", error) from None
+            self._warn(
+                f"this file system flushes no folders ({error.strerror}): after a power failure the bundle may be the "
+                "old one, or incomplete: `mexma info --verify` tells"
+            )
+
+    def _warn(self, what: str) -> None:
+        self._warnings[f"{self.folder}: {what}"] = None
 
     def _refuse_foreign_files(self) -> None:
         names = [path.name for path in self.folder.iterdir()]

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mexma_export.checkpoint.config import ModelConfig, read_config
+from mexma_export.checkpoint.json_files import read_object
 from mexma_export.checkpoint.naming import match_tensors
-from mexma_export.checkpoint.sentence import SentenceSettings, read_object, read_settings
+from mexma_export.checkpoint.sentence import SentenceSettings, read_settings
+from mexma_export.checkpoint.settings_keys import CONFIG, judge_keys
 from mexma_export.checkpoint.sources import Source
 from mexma_export.checkpoint.tensors import TensorInfo, read_headers, weight_files
+from mexma_export.checkpoint.tokenizer import read_tokenizer
 from mexma_export.checkpoint.vocabulary import check_vocabulary
 from mexma_runtime.errors import CheckpointError
 from mexma_runtime.types import Pooling
@@ -23,6 +26,10 @@ class Checkpoint:
     config: ModelConfig
     settings: SentenceSettings
     tensors: Mapping[str, TensorInfo]
+    tokenizer: bytes
+    """tokenizer.json as the bundle gets it: see `read_tokenizer`."""
+    warnings: tuple[str, ...]
+    """What a user should hear at export."""
 
 
 def load_checkpoint(source: Source, *, pooling: Pooling | None = None) -> Checkpoint:
@@ -33,13 +40,30 @@ def load_checkpoint(source: Source, *, pooling: Pooling | None = None) -> Checkp
     config_path = source.folder / "config.json"
     if not config_path.is_file():
         raise CheckpointError(source.folder, ["no config.json: expected a checkpoint in the hub's layout"])
-    config, problems = read_config(read_object(config_path))
+    described = read_object(config_path)
+    config, problems = read_config(described)
     if config is None:
         raise CheckpointError(source.folder, problems)
-    settings, settings_problems = read_settings(source.folder, config, model_id=source.model_id, asked_pooling=pooling)
+    settings, problems = read_settings(source.folder, config, model_id=source.model_id, asked_pooling=pooling)
+    tokenizer = read_tokenizer(
+        source.tokenizer,
+        config,
+        model_type=described["model_type"],
+        overrides=settings.tokenizer_options if settings else {},
+    )
     found, file_problems = read_headers(weight_files(source.folder))
-    tensors, tensor_problems = match_tensors(config, found)
-    if settings is None or settings_problems or file_problems or tensor_problems:
-        raise CheckpointError(source.folder, settings_problems + file_problems + tensor_problems)
-    check_vocabulary(source.tokenizer, config.vocab_size)
-    return Checkpoint(source=source, config=config, settings=settings, tensors=tensors)
+    # Of files that cannot be read at all, nothing else is worth telling.
+    tensors, tensor_problems = match_tensors(config, found) if found else ({}, [])
+    problems = [*problems, *tokenizer.problems, *file_problems, *tensor_problems]
+    if settings is None or problems:
+        raise CheckpointError(source.folder, problems)
+    check_vocabulary(tokenizer.json, config.vocab_size, where=source.tokenizer)
+    warnings = judge_keys("config.json", described, CONFIG)[1] + [*settings.warnings, *tokenizer.warnings]
+    return Checkpoint(
+        source=source,
+        config=config,
+        settings=settings,
+        tensors=tensors,
+        tokenizer=tokenizer.json,
+        warnings=tuple(dict.fromkeys(warnings)),
+    )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from mexma_export.checkpoint.settings_keys import CONFIG, judge_keys
 from mexma_runtime.bundle.manifest import PositionScheme
 
 
@@ -81,19 +82,7 @@ def read_config(config: dict[str, Any]) -> tuple[ModelConfig | None, list[str]]:
     if family is None:
         problems.append(f"config.json: model_type {model_type!r} is not written here (known: {', '.join(_FAMILIES)})")
 
-    activation = config.get("hidden_act", "gelu")
-    if activation != "gelu":
-        problems.append(f"config.json: hidden_act {activation!r}: only 'gelu' (the exact, erf form) is written")
-    # The field left transformers in version 5, with the schemes that it named; a file that has it means it.
-    positions = config.get("position_embedding_type", "absolute")
-    if positions != "absolute":
-        problems.append(f"config.json: position_embedding_type {positions!r}: only 'absolute' is written")
-    if "rope_theta" in config or config.get("rope_scaling") or config.get("rope_parameters"):
-        problems.append("config.json: rotary positions (rope_*): only absolute positions are written")
-    for flag in ("is_decoder", "add_cross_attention"):
-        if config.get(flag):
-            problems.append(f"config.json: {flag} is true: only encoders are written")
-
+    problems += judge_keys("config.json", config, CONFIG)[0]
     sizes: dict[str, int] = {}
     for field, name in _SIZES.items():
         value = config.get(field)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from mexma_export.checkpoint.config import ModelConfig
-from mexma_export.checkpoint.tensors import TensorInfo
+from mexma_export.checkpoint.tensors import DTYPES, TensorInfo
 
 PREFIXES = ("", "roberta.", "xlm_roberta.", "bert.", "model.")
 """What a model saved with a head puts before the encoder's names."""
@@ -16,6 +16,9 @@ IGNORED = re.compile(
     r"(pooler\.dense|lm_head|cls|classifier|qa_outputs)\..*|(embeddings\.)?position_ids|embeddings\.token_type_ids"
 )
 """Heads, the untrained pooler and index buffers: no part of the sentence vector."""
+
+OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+"""Endings that TensorFlow's BERT had, and google-bert's own safetensors have: transformers reads both."""
 
 _EMBEDDINGS = {
     "embeddings.word_embeddings.weight": ("embeddings.word", ("vocab_size", "hidden_size")),
@@ -68,10 +71,15 @@ def expected_tensors(config: ModelConfig) -> list[ExpectedTensor]:
 def match_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> tuple[dict[str, TensorInfo], list[str]]:
     """Our names -> the tensors that were `found`, and all that is missing, unexpected or of another shape or dtype."""
     wanted = expected_tensors(config)
-    prefix = find_prefix(found, wanted)
     matched: dict[str, TensorInfo] = {}
     problems: list[str] = []
-    unclaimed = dict(found)
+    unclaimed: dict[str, TensorInfo] = {}
+    for tensor in found.values():
+        name = _of_today(tensor.name)
+        if name in unclaimed:
+            problems.append(f"{tensor.name}: {unclaimed[name].name} is another name for it: expected one of them")
+        unclaimed[name] = tensor
+    prefix = find_prefix(unclaimed, wanted)
     for expected in wanted:
         name = prefix + expected.theirs
         info = unclaimed.pop(name, None)
@@ -79,14 +87,22 @@ def match_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> tuple
             problems.append(f"{name}: missing, expected {list(expected.shape)}")
             continue
         if info.shape != expected.shape:
-            problems.append(f"{name}: expected {list(expected.shape)} from config.json, got {list(info.shape)}")
+            problems.append(f"{info.name}: expected {list(expected.shape)} from config.json, got {list(info.shape)}")
         if not info.is_readable:
-            problems.append(f"{name}: expected weights in F32, F16 or BF16, got {info.dtype}")
+            problems.append(f"{info.name}: expected weights in {', '.join(DTYPES)}, got {info.dtype}")
         matched[expected.ours] = info
-    for name in unclaimed:
+    for name, info in unclaimed.items():
         if not IGNORED.fullmatch(name.removeprefix(prefix)):
-            problems.append(f"{name}: unexpected: the graph has no place for it")
+            problems.append(f"{info.name}: unexpected: the graph has no place for it")
     return matched, problems
+
+
+def _of_today(name: str) -> str:
+    """The name of a tensor as transformers writes it today."""
+    for old, new in OLD_NAMES.items():
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
 
 
 def find_prefix(names: Collection[str], expected: list[ExpectedTensor]) -> str:

@@ -15,8 +15,8 @@ TOKENIZER_ELSEWHERE = {"facebook/MEXMA": "FacebookAI/xlm-roberta-large"}
 """Checkpoints whose repository may lack a tokenizer, and the repository that their authors load it from."""
 
 _HUB_CACHE = re.compile(r"/models--([^/]+)/snapshots/([0-9a-f]{40})$")
-_TOKENIZER_FILES = ["tokenizer*.json", "special_tokens_map.json", "config.json"]
-"""transformers needs the last two beside tokenizer.json when it loads the reference's tokenizer."""
+_TOKENIZER_FILES = ["tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "config.json"]
+"""transformers reads the others beside tokenizer.json when it loads the reference's tokenizer."""
 _CHECKPOINT_FILES = ["*.json", "*.safetensors", "1_Pooling/*"]
 
 
@@ -47,6 +47,7 @@ def resolve_source(
     where something cannot be found or fetched, UsageError where the words contradict each other.
     """
     folder, model_id, commit = _find_folder(source, revision, progress)
+    _refuse_old_layout(folder)
     notes: list[str] = []
     if tokenizer is not None:
         path = _find_tokenizer(tokenizer)
@@ -62,6 +63,17 @@ def resolve_source(
             "--tokenizer (for models that share XLM-R's vocabulary: --tokenizer FacebookAI/xlm-roberta-large)"
         )
     return Source(folder=folder, model_id=model_id, revision=commit, tokenizer=path, notes=tuple(notes))
+
+
+def _refuse_old_layout(folder: Path) -> None:
+    """SourceError where the model lies in a folder below, as sentence-transformers once saved it."""
+    if (folder / "config.json").is_file():
+        return
+    for path in sorted(folder.glob("0_*/config.json")):
+        raise SourceError(
+            f"{folder}: the model lies in {path.parent.name}, an old layout of sentence-transformers: load it there, "
+            "and save_pretrained() it again"
+        )
 
 
 def _find_folder(

@@ -17,7 +17,7 @@ from typing import Any
 from mexma_export.checkpoint.config import Family, ModelConfig
 from mexma_export.checkpoint.standin_tokenizer import special_tokens_map, tokenizer_config, tokenizer_json
 from mexma_export.checkpoint.standin_weights import choose_outliers, file_size, fills, write_weights
-from mexma_runtime.errors import UsageError
+from mexma_runtime.errors import FileError, UsageError, file_errors
 from mexma_runtime.types import Pooling
 
 FORMAT_VERSION = 1
@@ -78,7 +78,8 @@ def write_standin(
     The folder loads in transformers and sentence-transformers. The same name, seed and `outliers` give the same bytes,
     with one version of NumPy, whose normal deviates they are. `progress` gets two numbers: the bytes of weights
     written so far, and in all. What is written lies beside `out` until it is complete, and is removed where it never
-    will be. Raises UsageError for an unknown name, for an `out` that holds something, and where the disk is too full.
+    will be. Raises UsageError for an unknown name, for an `out` that holds something, and where the disk is too full;
+    FileError where it cannot be written.
     """
     architecture = _architecture(name)
     out = out.resolve()
@@ -112,7 +113,7 @@ def cached_standin(
     if not folder.is_dir():
         try:
             write_standin(name, folder, seed=seed, outliers=outliers, progress=progress)
-        except UsageError:
+        except (FileError, UsageError):
             if not folder.is_dir():  # else another process was faster, and wrote the same
                 raise
     return folder
@@ -137,31 +138,26 @@ def _published(out: Path, n_bytes: int) -> Iterator[Path]:
 
     It is locked while its writer lives, so that what a killed one left behind is known and removed here.
     """
-    try:
+    with file_errors(out.parent, "cannot be made a folder"):
         out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{out.parent}: cannot be made a folder: {error.strerror}") from None
     for left_behind in out.parent.glob(f".{out.name}.*.partial"):
         with contextlib.suppress(OSError), _locked(left_behind):
             shutil.rmtree(left_behind)
-    needed, free = n_bytes + SPARE_BYTES, shutil.disk_usage(out.parent).free
-    if free < needed:
+    needed, usage = n_bytes + SPARE_BYTES, shutil.disk_usage(out.parent)
+    if usage.total and (free := usage.free) < needed:  # some file systems do not say
         raise UsageError(
             f"{out}: needs {needed / 1e9:.2f} GB of free disk, {free / 1e9:.2f} GB are there: free some, or choose "
             "another place. Nothing was written"
         )
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
-    partial.mkdir()
-    with _locked(partial):
-        try:
-            yield partial
-            try:
-                partial.rename(out)
-            except OSError as error:
-                raise UsageError(f"{out}: cannot be put there: {error.strerror}") from None
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+    with file_errors(out, "cannot be written"), contextlib.ExitStack() as stack:
+        partial.mkdir()
+        stack.callback(shutil.rmtree, partial, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a file system without locks, where nothing is removed either
+            stack.enter_context(_locked(partial))
+        yield partial
+        with file_errors(out, "cannot be put there"):
+            partial.rename(out)
 
 
 @contextlib.contextmanager

@@ -12,14 +12,15 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from mexma_runtime.errors import CheckpointError
+from mexma_export.checkpoint.json_files import is_lfs_pointer
+from mexma_runtime.errors import CheckpointError, FileError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CHUNK_BYTES = 1 << 26
 
-_DTYPES: Mapping[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-"""What weights may be stored as; all of them widen to fp32 without loss."""
+DTYPES: Mapping[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+"""What weights may be stored as; all become fp32, which F64 is rounded to, as PyTorch rounds it."""
 
 
 class _Slices(Protocol):
@@ -40,8 +41,8 @@ class TensorInfo:
 
     @property
     def is_readable(self) -> bool:
-        """Whether the weights' number format widens to fp32 without loss."""
-        return self.dtype in _DTYPES
+        """Whether the weights' number format is one that becomes fp32."""
+        return self.dtype in DTYPES
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -58,21 +59,25 @@ def weight_files(folder: Path) -> list[Path]:
         if missing:
             raise CheckpointError(folder, [f"{INDEX} names {name}, which is missing" for name in missing])
         return [folder / name for name in names]
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".incomplete", ".bin"))
+    there = f" Of what is there, transformers loads nothing by itself: {', '.join(others)}." if others else ""
     reason = (
-        f"no weights: expected {SINGLE}, or {INDEX} with its parts. A pytorch_model.bin is refused: it is a pickle, "
-        "which runs code when opened. Where you trust it, load it with transformers and save_pretrained() it again"
+        f"no weights: expected {SINGLE}, or {INDEX} with its parts.{there} A pytorch_model.bin is refused: it is a "
+        "pickle, which runs code when opened. Where you trust it, load it with transformers and save_pretrained() it "
+        "again"
     )
     raise CheckpointError(folder, [reason])
 
 
 def read_headers(files: list[Path]) -> tuple[dict[str, TensorInfo], list[str]]:
-    """Every tensor that the files hold, and the problems of the files themselves."""
+    """Every tensor that the files hold, and the problems of the files themselves; FileError for one out of reach."""
     from safetensors import SafetensorError, safe_open
 
     tensors: dict[str, TensorInfo] = {}
     problems = []
     for file in files:
         try:
+            file.open("rb").close()  # what the library says of a file out of reach has no reason
             with safe_open(file, framework="numpy") as opened:
                 for name in opened.keys():  # noqa: SIM118 - not a mapping
                     if name in tensors:
@@ -80,8 +85,11 @@ def read_headers(files: list[Path]) -> tuple[dict[str, TensorInfo], list[str]]:
                     view = cast(_Slices, opened.get_slice(name))
                     shape = tuple(view.get_shape())
                     tensors[name] = TensorInfo(name=name, shape=shape, dtype=view.get_dtype(), file=file)
+        except PermissionError as error:
+            raise FileError(file, "cannot be read", error) from None
         except (SafetensorError, OSError) as error:
-            problems.append(f"{file.name}: cannot be read as safetensors ({error}): download it again")
+            reason = "it is a pointer of Git LFS" if is_lfs_pointer(file) else error
+            problems.append(f"{file.name}: cannot be read as safetensors ({reason}): download it again")
     return tensors, problems
 
 
@@ -94,7 +102,7 @@ def chunks(info: TensorInfo) -> Iterator[NDArray[np.float32]]:
     row_bytes = np.dtype(np.float32).itemsize * int(np.prod(info.shape[1:]))
     step = max(1, CHUNK_BYTES // row_bytes)
     for row in range(0, mapped.shape[0], step):
-        yield np.asarray(mapped[row : row + step]).astype(np.float32, copy=False)
+        yield _as_fp32(mapped[row : row + step])
 
 
 def whole(info: TensorInfo) -> NDArray[np.float32]:
@@ -104,11 +112,16 @@ def whole(info: TensorInfo) -> NDArray[np.float32]:
 
 def rows_of(info: TensorInfo, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
     """The rows of a table, as fp32: `(*rows.shape, columns)`; only they are read from the file."""
-    return np.asarray(_mapped(info)[rows]).astype(np.float32, copy=False)
+    return _as_fp32(_mapped(info)[rows])
+
+
+def _as_fp32(values: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # what leaves the range of fp32 is infinite, and refused as such
+        return np.asarray(values).astype(np.float32, copy=False)
 
 
 def _mapped(info: TensorInfo) -> NDArray[Any]:
-    dtype = np.dtype(_DTYPES[info.dtype])
+    dtype = np.dtype(DTYPES[info.dtype])
     with info.file.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(start - 8))

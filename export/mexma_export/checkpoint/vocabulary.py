@@ -7,14 +7,12 @@ from pathlib import Path
 from mexma_runtime.errors import CheckpointError
 
 
-def check_vocabulary(tokenizer: Path, vocab_size: int) -> None:
-    """CheckpointError where the tokenizer.json at `tokenizer` cannot be read, or gives ids that have no embedding."""
+def check_vocabulary(tokenizer: bytes, vocab_size: int, *, where: Path) -> None:
+    """CheckpointError, of the file `where`, if a tokenizer.json gives ids that have no embedding."""
     from tokenizers import Tokenizer
 
-    try:
-        read = Tokenizer.from_file(str(tokenizer))
-    except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
-        raise CheckpointError(tokenizer, [f"the tokenizers library cannot read it: {error}"]) from None
-    largest = max(read.get_vocab(with_added_tokens=True).values(), default=0)
+    read = Tokenizer.from_str(tokenizer.decode("utf-8"))
+    around = read.encode("").ids
+    largest = max([*read.get_vocab(with_added_tokens=True).values(), *around], default=0)
     if largest >= vocab_size:
-        raise CheckpointError(tokenizer, [f"gives ids up to {largest}, but config.json has {vocab_size} embeddings"])
+        raise CheckpointError(where, [f"gives ids up to {largest}, but config.json has {vocab_size} embeddings"])

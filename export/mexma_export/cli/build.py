@@ -19,7 +19,7 @@ def register_build(app: typer.Typer) -> None:
 
     @app.command("build")
     def build_command(
-        bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+        bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.", readable=False)],
         target: Annotated[
             BuildTarget,
             typer.Option(
@@ -27,7 +27,9 @@ def register_build(app: typer.Typer) -> None:
                 "triton: a model repository."
             ),
         ],
-        out: Annotated[Path | None, typer.Option(help="Of plan and triton: the folder to write.")] = None,
+        out: Annotated[
+            Path | None, typer.Option(help="Of plan and triton: the folder to write.", readable=False)
+        ] = None,
         precision: Annotated[
             list[Precision] | None,
             typer.Option(help="Engines to take; may be given several times; default: all that the target takes."),

@@ -26,7 +26,8 @@ def register_export(app: typer.Typer) -> None:
     def export_command(
         source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
         out: Annotated[
-            Path | None, typer.Option(help="Folder of the bundle: a new one, or one of the same checkpoint.")
+            Path | None,
+            typer.Option(help="Folder of the bundle: a new one, or one of the same checkpoint.", readable=False),
         ] = None,
         precision: Annotated[
             list[Precision] | None,
@@ -54,7 +55,10 @@ def register_export(app: typer.Typer) -> None:
         ] = None,
         calibration: Annotated[
             Path | None,
-            typer.Option(help="Of int8: text to take ranges from, as --corpus of parity; default: the package's own."),
+            typer.Option(
+                help="Of int8: text to take ranges from, as --corpus of parity; default: the package's own.",
+                readable=False,
+            ),
         ] = None,
         activation: Annotated[
             Activation | None,

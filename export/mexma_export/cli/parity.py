@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,8 @@ import typer
 
 from mexma_export.cli.options import SOURCE_HELP, JsonOption, RevisionOption, TokenizerOption, require_packages
 from mexma_export.parity.breakdown import Side
-from mexma_runtime.bundle.whole_files import write_whole
+from mexma_runtime.bundle.manifest import MANIFEST_NAME
+from mexma_runtime.bundle.whole_files import WholeFile, is_stdout, require_writable
 from mexma_runtime.errors import ParityError, UsageError
 from mexma_runtime.terminal import note, progress_bars
 from mexma_runtime.types import Precision
@@ -22,7 +24,7 @@ def register_parity(app: typer.Typer) -> None:
 
     @app.command("parity")
     def parity_command(
-        bundle: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+        bundle: Annotated[Path, typer.Option(help="Folder of the bundle.", readable=False)],
         reference: Annotated[str, typer.Option(help=f"The checkpoint that the bundle was made from. {SOURCE_HELP}")],
         precision: Annotated[list[Precision] | None, typer.Option(help="Only engines of these precisions.")] = None,
         device: Annotated[str, typer.Option(help="What to run engines on: cpu, or a GPU: cuda, cuda:1.")] = "cpu",
@@ -36,7 +38,8 @@ def register_parity(app: typer.Typer) -> None:
             Path | None,
             typer.Option(
                 help="Sentences: a text file, one a line; a .tsv, language TAB text; or a folder of LANGUAGE.txt or "
-                "NAME.SOURCE-TARGET.LANGUAGE files. Default: the package's own."
+                "NAME.SOURCE-TARGET.LANGUAGE files. Default: the package's own.",
+                readable=False,
             ),
         ] = None,
         by: Annotated[
@@ -46,7 +49,8 @@ def register_parity(app: typer.Typer) -> None:
             Path | None,
             typer.Option(
                 help="Folder of parallel files, NAME.SOURCE-TARGET.SOURCE and .TARGET or LANGUAGE.txt: count the "
-                "source sentences that find a wrong translation (xsim)."
+                "source sentences that find a wrong translation (xsim).",
+                readable=False,
             ),
         ] = None,
         mining_pivot: Annotated[
@@ -55,9 +59,11 @@ def register_parity(app: typer.Typer) -> None:
         mining_lines: Annotated[int | None, typer.Option(help="Only the first lines of each parallel file.")] = None,
         sts: Annotated[
             Path | None,
-            typer.Option(help="Lines of score TAB sentence TAB sentence: correlate cosines with the scores."),
+            typer.Option(
+                help="Lines of score TAB sentence TAB sentence: correlate cosines with the scores.", readable=False
+            ),
         ] = None,
-        report: Annotated[Path | None, typer.Option(help="Write all figures as JSON.")] = None,
+        report: Annotated[Path | None, typer.Option(help="Write all figures as JSON.", readable=False)] = None,
         revision: RevisionOption = None,
         tokenizer: TokenizerOption = None,
         as_json: JsonOption = False,
@@ -78,9 +84,13 @@ def register_parity(app: typer.Typer) -> None:
         sentences = read_corpus(corpus) if corpus else None
         bitexts = read_mining(mining, pivot=mining_pivot, n_lines=mining_lines) if mining else None
         pairs = read_sts(sts) if sts else None
-        if report and not report.parent.is_dir():
-            raise UsageError(f"--report {report}: there is no folder {report.parent}")
-        with progress_bars() as bars:
+        if report and is_stdout(report):
+            raise UsageError(f"--report {report}: --json prints the same on stdout")
+        if certify and (bundle / MANIFEST_NAME).is_file():
+            require_writable(bundle / MANIFEST_NAME, replaces_link=True)
+        with ExitStack() as stack:
+            written = stack.enter_context(WholeFile(report)) if report else None
+            bars = stack.enter_context(progress_bars())
             found = resolve_source(
                 reference,
                 revision=revision,
@@ -98,10 +108,13 @@ def register_parity(app: typer.Typer) -> None:
                 backend=backend,
                 progress=bars,
             )
-        if report:
-            write_whole(report, (json.dumps(parity_json(verdicts, used), indent=2) + "\n").encode())
+            if written:
+                written.write((json.dumps(parity_json(verdicts, used), indent=2) + "\n").encode())
         show_parity(verdicts, used, by=by or (), as_json=as_json)
         if certify:
-            note(f"certificates kept: {', '.join(write_certificates(bundle, verdicts)) or 'none'}")
+            names, told = write_certificates(bundle, verdicts)
+            for line in told:
+                note(f"warning: {line}")
+            note(f"certificates kept: {', '.join(names) or 'none'}")
         if short := [f"{v.engine.name}: {s}" for v in verdicts for s in v.shortfalls]:
             raise ParityError("\n".join(short))

@@ -34,7 +34,7 @@ def show_parity(
     for verdict in verdicts:
         console.print(f"{verdict.engine.name}, worst sentences:")
         for row in verdict.breakdown.worst:
-            text = corpus.texts[row.index].replace("\n", " ")[:58]
+            text = " ".join(corpus.texts[row.index].split())[:58]
             console.print(f"  {row.cosine:.9f}  [{row.index}] {text}")
     _print_mining(console, verdicts, reference)
     _print_sts(console, verdicts, reference)

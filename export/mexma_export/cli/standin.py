@@ -17,7 +17,7 @@ def register_standin(app: typer.Typer) -> None:
     @app.command("standin")
     def standin_command(
         name: Annotated[str, typer.Argument(help="mexma (full size), base, small, tiny, ...")],
-        out: Annotated[Path, typer.Option(help="Folder to write; it must not exist or be empty.")],
+        out: Annotated[Path, typer.Option(help="Folder to write; it must not exist or be empty.", readable=False)],
         seed: Annotated[int, typer.Option(help="Another seed gives other weights.")] = 0,
         outliers: Annotated[bool, typer.Option("--outliers", help="Plant outlier channels, as RoBERTa has.")] = False,
     ) -> None:

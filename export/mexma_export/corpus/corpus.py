@@ -9,8 +9,9 @@ from itertools import count
 from pathlib import Path
 
 from mexma_export.corpus.sample import SampleLine, load_sample
-from mexma_export.corpus.text_files import language_files, read_lines
+from mexma_export.corpus.text_files import language_files
 from mexma_runtime.errors import UsageError
+from mexma_runtime.text.lines import file_lines
 from mexma_runtime.types import Vectors
 
 N_TEXTS, N_CHARACTERS = 96, 6_000
@@ -65,7 +66,7 @@ def read_corpus(path: Path) -> Corpus:
     """The sentences of a UTF-8 text file (one a line), a .tsv (language TAB text), or a folder of text files.
 
     Lines that are blank are passed over. In a folder the files' names say the language (`language_files`). UsageError
-    where a line or a name cannot be understood, or there are fewer than two sentences.
+    where a line or a name cannot be understood, or there are fewer than two sentences; else errors as `file_lines`.
     """
     entries = _entries(path)
     if len(entries) < 2:
@@ -78,9 +79,9 @@ def _entries(path: Path) -> list[tuple[str | None, str]]:
     """Language, where the kind of file tells it, and text."""
     if path.is_dir():
         return [
-            (file.language, line) for file in language_files(path) for line in read_lines(file.path) if line.strip()
+            (file.language, line) for file in language_files(path) for line in file_lines(file.path) if line.strip()
         ]
-    lines = [(number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(file_lines(path), start=1) if line.strip()]
     if path.suffix.lower() == ".tsv":
         return [_columns(path, number, line) for number, line in lines]
     return [(None, line) for _, line in lines]

@@ -1,4 +1,4 @@
-"""Text files of one sentence a line, and folders of them whose names say the language."""
+"""Folders of text files, one sentence a line, whose names say the language."""
 
 from __future__ import annotations
 
@@ -19,17 +19,6 @@ class LanguageFile:
     """`eng` for `eng.txt`, `ara` for `tatoeba.ara-eng.ara`."""
     pair: tuple[str, str] | None
     """The languages (source, target) of `NAME.source-target.language`; None for `language.txt`."""
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, ended by LF or CRLF alone; UsageError where it cannot be read as such."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    if lines[-1] == "":
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
 
 
 def language_files(folder: Path) -> list[LanguageFile]:

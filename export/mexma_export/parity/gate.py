@@ -38,6 +38,28 @@ UNCERTIFIED_FP16 = (
 )
 UNCERTIFIED_OWN = "PyTorch was not installed: held against our own fp32 graph alone"
 
+PROBES = (
+    *(
+        "two  spaces",
+        " in front",
+        "at the end ",
+        "tab\tand\nnew line",
+        "\u3000wide\u3000space",
+        "no\u00a0break",
+        "",
+        " ",
+    ),
+    *(
+        "e\u0301 \u00e9 \ufb01 \uff26\uff35\uff2c\uff2c",
+        "soft\u00adhyphen",
+        "zero\u200bwidth",
+        "\ufeffmark",
+        "a\u0000b",
+    ),
+    *("<mask> and <s> </s> <pad> <unk>", "[MASK] and [CLS] [SEP] [PAD] [UNK]", "a <mask>b [MASK]c", "Upper CASE"),
+)
+"""Texts of which tokenizers that differ make different ids: their tokens alone are compared."""
+
 Count = Callable[[int, int], None]
 """Called with sentences done and sentences in all."""
 
@@ -50,6 +72,8 @@ class ReferenceVectors:
     corpus: Corpus
     vectors: Vectors
     is_pytorch: bool
+    ids: list[list[int]] | None = None
+    """Of the corpus and of `PROBES`, by the reference's own tokenizer; None where it has none of its own."""
     mining: MiningCorpus | None = None
     mining_errors: list[int] | None = None
     """See `measure_mining`; None where there is no `mining`."""
@@ -99,6 +123,7 @@ def open_pytorch(checkpoint: Checkpoint, *, n_threads: int | None = None) -> Ref
         max_tokens=settings.max_tokens,
         lower_case=settings.lower_case,
         tokenizer=checkpoint.source.tokenizer.parent,
+        tokenizer_options=settings.tokenizer_options,
         threads=n_threads,
     )
 
@@ -115,6 +140,7 @@ def pytorch_reference(
     with open_pytorch(checkpoint) as reference:
         encode = functools.partial(_encode_by_reference, reference, checkpoint.settings.default_prompt)
         embed = _counted(encode, len(corpus.texts) + _n_task_texts(mining, sts), progress)
+        ids = reference.tokenize([checkpoint.settings.default_prompt + text for text in (*corpus.texts, *PROBES)])
         vectors = embed(corpus.texts)
         mining_errors = measure_mining(mining, embed) if mining else None
         sts_correlation = measure_sts(sts, embed) if sts else None
@@ -127,6 +153,7 @@ def pytorch_reference(
         corpus=corpus,
         vectors=vectors,
         is_pytorch=True,
+        ids=ids,
         mining=mining,
         mining_errors=mining_errors,
         sts=sts,
@@ -170,6 +197,7 @@ def judge(
         embed = _counted(functools.partial(_encode, encoder), n_corpus + _n_task_texts(mining, sts), progress)
         lengths = encoder.tokenize(corpus.texts).ragged.lengths
         try:
+            _require_same_ids(encoder, reference)
             vectors = embed(corpus.texts)
             breakdown = judge_vectors(vectors, reference.vectors, lengths=lengths, languages=corpus.languages)
             invariance = measure_invariance(embed, corpus.texts, lengths, vectors)
@@ -206,6 +234,26 @@ def judge(
         mining=mining_figures,
         sts=sts_figures,
     )
+
+
+def _require_same_ids(encoder: Encoder, reference: ReferenceVectors) -> None:
+    """ParityError that names the first text of which the reference makes other ids."""
+    if reference.ids is None:
+        return
+    texts = (*reference.corpus.texts, *PROBES)
+    ragged = encoder.tokenize(texts).ragged
+    for row, (text, theirs) in enumerate(zip(texts, reference.ids, strict=True)):
+        ours = ragged[row].tolist()
+        if ours != theirs:
+            shorter = min(len(ours), len(theirs))
+            at = next((i for i in range(shorter) if ours[i] != theirs[i]), shorter)
+            raise ParityError(
+                f"tokens differ from those of {reference.description}, so vectors are not compared: of the text "
+                f"{text[:80]!r} it makes {len(theirs)} tokens and tokenizer.json {len(ours)}; from token {at} on it "
+                f"has ids {theirs[at : at + 5]} and tokenizer.json {ours[at : at + 5]}. A file beside tokenizer.json "
+                "changes what transformers makes of it: tokenizer_config.json, special_tokens_map.json or "
+                "added_tokens.json"
+            )
 
 
 def _certified_figures(figures: ParityFigures, invariance: BatchInvariance) -> dict[str, float | int | None]:

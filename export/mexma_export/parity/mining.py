@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from mexma_export.corpus.corpus import Embed
-from mexma_export.corpus.text_files import LanguageFile, language_files, read_lines
+from mexma_export.corpus.text_files import LanguageFile, language_files
 from mexma_export.parity.xsim import require_faiss, xsim_errors
 from mexma_runtime.errors import UsageError
+from mexma_runtime.text.lines import file_lines
 from mexma_runtime.types import Vectors
 
 PIVOT = "eng"
@@ -177,7 +178,7 @@ def _partners(files: list[LanguageFile]) -> dict[str, tuple[LanguageFile, Langua
 
 
 def _sentences(path: Path) -> tuple[str, ...]:
-    lines = read_lines(path)
+    lines = file_lines(path)
     blank = [number for number, line in enumerate(lines, start=1) if not line.strip()]
     if blank:
         raise UsageError(f"{path}, line {blank[0]}: blank, one of {len(blank)}: a sentence is needed on every line")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,13 @@ class Reference:
         if sort_by_length:
             order = np.argsort([-len(text) for text in texts], kind="stable")
         return self._run(inputs, order, batch_size, progress)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each of `texts` as transformers makes them, special ones included, cut at `max_tokens`."""
+        if self._model is None:
+            raise EncoderClosedError("this reference was closed: load it again")
+        ids: list[list[int]] = self._tokenizer(list(texts), truncation=True, max_length=self.max_tokens).input_ids
+        return ids
 
     def encode_ids(
         self, sequences: Ragged | Sequence[Sequence[int]], *, batch_size: int = 32, progress: Count | None = None
@@ -160,11 +167,13 @@ def load_reference(
     max_tokens: int,
     lower_case: bool = False,
     tokenizer: Path | None = None,
+    tokenizer_options: Mapping[str, Any] | None = None,
     threads: int | None = None,
 ) -> Reference:
     """Load the checkpoint in `folder` (the hub's layout, safetensors) as the reference; nothing is fetched or printed.
 
-    `tokenizer` is a folder, for a checkpoint that has none of its own. `lower_case` is do_lower_case of
+    `tokenizer` is a folder, for a checkpoint that has none of its own; `tokenizer_options` stand in place of what its
+    tokenizer_config.json says. `lower_case` is do_lower_case of
     sentence_bert_config.json. `threads` sets PyTorch's threads for the whole process. fp32 weights stay mapped to the
     file, so it must not change before `close()`; other types are converted to fp32 in memory.
 
@@ -197,7 +206,9 @@ def load_reference(
         if problems := _problems(report):
             raise CheckpointError(folder, problems)
         with _refusal(tokenizer_folder):
-            their_tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
+            their_tokenizer = AutoTokenizer.from_pretrained(
+                tokenizer_folder, local_files_only=True, **(tokenizer_options or {})
+            )
     files = sorted(their_tokenizer.vocab_files_names.values())
     if not any((tokenizer_folder / file).is_file() for file in files):  # transformers then makes up an empty one
         raise CheckpointError(tokenizer_folder, [f"no tokenizer: expected one of {', '.join(files)}"])

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mexma_export.corpus.corpus import Embed
-from mexma_export.corpus.text_files import read_lines
 from mexma_export.parity.figures import pair_cosines
 from mexma_export.parity.neighbours import Doubles
 from mexma_runtime.errors import UsageError
+from mexma_runtime.text.lines import file_lines
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,7 +58,7 @@ def read_sts(path: Path) -> StsPairs:
     """
     rows = [
         _row(path, number, line)
-        for number, line in enumerate(read_lines(path), start=1)
+        for number, line in enumerate(file_lines(path), start=1)
         if line.strip() and not (number == 1 and _is_header(line))
     ]
     scores, first, second = zip(*rows, strict=True) if rows else ((), (), ())

@@ -76,10 +76,12 @@ def load_calibration(checkpoint: Checkpoint, path: Path | None = None) -> Calibr
     where = str(path) if path else corpus.name
     settings = checkpoint.settings
     tokenizer = TextTokenizer(
-        checkpoint.source.tokenizer, TokenizerSpec(max_tokens=settings.max_tokens, lower_case=settings.lower_case)
+        checkpoint.source.tokenizer,
+        TokenizerSpec(max_tokens=settings.max_tokens, lower_case=settings.lower_case),
+        content=checkpoint.tokenizer,
     )
     ragged = tokenizer.encode([settings.default_prompt + text for text in corpus.texts]).ragged
-    unknown = _unknown_shares(ragged, _unknown_id(checkpoint.source.tokenizer))
+    unknown = _unknown_shares(ragged, _unknown_id(checkpoint.tokenizer))
     is_known = unknown <= MAX_UNKNOWN
     if not path:
         n_around = int(tokenizer.encode([settings.default_prompt]).ragged.lengths[0])
@@ -112,8 +114,8 @@ def load_calibration(checkpoint: Checkpoint, path: Path | None = None) -> Calibr
     )
 
 
-def _unknown_id(path: Path) -> int | None:
-    tokenizer = Tokenizer.from_file(str(path))
+def _unknown_id(content: bytes) -> int | None:
+    tokenizer = Tokenizer.from_buffer(content)
     candidates = (getattr(tokenizer.model, "unk_token", None), "<unk>", "[UNK]")
     ids = [tokenizer.token_to_id(token) for token in candidates if token]
     return next((number for number in ids if number is not None), None)

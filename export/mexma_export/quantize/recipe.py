@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -17,13 +18,15 @@ import numpy as np
 
 from mexma_runtime.bundle.manifest import GROUP_STEP, ProductMode
 from mexma_runtime.bundle.strict_json import Check, MismatchError, loads, parse
-from mexma_runtime.errors import UsageError
+from mexma_runtime.errors import FileError, UsageError
 from mexma_runtime.types import FLOATS, PADDED_DIALECTS, Dialect, Precision
 
 SCHEMA = 2
 """History: 2 has the field's own words (`_SCHEMA_1` are those before); 1 was the first."""
 FOR_CPUS, FOR_TENSORRT = ("fast", "precise"), "tensorrt"
 SHIPPED = (*FOR_CPUS, FOR_TENSORRT)
+MAX_NAME = 100
+"""Characters of a recipe's name: files of its engines have it in theirs."""
 MAX_CHOICES = 64
 """Most alphas or clip ratios to choose from: each costs a pass over a sample of every product's input."""
 MAX_STEPS = 1000
@@ -48,9 +51,11 @@ def _are_modes(modes: Mapping[Dialect, Mapping[str, ProductMode]]) -> bool:
     return bool(modes) and all(modes.values()) and modes.keys() <= set(PADDED_DIALECTS) and not is_fused_group
 
 
+_NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 _BOTH = ", ".join(PADDED_DIALECTS)
 _NAME = Check(
-    expected="letters, digits and hyphens", holds=lambda name: name.isascii() and name.replace("-", "").isalnum()
+    expected=f"at most {MAX_NAME} letters, digits and hyphens",
+    holds=lambda name: len(name) <= MAX_NAME and name.isascii() and name.replace("-", "").isalnum(),
 )
 _BITS = Check(expected="8 or 7", holds=lambda bits: bits in (7, 8))
 _GROUP = Check(expected=f"a multiple of {GROUP_STEP}", holds=lambda size: size > 0 and size % GROUP_STEP == 0)
@@ -148,16 +153,24 @@ class Recipe:
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """A shipped recipe by its name, or one of a JSON file; UsageError lists all that is wrong with it."""
+    """A shipped recipe by its name, or one of a JSON file; UsageError lists all that is wrong with it.
+
+    FileError where the file cannot be read.
+    """
     if name_or_path in SHIPPED:
         text = (files("mexma_export") / "data" / "recipes" / f"{name_or_path}.json").read_text(encoding="utf-8")
         return parse_recipe(text, where=name_or_path)
     path = Path(name_or_path)
-    if not path.is_file():
-        raise UsageError(f"recipe {name_or_path!r}: neither a file nor one of {', '.join(SHIPPED)}")
     try:
-        return parse_recipe(path.read_text(encoding="utf-8"), where=str(path))
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise FileError(path, "cannot be read", error) from None
+        shown = name_or_path if len(name_or_path) <= MAX_NAME else f"{name_or_path[:MAX_NAME]}..."
+        raise UsageError(f"recipe {shown!r}: neither a file nor one of {', '.join(SHIPPED)}") from None
+    try:
+        return parse_recipe(content.decode("utf-8"), where=str(path))
+    except UnicodeDecodeError as error:
         raise UsageError(f"recipe {path}: cannot be read as UTF-8: {error}") from None
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mexma_export.graph.layouts import PADDED_INPUTS
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry, PositionScheme, TextEntry
 from mexma_runtime.bundle.plans import Plan
-from mexma_runtime.errors import EngineUnavailableError, UsageError
+from mexma_runtime.errors import EngineUnavailableError, UsageError, file_errors
 from mexma_runtime.types import Dialect, Precision
 
 IDS, LENGTHS = "input_ids", "lengths"
@@ -47,32 +48,32 @@ def choose_engine(bundle: Bundle, *, precisions: Sequence[Precision], engine: st
 
 def write_onnxruntime_model(bundle: Bundle, entry: EngineEntry, repository: Path, *, name: str) -> Path:
     """Write the model `name` over the graph of `entry` into the folder `repository`; its folder is returned."""
-    folder = _new_folder(repository, name)
     manifest = bundle.manifest
-    model = ragged_model(bundle.path(entry.file), manifest.text, normalize=manifest.is_normalized)
-    ir.save(model, folder / VERSION / "model.onnx", format="protobuf")
-    for file in entry.weights:
-        shutil.copyfile(bundle.path(file), folder / VERSION / file)
     kind = {Precision.FP16: "KIND_GPU", Precision.INT8: "KIND_CPU"}.get(entry.precision, "KIND_AUTO")
     lengths = (
         f"batch_input [\n  {{\n    kind: BATCH_ITEM_SHAPE_FLATTEN\n    target_name: {_text(LENGTHS)}\n"
         f"    data_type: TYPE_INT32\n    source_input: {_text(IDS)}\n  }}\n]\n"
     )
     text = _config(name, "onnxruntime", MAX_BATCH_SIZE, [IDS], entry.output, manifest.dim, kind, is_ragged=True)
-    return _finish(folder, text + lengths, bundle)
+    model = ragged_model(bundle.path(entry.file), manifest.text, normalize=manifest.is_normalized)
+    with _new_folder(repository, name) as folder:
+        ir.save(model, folder / VERSION / "model.onnx", format="protobuf")
+        for file in entry.weights:
+            shutil.copyfile(bundle.path(file), folder / VERSION / file)
+        return _finish(folder, text + lengths, bundle)
 
 
 def write_tensorrt_model(bundle: Bundle, plan: Plan, path: Path, repository: Path, *, name: str) -> Path:
     """The same over a plan of this machine's GPU, whose inputs are padded: all rows of a request to one length."""
-    folder = _new_folder(repository, name)
-    shutil.copyfile(path, folder / VERSION / "model.plan")
     inputs = [tensor.name for tensor in plan.inputs]
     # Any length may come, so no more than the profile of the longest sentences holds; one profile, as Triton's
     # TensorRT backend chooses one for each instance.
     number, profile = max(enumerate(plan.profiles), key=lambda item: (item[1].longest.most, item[1].n_sentences.most))
     most = profile.n_sentences.most
     text = _config(name, "tensorrt", most, inputs, plan.output.name, bundle.manifest.dim, "KIND_GPU", profile=number)
-    return _finish(folder, text, bundle)
+    with _new_folder(repository, name) as folder:
+        shutil.copyfile(path, folder / VERSION / "model.plan")
+        return _finish(folder, text, bundle)
 
 
 def ragged_model(path: Path, text: TextEntry, *, normalize: bool) -> ir.Model:
@@ -161,12 +162,19 @@ def _text(value: str) -> str:
     return json.dumps(value)
 
 
-def _new_folder(repository: Path, name: str) -> Path:
-    folder = repository / name
-    if folder.exists():
-        raise UsageError(f"{folder} is there already: choose another --name or --out, or remove it")
-    (folder / VERSION).mkdir(parents=True)
-    return folder
+@contextmanager
+def _new_folder(repository: Path, name: str) -> Iterator[Path]:
+    """A folder that is removed where the block raises; FileError where it cannot be written."""
+    folder, is_new = repository / name, not repository.exists()
+    with file_errors(folder, "cannot be written"):
+        if folder.exists():
+            raise UsageError(f"{folder} is there already: choose another --name or --out, or remove it")
+        (folder / VERSION).mkdir(parents=True)
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(repository if is_new else folder, ignore_errors=True)
+            raise
 
 
 def _finish(folder: Path, config: str, bundle: Bundle) -> Path:

@@ -36,7 +36,7 @@ from mexma_runtime.backends.support import (
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.bundle.plans import Platform
-from mexma_runtime.bundle.tuning import Tuning, choose_limit, write_tuning
+from mexma_runtime.bundle.tuning import Tuning, choose_limit, writable_file, write_tuning
 from mexma_runtime.errors import DeviceError, EngineUnavailableError, MissingDependencyError, UsageError
 
 __all__ = [
@@ -118,11 +118,12 @@ def tune(
 ) -> tuple[EngineEntry, Tuning, Path]:
     """Measure the engine that `device`, a GPU, runs by default, and keep in the bundle's folder what was found.
 
-    Returns the engine, what was found and where it is kept. Raises as `choose` and `open_backend`.
+    Returns the engine, what was found and where it is kept. Raises as `choose`, `writable_file` and `open_backend`.
     """
     spec, entry = choose(bundle, device=device)
     if spec.device == "cpu":
         raise UsageError(f"--tune measures GPUs, and {device!r} is none: --device cuda")
+    writable_file(bundle.folder)
     widest = Tuning(graph_up_to_tokens=STEPS[-1])
     options = GpuOptions(graphs=Graphs.AT_LOAD, tuning=widest)
     opened = open_backend(bundle, entry, options, device, backend=spec.name)

@@ -1,16 +1,23 @@
-"""What the backends over onnxruntime share: its import, its silence, and a session on a device."""
+"""What the backends over onnxruntime share: its import, its silence, how it opens a graph, a session on a device."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from mexma_runtime.backends.requirements import version_key
+from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.linked_files import is_linked, map_graph
+from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.errors import EngineUnavailableError, MissingDependencyError
 
 NAME = "onnxruntime"
 SILENT = 4
 """Log severity `fatal`: what goes wrong is raised, nothing is printed."""
+FINDS_WEIGHTS = (1, 21)
+"""Since when the files of a graph in memory are found in a folder that is named."""
 NO_GRAPH = -1
 """gpu_graph_id of runs that onnxruntime neither captures nor replays: the graphs are ours."""
 
@@ -51,6 +58,33 @@ class OrtSession:
     def run(self, binding: OrtBinding) -> None:
         """Queue a run of what is bound, and return."""
         self._inner.run_with_iobinding(binding.inner, self._options)
+
+
+def open_session(
+    bundle: Bundle, engine: EngineEntry, options: Any, *, change: Callable[[bytes], bytes] | None = None, **more: Any
+) -> Any:
+    """onnxruntime's session for the graph of `engine`, wherever its files lie; `options` and `more` are its own.
+
+    `change` gives the graph to open, of the bytes of the one in the bundle.
+    """
+    import onnxruntime as ort
+
+    path, mapped = bundle.path(engine.file), None
+    if is_linked(bundle, engine) or (change and version_key(ort.__version__) < FINDS_WEIGHTS):
+        mapped = map_graph(bundle, engine)
+        values = [
+            ort.OrtValue.ortvalue_from_numpy_with_onnx_type(tensor.values, tensor.element_type)
+            for tensor in mapped.weights
+        ]
+        options.add_external_initializers([tensor.name for tensor in mapped.weights], values)
+    elif change:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.folder))
+    else:
+        return ort.InferenceSession(str(path), options, **more)
+    graph = mapped.graph if mapped else path.read_bytes()
+    session = ort.InferenceSession(change(graph) if change else graph, options, **more)
+    session.weights = mapped  # it takes their addresses alone
+    return session
 
 
 def _run_options() -> Any:

@@ -36,7 +36,7 @@ class Bundle:
             raise BundleError(folder, f"not a bundle: {present}; `mexma export SOURCE --out {folder}` makes one")
         weights = {name for engine in manifest.engines for name in engine.weights}
         for entry in manifest.files:
-            _check_size(folder / entry.name, entry)
+            check_size(folder / entry.name, entry)
         hashed = [entry for entry in manifest.files if verify or entry.name not in weights]
         done, total = 0, sum(entry.size for entry in hashed)
         for entry in hashed:
@@ -68,9 +68,13 @@ def read_manifest(folder: Path) -> Manifest | None:
 def sha256_of(path: Path) -> str:
     """Hexadecimal sha256 of a file, read in pieces."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(READ_BYTES):
-            digest.update(piece)
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(READ_BYTES):
+                digest.update(piece)
+    except OSError as error:
+        error.filename = str(path)  # which reading does not say
+        raise
     return digest.hexdigest()
 
 
@@ -79,7 +83,8 @@ def content_name(stem: str, sha256: str, suffix: str) -> str:
     return f"{stem}.{sha256[:16]}.{suffix}"
 
 
-def _check_size(path: Path, entry: FileEntry) -> None:
+def check_size(path: Path, entry: FileEntry) -> None:
+    """BundleError unless the file at `path` is there with the size of its `entry`."""
     try:
         size = path.stat().st_size
     except OSError as error:

@@ -14,9 +14,9 @@ import json
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from mexma_runtime.bundle.strict_json import loads, read_value
+from mexma_runtime.bundle.strict_json import Check, loads, read_value
 from mexma_runtime.errors import BundleError
 from mexma_runtime.types import Dialect, Pooling, Precision
 
@@ -36,6 +36,13 @@ class PositionScheme(StrEnum):
     AFTER_PADDING = "after_padding"
     """(XLM-)RoBERTa: padding_id + 1, + 2, ... over the tokens that are not padding; padding itself keeps padding_id,
     a literal "<pad>" in a text too (transformers' create_position_ids_from_input_ids)."""
+
+
+FLAGS = ("true", "false")
+"""What `normalize.value` may be."""
+LOCAL = "local"
+"""The folder of what belongs to one machine."""
+Size: TypeAlias = Annotated[int, Check(expected="a whole number from 1 to 2147483647", holds=lambda n: 0 < n < 1 << 31)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +66,10 @@ class ModelEntry:
     weights_sha256: str
     family: str
     """`xlm-roberta` or `bert`."""
-    n_layers: int
-    hidden_size: int
-    n_heads: int
-    vocab_size: int
+    n_layers: Size
+    hidden_size: Size
+    n_heads: Size
+    vocab_size: Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +86,11 @@ class TextEntry:
 
     tokenizer: str
     """File name of the tokenizer in the bundle."""
-    max_tokens: int
+    max_tokens: Size
     """Special tokens included."""
     max_tokens_source: str
     lower_case: bool
-    padding_id: int
+    padding_id: Annotated[int, Check(expected="an int32 of 0 or more", holds=lambda n: 0 <= n < 1 << 31)]
     position_scheme: PositionScheme
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
@@ -219,7 +226,7 @@ class Manifest:
     @property
     def is_normalized(self) -> bool:
         """Whether the checkpoint's own vectors have length 1."""
-        return self.normalize.value == "true"
+        return self.normalize.value == FLAGS[0]
 
     def file(self, name: str) -> FileEntry:
         """The entry of one file; KeyError where there is none."""
@@ -238,7 +245,7 @@ class Manifest:
         except ValueError as error:
             raise BundleError(path, f"not JSON ({error}): the file is damaged: remove it and export again") from None
         schema = data.get("schema") if isinstance(data, dict) else None
-        if not isinstance(schema, int) or isinstance(schema, bool):
+        if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
             raise BundleError(path, "no schema version: this is not a bundle's manifest")
         if schema > SCHEMA:
             raise BundleError(
@@ -287,11 +294,24 @@ def _upgraded(data: dict[str, Any], schema: int) -> dict[str, Any]:
     return {**data, "schema": SCHEMA}
 
 
+def _is_file_name(name: str) -> bool:
+    try:
+        return bool(name) and b"\0" not in name.encode()
+    except UnicodeEncodeError:
+        return False
+
+
 def _check_references(manifest: Manifest, path: Path) -> None:
     files = [entry.name for entry in manifest.files]
     for name in files:
-        if Path(name).name != name or name in (".", ".."):
-            raise BundleError(path, f"file name {name!r} leaves the bundle's folder: refused")
+        if Path(name).name != name or name in (".", "..", LOCAL) or not _is_file_name(name):
+            raise BundleError(path, f"file name {name!r} is none of a file in the bundle's folder: refused")
+    for what, setting, known in (
+        ("pooling", manifest.pooling, list(Pooling)),
+        ("normalize", manifest.normalize, FLAGS),
+    ):
+        if setting.value not in known:
+            raise BundleError(path, f"{what}.value: expected one of {', '.join(known)}, got {setting.value!r}")
     needed = {manifest.text.tokenizer} | {
         name for engine in manifest.engines for name in (engine.file, *engine.weights)
     }

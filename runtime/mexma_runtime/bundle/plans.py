@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from mexma_runtime.bundle.manifest import EngineEntry, PositionScheme
+from mexma_runtime.bundle.manifest import LOCAL, EngineEntry, PositionScheme
 from mexma_runtime.bundle.strict_json import read_document
 from mexma_runtime.errors import BundleError, EngineUnavailableError
 from mexma_runtime.types import Pooling, Precision
 
 SCHEMA = 1
-FOLDER = Path("local") / "tensorrt"
+FOLDER = Path(LOCAL) / "tensorrt"
 """In the bundle's folder."""
 LAYERS = ".layers.json"
 """How the file beside a plan ends that has the inspector's output, and is no description of a plan."""

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from mexma_runtime.bundle.manifest import EngineEntry
+from mexma_runtime.bundle.manifest import LOCAL, EngineEntry
 from mexma_runtime.bundle.strict_json import read_document
-from mexma_runtime.bundle.whole_files import write_whole
+from mexma_runtime.bundle.whole_files import require_writable, write_whole
+from mexma_runtime.errors import file_errors
 
 SCHEMA = 1
-FILE = Path("local") / "tuning.json"
+FILE = Path(LOCAL) / "tuning.json"
 """In the bundle's folder; outside its hashes, and rebuilt at will."""
 
 
@@ -68,10 +69,18 @@ def read_tuning(folder: Path, gpu: str, engine: EngineEntry) -> Tuning:
     return Tuning()
 
 
+def writable_file(folder: Path) -> Path:
+    """Where what is measured will be kept; FileError where it cannot be, to be told before anything is measured."""
+    path = folder / FILE
+    with file_errors(path, "cannot be written"):
+        path.parent.mkdir(exist_ok=True)
+    require_writable(path)
+    return path
+
+
 def write_tuning(folder: Path, gpu: str, engine: EngineEntry, tuning: Tuning) -> Path:
     """Keep `tuning` for `engine` on GPUs of this description; others' stay. The file is replaced by one rename."""
-    path = folder / FILE
-    path.parent.mkdir(exist_ok=True)
+    path = writable_file(folder)
     ours = _Entry(gpu=gpu, engine=engine.name, file=engine.file, tuning=tuning)
     others = [entry for entry in _read(path).entries if (entry.gpu, entry.engine) != (gpu, engine.name)]
     document = dataclasses.asdict(_File(schema=SCHEMA, entries=[*others, ours]))

@@ -103,11 +103,13 @@ class Execution:
         call.pending.finish()
 
     def _tokenized(self, texts: Sequence[str], options: EncodeOptions, call: Call) -> Iterable[Tokenized]:
-        """The ids of `texts`: of many in windows, one tokenized ahead in a thread."""
+        """The ids of `texts`: of many in windows, one tokenized ahead in a thread, or all where one may be refused."""
         if len(texts) <= INLINE_TEXTS:
             return (self.tokenize(texts, options),)
         starts = range(0, len(texts), WINDOW_TEXTS)
-        return run_ahead(lambda i: self.tokenize(texts[i : i + WINDOW_TEXTS], options, i), starts, call)
+        windows = run_ahead(lambda i: self.tokenize(texts[i : i + WINDOW_TEXTS], options, i), starts, call)
+        # What can be refused is looked at as a whole, before hours are spent on what stands in front of it.
+        return list(windows) if self._tokenizer.may_refuse(texts, truncate=options.truncate) else windows
 
     def _start(
         self,

@@ -6,24 +6,22 @@ import importlib.metadata
 import os
 import signal
 import sys
-import time
-import warnings
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, BinaryIO
+from typing import Annotated, NoReturn
 
 import typer
 
-from mexma_runtime.errors import MexmaError, TruncationWarning, UsageError
-from mexma_runtime.terminal import note, print_json, progress_bars
+from mexma_runtime.cli.embed import embed_command
+from mexma_runtime.cli.options import JsonOption
+from mexma_runtime.errors import FileError, MexmaError, UsageError, file_errors
+from mexma_runtime.terminal import note, progress_bars
 
 COMMANDS = "mexma.commands"
 """The entry points that add commands: functions that take the typer app."""
 UNEXPECTED_EXIT_CODE = 70
 SHOW_TRACEBACK = "MEXMA_TRACEBACK"
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 def main() -> None:
@@ -31,17 +29,26 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        build_app()()
+        try:
+            build_app()()
+        except SystemExit:
+            _flush_stdout()
+            raise
     except MexmaError as error:
         _fail(str(error), error.exit_code)
-    except BrokenPipeError:
-        # Whoever read stdout has left; Python would try to flush it once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read the output has left
         sys.exit(MexmaError.exit_code)
+    except OSError as error:
+        if os.environ.get(SHOW_TRACEBACK):
+            raise
+        if error.errno is None:  # of a library
+            _fail_unexpectedly(error)
+        told = FileError(error.filename or "a file or standard output", "", error)
+        _fail(str(told), told.exit_code)
     except Exception as error:
         if os.environ.get(SHOW_TRACEBACK):
             raise
-        _fail(f"{type(error).__name__}: {error} ({SHOW_TRACEBACK}=1 shows where)", UNEXPECTED_EXIT_CODE)
+        _fail_unexpectedly(error)
 
 
 def build_app() -> typer.Typer:
@@ -66,7 +73,7 @@ def build_app() -> typer.Typer:
 
 
 def info_command(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.", readable=False)],
     verify: Annotated[bool, typer.Option("--verify", help="Check the hashes of the weights too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -81,7 +88,8 @@ def info_command(
 
 def doctor_command(
     bundle: Annotated[
-        Path | None, typer.Option(help="A bundle: run its engines for GPUs, and show their attention kernels.")
+        Path | None,
+        typer.Option(help="A bundle: run its engines for GPUs, and show their attention kernels.", readable=False),
     ] = None,
     device: Annotated[str, typer.Option(help="The GPU to look at with --bundle: cuda, cuda:1.")] = "cuda",
     tune: Annotated[
@@ -109,93 +117,6 @@ def doctor_command(
     tables.show_diagnosis(diagnose(opened, device), as_json=as_json)
 
 
-def embed_command(
-    file: Annotated[str, typer.Argument(help="Text in UTF-8, one sentence a line; - reads stdin.")],
-    bundle: Annotated[Path, typer.Option(help="Folder of the bundle.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .npy file to write: float32, one row a line.")],
-    precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16, int8 or fp8; default: the only one, or fp32; fp16 on a GPU.")
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="Of int8: fast, precise or your own; default: precise on OpenVINO, fast on onnxruntime."),
-    ] = None,
-    device: Annotated[
-        list[str] | None, typer.Option(help="cpu (default), or a GPU: cuda, cuda:1; given several times, they share.")
-    ] = None,
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            help="onnxruntime, openvino or tensorrt; default: OpenVINO for int8, where it is there, else onnxruntime."
-        ),
-    ] = None,
-    attention: Annotated[
-        str | None, typer.Option(help="Of a GPU: efficient (default), or flash, which is faster for long texts.")
-    ] = None,
-    normalize: Annotated[
-        bool | None,
-        typer.Option("--normalize/--no-normalize", help="Vectors of length 1, or as pooled; default: the model's way."),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Embed each line of a file, in bounded memory; OUT appears when it is complete."""
-    from mexma_runtime.cli.npy_file import npy_writer
-    from mexma_runtime.cli.sentences import count_lines, read_sentences
-    from mexma_runtime.encoder import Encoder
-
-    start_s = time.perf_counter()
-    n_sentences = 0
-    with ExitStack() as stack:
-        lines = stack.enter_context(_open(file))
-        encoder = stack.enter_context(
-            Encoder.load(
-                bundle,
-                precision=precision,
-                recipe=recipe,
-                device=device or "cpu",
-                backend=backend,
-                attention=attention,
-            )
-        )
-        caught = stack.enter_context(warnings.catch_warnings(record=True))
-        warnings.simplefilter("always")
-        append = stack.enter_context(npy_writer(output, dim=encoder.info.dim))
-        report = stack.enter_context(progress_bars())
-        # Only a person waits for a bar, and only a file can be read twice.
-        n_lines = count_lines(Path(file)) if sys.stderr.isatty() and Path(file).is_file() else 0
-        vectors = encoder.encode_iter(
-            read_sentences(lines, name="stdin" if file == "-" else file), normalize_embeddings=normalize
-        )
-        for vector in stack.enter_context(closing(vectors)):
-            append(vector)
-            n_sentences += 1
-            if n_lines:
-                report("embedding", n_sentences, n_lines)
-    seconds = time.perf_counter() - start_s
-    for warning in caught:
-        note(f"warning: {warning.message}")
-    info = encoder.info
-    if as_json:
-        print_json(
-            {
-                "output": str(output),
-                "n_sentences": n_sentences,
-                "dim": info.dim,
-                "n_truncated": sum(w.message.n_truncated for w in caught if isinstance(w.message, TruncationWarning)),
-                "seconds": round(seconds, 3),
-                "engine": info.engine,
-                "backend": info.backend,
-                "space": info.space,
-            }
-        )
-    else:
-        rate = n_sentences / seconds
-        note(
-            f"wrote {n_sentences} vectors of {info.dim} numbers to {output}: engine {info.engine} on {info.backend}, "
-            f"{seconds:.1f} s, {rate:.1f} sentences/s with loading"
-        )
-
-
 def _print_version(is_wanted: bool) -> None:
     if is_wanted:
         try:
@@ -213,20 +134,29 @@ def _root(
     """Export sentence encoders, and embed text with them."""
 
 
-def _open(file: str) -> AbstractContextManager[BinaryIO]:
-    if file == "-":
-        return nullcontext(sys.stdin.buffer)
-    try:
-        return Path(file).open("rb")
-    except OSError as error:
-        raise UsageError(f"{file}: cannot be read: {error.strerror}") from None
-
-
 def _stop(number: int, frame: FrameType | None) -> None:
     # Unlike the signals' own effects, this lets `with` blocks clean up, and the exit code is a shell's.
     sys.exit(128 + number)
 
 
-def _fail(message: str, exit_code: int) -> None:
+def _flush_stdout() -> None:
+    if sys.stdout is None:
+        return
+    try:
+        with file_errors("standard output", "cannot be written"):
+            sys.stdout.flush()
+    except (FileError, BrokenPipeError):
+        # Python would try once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise
+
+
+def _fail_unexpectedly(error: Exception) -> NoReturn:
+    _fail(f"{type(error).__name__}: {error} ({SHOW_TRACEBACK}=1 shows where)", UNEXPECTED_EXIT_CODE)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
     typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+    with suppress(FileError, BrokenPipeError):
+        _flush_stdout()
     sys.exit(exit_code)

@@ -10,7 +10,7 @@ from mexma_runtime.backends import BackendStatus, backend_statuses, gpu_lines, r
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.cli.attention_kernels import attention_kernels
 from mexma_runtime.errors import EngineUnavailableError
-from mexma_runtime.hardware import Hardware, detect_hardware
+from mexma_runtime.hardware import Hardware, default_threads, detect_hardware
 
 PACKAGES = (
     *("mexma-runtime", "numpy", "tokenizers", "typer", "onnxruntime", "onnxruntime-gpu", "openvino"),
@@ -28,7 +28,7 @@ class Diagnosis:
     python: str
     system: str
     hardware: Hardware
-    n_usable_cores: int
+    n_threads: int
     """Threads that an encoder takes unless told otherwise."""
     backends: list[BackendStatus]
     gpus: list[str]
@@ -49,7 +49,7 @@ def diagnose(bundle: Bundle | None = None, device: str = "cuda") -> Diagnosis:
         python=f"{platform.python_implementation()} {platform.python_version()}",
         system=platform.platform(),
         hardware=hardware,
-        n_usable_cores=hardware.n_usable_cores,
+        n_threads=default_threads(hardware),
         backends=backends,
         gpus=gpu_lines(),
         problems=find_problems(versions, backends),

@@ -17,7 +17,7 @@ from mexma_runtime.types import Vectors
 def npy_writer(path: Path, *, dim: int) -> Iterator[Callable[[Vectors], None]]:
     """Give a function that writes one row, float32 `(dim,)`; `path` is complete when the block ends well.
 
-    Where the block raises, `path` is as it was. Raises UsageError where it cannot be written.
+    Where the block raises, `path` is as it was. Raises as WholeFile.
     """
     n_rows = 0
 

@@ -71,7 +71,7 @@ def show_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
             "processor": hardware.processor,
             "instructions": " ".join(hardware.instruction_sets) or "none known",
             "allowed": f"{hardware.n_physical_cores} physical cores, {hardware.n_logical_cpus} logical; quota: {quota}",
-            "threads": f"{diagnosis.n_usable_cores} unless told otherwise",
+            "threads": f"{diagnosis.n_threads} unless told otherwise",
             "memory": f"{available} available of {total}",
             **{name: version or "not installed" for name, version in diagnosis.versions.items()},
         }

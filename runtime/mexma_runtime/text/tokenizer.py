@@ -57,12 +57,12 @@ class Tokenized:
 class TextTokenizer:
     """Tokenizes texts. Thread-safe; many texts at once use tokenizers' own threads, a single one does not."""
 
-    def __init__(self, path: Path, spec: TokenizerSpec) -> None:
-        """Read the tokenizer.json at `path`; its padding and truncation are replaced by `spec`.
+    def __init__(self, path: Path, spec: TokenizerSpec, *, content: bytes | None = None) -> None:
+        """Read the tokenizer.json at `path`, or what is to stand there, `content`; `spec` replaces its truncation.
 
         BundleError: not a tokenizer that can be read, or not one that this class reproduces.
         """
-        self._tokenizer = _load(path)
+        self._tokenizer = _load(path, content)
         if spec.lower_case:
             self._tokenizer.normalizer = _with_lowercase(self._tokenizer.normalizer)
         self._prefix, self._suffix = _special_tokens(self._tokenizer, path)
@@ -80,6 +80,11 @@ class TextTokenizer:
         if rules is None:
             return None
         return TextCutter(self._tokenizer, rules, step=self._whole_chars, max_whole_chars=self._max_whole_chars)
+
+    def may_refuse(self, texts: Sequence[str], *, truncate: bool) -> bool:
+        """Whether one of `texts`, which are valid Unicode, may turn out to be no input when it is tokenized."""
+        may_be_empty = not self._prefix and not self._suffix
+        return not truncate or may_be_empty or max(map(len, texts), default=0) > self._max_whole_chars
 
     def encode(self, texts: Sequence[str], *, truncate: bool = True, first_index: int = 0) -> Tokenized:
         """Token ids of `texts`, which are str, special tokens included, at most `max_tokens` each.
@@ -117,12 +122,12 @@ class TextTokenizer:
                 rows += [encoding.ids[: self._max_tokens + 1] for encoding in encode_batch(self._tokenizer, batch)]
             return rows
         except TypeError:
-            _refuse_surrogates(texts, first_index)
+            refuse_surrogates(texts, first_index)
             raise
 
     def _cut(self, texts: Sequence[str], long: set[int], cutter: TextCutter, first_index: int) -> list[list[int]]:
         """The same without tokenizing the whole of the texts in the rows `long`."""
-        _refuse_surrogates(texts, first_index)
+        refuse_surrogates(texts, first_index)
         short = iter(self._whole([text for row, text in enumerate(texts) if row not in long], first_index))
         return [
             [*self._prefix, *cutter.first_ids(text, self._max_content + 1, index=first_index + row), *self._suffix]
@@ -140,9 +145,9 @@ def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
         yield texts[start:end]
 
 
-def _load(path: Path) -> Tokenizer:
+def _load(path: Path, content: bytes | None) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path)) if content is None else Tokenizer.from_buffer(content)
     except Exception as error:  # noqa: BLE001 - tokenizers raises nothing more precise
         raise BundleError(
             path, f"tokenizers {tokenizers.__version__} cannot read it ({error}): upgrade tokenizers, or export again"
@@ -176,7 +181,8 @@ def _special_tokens(tokenizer: Tokenizer, path: Path) -> tuple[list[int], list[i
     raise BundleError(path, "it does not put special tokens around a text's own: not supported")
 
 
-def _refuse_surrogates(texts: Sequence[str], first_index: int) -> None:
+def refuse_surrogates(texts: Sequence[str], first_index: int) -> None:
+    """InputError for the first text, counted from `first_index`, that is not valid Unicode."""
     for index, text in enumerate(texts, first_index):
         try:
             text.encode()

@@ -184,6 +184,7 @@ def test_a_missing_torch_is_named(encoder: Encoder, monkeypatch: pytest.MonkeyPa
         ({"prompt": "a "}, "a "),
         ({"prompt": "a ", "prompt_name": "query"}, "a "),
         ({"prompt": ""}, ""),
+        ({"prompt_name": "document"}, ""),
     ],
 )
 def test_prompts(encoder: Encoder, arguments: dict[str, Any], prompt: str) -> None:
@@ -191,6 +192,20 @@ def test_prompts(encoder: Encoder, arguments: dict[str, Any], prompt: str) -> No
 
     np.testing.assert_array_equal(encoder.encode(["cat", "dog"], **arguments), expected)
     np.testing.assert_allclose(np.array(list(encoder.encode_iter(["cat", "dog"], **arguments))), expected, atol=1e-6)
+
+
+def test_queries_and_documents_are_encoded_with_their_prompts(make_bundle: MakeBundle) -> None:
+    texts = ["cat", "dog"]
+    with Encoder.load(make_bundle(default_prompt_name="query"), n_threads=1) as encoder:
+        query, plain = (encoder.encode(texts, prompt=prompt) for prompt in ("the ", ""))
+        np.testing.assert_array_equal(encoder.encode_query(texts), query)
+        np.testing.assert_array_equal(encoder.encode_query(texts, prompt=""), plain)
+        np.testing.assert_array_equal(encoder.encode_document(texts), plain)
+        np.testing.assert_array_equal(encoder.encode_document(texts, prompt_name="query"), query)
+        assert encoder.encode_query("cat", normalize_embeddings=True).shape == (encoder.info.dim,)
+    with Encoder.load(make_bundle(prompts={}, default_prompt_name="document"), n_threads=1) as bare:
+        for vectors in (bare.encode(texts), bare.encode_query(texts), bare.encode_document(texts)):
+            np.testing.assert_array_equal(vectors, plain)
 
 
 def test_a_default_prompt_can_be_switched_off(make_bundle: MakeBundle) -> None:
@@ -201,7 +216,9 @@ def test_a_default_prompt_can_be_switched_off(make_bundle: MakeBundle) -> None:
 
 
 def test_an_unknown_prompt_is_answered_with_the_known_ones(encoder: Encoder) -> None:
-    with pytest.raises(UsageError, match=r"prompt_name: expected one of \['passage', 'query'\], got 'nobody'"):
+    with pytest.raises(
+        UsageError, match=r"prompt_name: expected one of \['document', 'passage', 'query'\], got 'nobody'"
+    ):
         encoder.encode("a", prompt_name="nobody")
 
 

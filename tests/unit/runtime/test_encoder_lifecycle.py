@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import mexma_runtime
-from mexma_runtime import Encoder, EncoderClosedError
+from mexma_runtime import Encoder, EncoderClosedError, InputError, UsageError
 from mexma_runtime.bundle.bundle import Bundle
 
 MakeBundle = Callable[..., Path]
@@ -191,6 +191,38 @@ def test_importing_brings_no_heavy_library_and_prints_nothing() -> None:
 
 def test_every_public_name_is_there() -> None:
     assert all(hasattr(mexma_runtime, name) for name in mexma_runtime.__all__)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *({"n_threads": value} for value in ("2", 2.5, True, [2])),
+        *({"max_waiting": value} for value in ("3", None, 3.0)),
+        *({name: []} for name in ("precision", "recipe", "dialect", "engine", "backend", "graphs", "attention")),
+        {"device": None},
+        {"spinning": 1},
+        {"memory_limit": "1G"},
+        {"max_whole_chars": None},
+    ],
+    ids=str,
+)
+def test_an_option_of_another_type_is_refused_by_name(bundle_folder: Path, option: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(option))}: expected .*, got "):
+        Encoder.load(bundle_folder, **option)
+
+
+def test_an_argument_of_another_type_is_refused_by_name(bundle_folder: Path) -> None:
+    options: dict[str, Any] = {"n_threads": np.int64(1)}
+    counts: dict[str, Any] = {"batch_size": np.int64(1)}
+    with Encoder.load(bundle_folder, **options) as encoder:
+        for argument in ({"batch_size": "3"}, {"batch_size": 1.5}, {"out": [1]}):
+            with pytest.raises(UsageError, match=f"{next(iter(argument))}: expected .*, got "):
+                encoder.encode(["a"], **argument)
+        with pytest.raises(InputError, match="expected an iterable of str, got NoneType"):
+            encoder.encode_iter(None)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="window: expected 1 or more, got '2'"):
+            encoder.encode_iter(["a"], window="2")  # type: ignore[arg-type]
+        assert encoder.encode(["a"], **counts).shape == (1, encoder.info.dim)
 
 
 def test_an_option_that_does_not_exist_is_refused(bundle_folder: Path) -> None:

@@ -17,7 +17,7 @@ from mexma_runtime.bundle.bundle import Bundle, content_name
 from mexma_runtime.bundle.manifest import EngineEntry, Manifest
 from mexma_runtime.bundle.plans import FOLDER, LAYERS, SCHEMA, HardwareCompatibility, Plan, Platform, Tensor, TextRules
 from mexma_runtime.bundle.whole_files import write_whole
-from mexma_runtime.errors import EngineUnavailableError, MexmaError
+from mexma_runtime.errors import EngineUnavailableError, MexmaError, file_errors
 from mexma_runtime.terminal import Progress
 from mexma_runtime.types import Precision
 
@@ -73,7 +73,8 @@ def build_plans(
     cache_folder = bundle.folder / FOLDER / options.platform.folder_name
     folder = options.out or cache_folder
     for needed in (folder, cache_folder):
-        needed.mkdir(parents=True, exist_ok=True)
+        with file_errors(needed, "cannot be made a folder"):
+            needed.mkdir(parents=True, exist_ok=True)
     built = []
     for entry in engines:
         log, timing = folder / f"{entry.name}.log", cache_folder / TIMING_CACHE

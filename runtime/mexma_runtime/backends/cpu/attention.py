@@ -1,7 +1,8 @@
 """Attention on onnxruntime's CPU for batches without padding: no mask, so that scores are computed in blocks.
 
-Its MultiHeadAttention has such a kernel on CPUs, and takes it where nothing but biases comes with queries, keys and
-values. With a mask, of any form, it keeps heads x length x length scores, and so do a portable graph's products.
+Its MultiHeadAttention has a kernel for that on CPUs, and takes it where nothing but biases comes with queries, keys
+and values. With a mask, of any form, all heads x length x length scores are kept, as by a portable graph's products.
+Field numbers: onnx.proto.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from mexma_runtime.backends.cpu.protobuf import bytes_field, fields, integer_field, texts
-from mexma_runtime.backends.requirements import version_key
+from mexma_runtime.bundle.protobuf import as_varint, fields, length_delimited
 from mexma_runtime.errors import InputError
 from mexma_runtime.hardware import detect_hardware, l2_cache_bytes
 
@@ -20,25 +20,17 @@ N_UNMASKED = 4
 """The operator's inputs before its mask: queries, keys, values, biases."""
 SWITCH = "ORT_DISABLE_FLASH_ATTENTION"
 """onnxruntime's environment variable that takes the kernel away."""
-LEAST_VERSION = (1, 21)
-"""Of onnxruntime: since then a graph in memory finds its weights. An older one opens the graph as it is, with masks."""
-BYTES_A_SCORE = 8
-"""A float, and its copy that some of the kernels make; measured at 8,192 tokens: 4.1 to 8.3."""
+BYTES_A_SCORE = 4
 
-# The numbers of fields in onnx.proto.
-MODEL_GRAPH, MODEL_OPERATOR_SETS = 7, 8
-GRAPH_NODE, GRAPH_OUTPUT = 1, 12
-NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OPERATOR, NODE_ATTRIBUTE, NODE_DOMAIN = 1, 2, 3, 4, 5, 7
-ATTRIBUTE_INTEGER, ATTRIBUTE_TYPE, TYPE_INTEGER = 3, 20, 2
-NAME = 1
-"""Of values, attributes and operator sets."""
-VERSION = 2
-"""Of operator sets."""
+_GRAPH, _OPERATOR_SETS = 7, 8
+_NODE, _OUTPUT = 1, 12
+_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Node:
     message: bytes
+    """A NodeProto."""
     operator: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -48,38 +40,38 @@ def unmasked(model: bytes, n_heads: int) -> bytes:
     """`model`, a fused or portable graph of the export, with MultiHeadAttention without a mask for its attention.
 
     What only the mask was made of is gone; the inputs stay. A graph without attention comes back as it is. Raises
-    ValueError, IndexError or KeyError where `model` is no ONNX model.
+    IndexError or ValueError where `model` is none.
     """
     parts = list(fields(model))
-    [graph] = (list(fields(content)) for number, content, _ in parts if number == MODEL_GRAPH)
-    nodes = [_node(content) for number, content, _ in graph if number == GRAPH_NODE]
+    (graph,) = (list(fields(value)) for number, value, _ in parts if number == _GRAPH)
+    nodes = [_node(value) for number, value, _ in graph if number == _NODE]
     changed = [_without_mask(node, n_heads) for node in nodes]
     if changed == nodes:
         return model
-    outputs = [texts(content, NAME)[0] for number, content, _ in graph if number == GRAPH_OUTPUT]
-    written = [bytes_field(GRAPH_NODE, node.message) for node in _needed(changed, outputs)]
-    written += [raw for number, _, raw in graph if number != GRAPH_NODE]
-    operators = bytes_field(MODEL_OPERATOR_SETS, bytes_field(NAME, DOMAIN.encode()) + integer_field(VERSION, 1))
-    kept = [raw for number, _, raw in parts if number != MODEL_GRAPH and raw != operators]
-    return b"".join([*kept, operators, bytes_field(MODEL_GRAPH, b"".join(written))])
+    outputs = [_texts(value, 1)[0] for number, value, _ in graph if number == _OUTPUT]
+    written = [length_delimited(_NODE, node.message) for node in _needed(changed, outputs)]
+    written += [raw for number, _, raw in graph if number != _NODE]
+    # An OperatorSetIdProto: domain, version 1.
+    operators = length_delimited(_OPERATOR_SETS, length_delimited(1, DOMAIN.encode()) + b"\x10\x01")
+    kept = [raw for number, _, raw in parts if number != _GRAPH and raw != operators]
+    return b"".join([*kept, operators, length_delimited(_GRAPH, b"".join(written))])
 
 
-def reason_for_all_scores(version: str) -> str | None:
-    """Why onnxruntime of that version keeps all scores of a sentence on this machine; None: it computes them in blocks."""
-    if version_key(version) < LEAST_VERSION:
-        return f"onnxruntime {version} is older than {'.'.join(map(str, LEAST_VERSION))}"
+def reason_for_all_scores() -> str | None:
+    """Why onnxruntime keeps all scores of a sentence in this process; None: it computes them in blocks."""
     if l2_cache_bytes() == 0:
         return "the C library does not know the size of the L2 cache (getconf LEVEL2_CACHE_SIZE)"
     return None if os.environ.get(SWITCH, "0") in ("", "0") else f"{SWITCH} is set"
 
 
 def require_memory(length: int, n_heads: int, reason: str) -> None:
-    """InputError where all scores of a sentence of `length` tokens, which are kept for `reason`, do not fit into memory."""
+    """InputError where all scores of a sentence of `length` tokens, kept for `reason`, do not fit into memory."""
     needed, free = n_heads * length**2 * BYTES_A_SCORE, detect_hardware().memory_available_bytes
     if free is not None and needed > free:
         raise InputError(
-            f"a text of {length} tokens takes {needed / 1e9:.1f} GB for the scores of its attention, and {free / 1e9:.1f} "
-            f"GB are free: onnxruntime keeps all of them, as {reason}; pass backend='openvino', or shorten the text"
+            f"a text of {length} tokens takes {needed / 1e9:.1f} GB for the scores of its attention, and "
+            f"{free / 1e9:.1f} GB are free: onnxruntime keeps all of them, as {reason}; pass backend='openvino', or "
+            f"shorten the text"
         )
 
 
@@ -92,12 +84,13 @@ def _without_mask(node: _Node, n_heads: int) -> _Node:
         inputs = tuple(f"{path}.{part}.out" for part in ("query", "key", "value"))
     else:
         return node
-    heads = [bytes_field(NAME, b"num_heads"), integer_field(ATTRIBUTE_INTEGER, n_heads)]
-    attribute = b"".join([*heads, integer_field(ATTRIBUTE_TYPE, TYPE_INTEGER)])
-    strings = [(NODE_NAME, node.outputs[0]), (NODE_OPERATOR, ATTENTION), (NODE_DOMAIN, DOMAIN)]
-    strings += [(NODE_INPUT, name) for name in inputs] + [(NODE_OUTPUT, name) for name in node.outputs]
-    message = b"".join(bytes_field(number, text.encode()) for number, text in strings)
-    return replace(node, message=message + bytes_field(NODE_ATTRIBUTE, attribute), operator=ATTENTION, inputs=inputs)
+    texts = [(_NODE_INPUT, name) for name in inputs] + [(_NODE_OUTPUT, name) for name in node.outputs]
+    texts += [(_NODE_NAME, node.outputs[0]), (_NODE_OPERATOR, ATTENTION), (_NODE_DOMAIN, DOMAIN)]
+    message = b"".join(length_delimited(number, text.encode()) for number, text in texts)
+    # An AttributeProto: name, i (3), type (20) INT.
+    attribute = length_delimited(1, b"num_heads") + b"\x18" + as_varint(n_heads) + b"\xa0\x01\x02"
+    message += length_delimited(_NODE_ATTRIBUTE, attribute)
+    return replace(node, message=message, operator=ATTENTION, inputs=inputs)
 
 
 def _needed(nodes: list[_Node], outputs: Iterable[str]) -> list[_Node]:
@@ -111,9 +104,14 @@ def _needed(nodes: list[_Node], outputs: Iterable[str]) -> list[_Node]:
 
 
 def _node(message: bytes) -> _Node:
+    (operator,) = _texts(message, _NODE_OPERATOR)
     return _Node(
         message=message,
-        operator=texts(message, NODE_OPERATOR)[0],
-        inputs=texts(message, NODE_INPUT),
-        outputs=texts(message, NODE_OUTPUT),
+        operator=operator,
+        inputs=_texts(message, _NODE_INPUT),
+        outputs=_texts(message, _NODE_OUTPUT),
     )
+
+
+def _texts(message: bytes, wanted: int) -> tuple[str, ...]:
+    return tuple(value.decode() for number, value, _ in fields(message) if number == wanted)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
 import numpy as np
 
 from mexma_runtime.backends.base import BackendInfo
-from mexma_runtime.backends.cpu.attention import LEAST_VERSION, reason_for_all_scores, require_memory, unmasked
+from mexma_runtime.backends.cpu.attention import reason_for_all_scores, require_memory, unmasked
 from mexma_runtime.backends.cpu.host import HostBackend
-from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, import_onnxruntime
+from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, import_onnxruntime, open_session
 from mexma_runtime.backends.options import CpuOptions
 from mexma_runtime.backends.padding import padded_inputs
-from mexma_runtime.backends.requirements import require_names, require_version, saturates, version_key
+from mexma_runtime.backends.requirements import require_names, require_version, saturates
 from mexma_runtime.batching import BatchPolicy, Grouping
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry, Manifest
 from mexma_runtime.errors import EngineUnavailableError, MexmaError
-from mexma_runtime.hardware import describe_processor, detect_hardware
+from mexma_runtime.hardware import default_threads, describe_processor, detect_hardware
 from mexma_runtime.types import Precision, Ragged, Vectors
 from mexma_runtime.vectors import rows_to_fill
 
@@ -34,7 +35,7 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: CpuOptions) -> Onn
     version = library_version()
     require_version(engine, NAME, version, extra="cpu")
     hardware = detect_hardware()
-    n_threads = options.n_threads or hardware.n_usable_cores
+    n_threads = options.n_threads or default_threads(hardware)
     # Threads that wait busily would use up a quota that others could compute with.
     spinning = hardware.cpu_quota is None if options.spinning is None else options.spinning
     path = bundle.path(engine.file)
@@ -45,13 +46,8 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: CpuOptions) -> Onn
             "session.x64quantprecision": "1" if saturates(engine, hardware.instruction_sets) else "0",
             # It moves floats of 8 bits in front of operators that take none, and refuses what it has made.
             "session.disable_quant_qdq": "1" if engine.precision is Precision.FP8 else "0",
-            # A graph in memory has no folder to find its weights in.
-            "session.model_external_initializers_file_folder_path": str(bundle.folder),
         }
-        graph: str | bytes = str(path)
-        if version_key(version) >= LEAST_VERSION:  # no batch of POLICY has padding
-            graph = unmasked(path.read_bytes(), bundle.manifest.model.n_heads)
-        session = _session(graph, n_threads, settings)
+        session = _session(bundle, engine, n_threads, settings)
     except Exception as error:
         raise EngineUnavailableError(f"{path}: {NAME} {version} cannot open this graph: {error}") from error
     inputs, outputs = ([value.name for value in found] for found in (session.get_inputs(), session.get_outputs()))
@@ -75,8 +71,8 @@ class OnnxRuntimeCpu(HostBackend):
     def __init__(self, session: Any, *, engine: EngineEntry, manifest: Manifest, info: BackendInfo) -> None:
         self._session, self._binding = session, session.io_binding()
         self._engine, self._manifest, self.info = engine, manifest, info
+        self._reason_for_all_scores = reason_for_all_scores()
         self._options, self._shrinking = _run_options(), _run_options(shrinking=True)
-        self._reason_for_all_scores = reason_for_all_scores(info.version)
         self.copy_s = self.compute_s = 0.0
 
     def run(self, batch: Ragged, out: Vectors) -> None:
@@ -122,7 +118,7 @@ def obstacle(engine: EngineEntry) -> None:
     """Nothing: onnxruntime finds a way on every processor."""
 
 
-def _session(graph: str | bytes, n_threads: int, settings: dict[str, str]) -> Any:
+def _session(bundle: Bundle, engine: EngineEntry, n_threads: int, settings: dict[str, str]) -> Any:
     ort = _import_onnxruntime()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -134,13 +130,16 @@ def _session(graph: str | bytes, n_threads: int, settings: dict[str, str]) -> An
     options.enable_mem_pattern = False
     for name, value in settings.items():
         options.add_session_config_entry(name, value)
-    return ort.InferenceSession(graph, options, providers=[PROVIDER], disabled_optimizers=SLOWER_FUSIONS)
+    # No batch of POLICY has padding.
+    change = functools.partial(unmasked, n_heads=bundle.manifest.model.n_heads)
+    more = {"providers": [PROVIDER], "disabled_optimizers": SLOWER_FUSIONS}
+    return open_session(bundle, engine, options, change=change, **more)
 
 
 def _run_options(*, shrinking: bool = False) -> Any:
     options = _import_onnxruntime().RunOptions()
     options.log_severity_level = SILENT
-    if shrinking:  # The arena gives back what the run has left free; else a long text's memory stays taken.
+    if shrinking:  # or the arena would keep what a long sentence took
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,9 +20,16 @@ from mexma_runtime.backends.padding import padded_inputs
 from mexma_runtime.backends.requirements import require_names, require_version, saturates
 from mexma_runtime.batching import BatchPolicy, Grouping, make_batches
 from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.linked_files import MappedGraph, is_linked, map_graph
 from mexma_runtime.bundle.manifest import GROUP_STEP, EngineEntry, Manifest
 from mexma_runtime.errors import EngineUnavailableError, MexmaError, MissingDependencyError, UsageError
-from mexma_runtime.hardware import describe_processor, detect_hardware, onednn_instruction_sets, sums_int8_exactly
+from mexma_runtime.hardware import (
+    default_threads,
+    describe_processor,
+    detect_hardware,
+    onednn_instruction_sets,
+    sums_int8_exactly,
+)
 from mexma_runtime.types import Precision, Ragged, Vectors
 from mexma_runtime.vectors import rows_to_fill
 
@@ -59,7 +65,7 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: CpuOptions) -> Ope
         )
     if reason := obstacle(engine):
         raise EngineUnavailableError(reason)
-    n_threads = options.n_threads or detect_hardware().n_usable_cores
+    n_threads = options.n_threads or default_threads(detect_hardware())
     settings = _settings(n_threads=n_threads, group_size=_group_size(engine, bundle.manifest))
     with _one_cache():
         backend = OpenVinoCpu(bundle, engine, settings)
@@ -77,7 +83,8 @@ class OpenVinoCpu(HostBackend):
     def __init__(self, bundle: Bundle, engine: EngineEntry, settings: Mapping[str, Any]) -> None:
         self._path, self._engine, self._manifest = bundle.path(engine.file), engine, bundle.manifest
         self._settings = settings
-        compiled = _compile(self._path, settings)
+        self._mapped = map_graph(bundle, engine) if is_linked(bundle, engine) else None
+        compiled = self._compile(settings)
         inputs, outputs = ([value.any_name for value in found] for found in (compiled.inputs, compiled.outputs))
         require_names(self._path, engine, inputs, outputs)
         n_threads = compiled.get_property("INFERENCE_NUM_THREADS")
@@ -129,7 +136,7 @@ class OpenVinoCpu(HostBackend):
     def _run_in_streams(self, parts: list[Rows], feeds: list[Feed], out: Vectors) -> None:
         """The largest parts first, each by the next stream that is free."""
         if self._streams.empty():
-            compiled = _compile(self._path, {**self._settings, "NUM_STREAMS": self._n_streams})
+            compiled = self._compile({**self._settings, "NUM_STREAMS": self._n_streams})
             for _ in range(self._n_streams):
                 self._streams.put(compiled.create_infer_request())
 
@@ -157,6 +164,16 @@ class OpenVinoCpu(HostBackend):
             shape = "x".join(map(str, feed["input_ids"].shape))
             raise MexmaError(f"{self._engine.file}: {NAME} failed on a batch of {shape} tokens: {error}") from error
         out[rows] = vectors
+
+    def _compile(self, settings: Mapping[str, Any]) -> Any:
+        core = _import_openvino().Core()
+        try:
+            model = _with_weights(core, self._mapped) if self._mapped else core.read_model(str(self._path))
+            return core.compile_model(model, DEVICE, dict(settings))
+        except Exception as error:
+            raise EngineUnavailableError(
+                f"{self._path}: {NAME} {library_version()} cannot open this graph: {error}"
+            ) from error
 
     def _feed(self, batch: Ragged) -> Feed:
         arrays = padded_inputs(batch, self._manifest.text)
@@ -212,12 +229,18 @@ def _settings(*, n_threads: int, group_size: int) -> dict[str, Any]:
     }
 
 
-def _compile(path: Path, settings: Mapping[str, Any]) -> Any:
-    openvino = _import_openvino()
-    try:
-        return openvino.Core().compile_model(str(path), DEVICE, dict(settings))
-    except Exception as error:
-        raise EngineUnavailableError(f"{path}: {NAME} {library_version()} cannot open this graph: {error}") from error
+def _with_weights(core: Any, mapped: MappedGraph) -> Any:
+    """The model of a graph whose weights OpenVINO does not find by itself."""
+    from openvino import op
+
+    model = core.read_model(mapped.with_weights_as_inputs())
+    values = {tensor.name: tensor.values for tensor in mapped.weights}
+    for parameter in model.get_parameters():
+        if (name := parameter.friendly_name) in values:
+            constant = op.Constant(values[name], shared_memory=True)
+            parameter.output(0).replace(constant.output(0))
+            model.remove_parameter(parameter)
+    return model
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from mexma_runtime.backends.gpu.backend import DeviceBackend, Worker
 from mexma_runtime.backends.gpu.cuda_checks import Gpu, find_gpu, libraries, load_libraries
 from mexma_runtime.backends.gpu.cuda_device import CudaDevice
 from mexma_runtime.backends.gpu.engine import is_out_of_memory
-from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, OrtSession, import_onnxruntime
+from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, OrtSession, import_onnxruntime, open_session
 from mexma_runtime.backends.options import Attention, GpuOptions, Graphs
 from mexma_runtime.backends.requirements import require_names, require_version, version_key
 from mexma_runtime.backends.support import MIN_ONNXRUNTIME_GPU
@@ -78,7 +78,7 @@ def _open(bundle: Bundle, entry: EngineEntry, options: GpuOptions, gpu: Gpu, wor
     ort, spinning = _import_onnxruntime(), options.spinning is not False
     device = CudaDevice(gpu.index, spinning=spinning)
     path = bundle.path(entry.file)
-    session = _session(path, device, entry, options)
+    session = _session(bundle, entry, device, options)
     inputs, outputs = ([value.name for value in found] for found in (session.get_inputs(), session.get_outputs()))
     require_names(path, entry, inputs, outputs, feedable=layout_for(bundle.manifest, entry).names)
     return assemble(
@@ -96,11 +96,11 @@ def _open(bundle: Bundle, entry: EngineEntry, options: GpuOptions, gpu: Gpu, wor
     )
 
 
-def _session(path: Path, device: CudaDevice, entry: EngineEntry, options: GpuOptions) -> Any:
+def _session(bundle: Bundle, entry: EngineEntry, device: CudaDevice, options: GpuOptions) -> Any:
     """A session whose nodes are all on the GPU."""
-    ort, session = _import_onnxruntime(), None
+    ort, session, path = _import_onnxruntime(), None, bundle.path(entry.file)
     try:
-        session = _new_session(path, device, entry, options, graphs=options.graphs is not Graphs.NEVER)
+        session = _new_session(bundle, entry, device, options, graphs=options.graphs is not Graphs.NEVER)
     except Exception as error:
         if is_out_of_memory(error):
             raise DeviceMemoryError(
@@ -109,7 +109,7 @@ def _session(path: Path, device: CudaDevice, entry: EngineEntry, options: GpuOpt
             ) from error
         # Where a node is on the CPU, graphs are refused before its name can be read.
         with suppress(Exception):
-            session = _new_session(path, device, entry, options, graphs=False)
+            session = _new_session(bundle, entry, device, options, graphs=False)
         if session is not None:
             require_placement(session, path, PROVIDER)
         raise EngineUnavailableError(f"{path}: {NAME} {ort.__version__} cannot open this graph: {error}") from error
@@ -118,7 +118,7 @@ def _session(path: Path, device: CudaDevice, entry: EngineEntry, options: GpuOpt
     return session
 
 
-def _new_session(path: Path, device: CudaDevice, entry: EngineEntry, options: GpuOptions, *, graphs: bool) -> Any:
+def _new_session(bundle: Bundle, entry: EngineEntry, device: CudaDevice, options: GpuOptions, *, graphs: bool) -> Any:
     ort = _import_onnxruntime()
     settings = ort.SessionOptions()
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -144,7 +144,7 @@ def _new_session(path: Path, device: CudaDevice, entry: EngineEntry, options: Gp
     # It warns of a plugin that nobody has asked for, before it reads the session's own severity.
     ort.set_default_logger_severity(SILENT)
     try:
-        return ort.InferenceSession(str(path), settings, providers=[(PROVIDER, provider)])
+        return open_session(bundle, entry, settings, providers=[(PROVIDER, provider)])
     finally:
         ort.set_default_logger_severity(WARNING)
 

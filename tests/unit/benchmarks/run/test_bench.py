@@ -22,7 +22,7 @@ from mexma_benchmarks.run.sizes import SIZES, Effort
 from mexma_benchmarks.run.subjects import engine_subjects
 from mexma_export.checkpoint.standin import write_standin
 from mexma_runtime.bundle.bundle import Bundle
-from mexma_runtime.errors import MexmaError, MissingDependencyError, UsageError
+from mexma_runtime.errors import FileError, MexmaError, MissingDependencyError, UsageError
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -194,6 +194,19 @@ def test_what_cannot_be_meant_is_refused_before_anything_runs(app: typer.Typer, 
         error = failure(app, "run", *words)
         assert isinstance(error, UsageError)
         assert said in str(error)
+
+
+def test_files_that_cannot_be_read_or_written_are_told_before_anything_runs(app: typer.Typer, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for words, said in (
+        (("run", "a", "--out", tmp_path / "file" / "out"), "file/result.json: cannot be written: Not a directory"),
+        (("run", "a", "--corpus", tmp_path / "none"), "none: cannot be read: No such file"),
+        (("report", tmp_path / "none"), "none: cannot be read: No such file"),
+    ):
+        error = failure(app, *words)
+        assert isinstance(error, FileError)
+        assert said in str(error)
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_what_is_not_installed_is_named_before_anything_runs(app: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,12 +46,12 @@ def test_certificates_are_kept_one_for_each_place_that_judged(
     elsewhere = dataclasses.replace(fp16, engine=dataclasses.replace(fp16.engine, certificates=[on_gpu]))
     bad = dataclasses.replace(verdicts[1], shortfalls=check_invariance(BAD_INVARIANCE, Precision.FP32))
 
-    assert certify(folder, [fp16, elsewhere, bad]) == ["fused.fp16"]
+    assert certify(folder, [fp16, elsewhere, bad]) == (["fused.fp16"], ())
 
     after = {engine.name: engine for engine in Bundle.open(folder, verify=True).manifest.engines}
     assert after["fused.fp16"].certificates == [*before[0].certificates, on_gpu]
     assert [after[e.name] for e in before[1:]] == before[1:]
-    assert certify(folder, [fp16]) == ["fused.fp16"]
+    assert certify(folder, [fp16]) == (["fused.fp16"], ())
     assert Bundle.open(folder).manifest.engines[0].certificates == [on_gpu, fp16.certificate]
     other = dataclasses.replace(fp16, engine=dataclasses.replace(fp16.engine, file="model.other.onnx"))
     with pytest.raises(BundleError, match=r"fused\.fp16 changed while it was judged"):

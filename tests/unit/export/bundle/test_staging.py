@@ -1,7 +1,14 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +24,7 @@ from mexma_runtime.bundle.manifest import (
     Setting,
     TextEntry,
 )
-from mexma_runtime.errors import BundleError, UsageError
+from mexma_runtime.errors import BundleError, FileError, UsageError
 
 
 def manifest_of(tokenizer: FileEntry) -> Manifest:
@@ -76,6 +83,20 @@ def test_a_published_bundle_opens_and_holds_no_litter(tmp_path: Path) -> None:
     assert Bundle.open(out, verify=True).manifest.files == [entry]
     assert entry == FileEntry(name=name_of("one"), sha256=hashlib.sha256(b"one").hexdigest(), size=3)
     assert names_in(out) == {MANIFEST_NAME, entry.name}
+
+
+def test_a_manifest_that_is_a_link_gives_way_and_what_it_names_stays(tmp_path: Path) -> None:
+    store, folder = tmp_path / "blob", tmp_path / "bundle"
+    with Staging(folder) as staging:
+        publish(staging, "one")
+    (folder / MANIFEST_NAME).rename(store)
+    (folder / MANIFEST_NAME).symlink_to(store)
+    before = store.read_bytes()
+    with Staging(folder) as staging:
+        publish(staging, "two")
+    assert store.read_bytes() == before
+    assert names_in(folder) == {MANIFEST_NAME, name_of("two")}
+    assert not (folder / MANIFEST_NAME).is_symlink()
 
 
 def test_files_that_the_new_bundle_does_not_list_are_removed(tmp_path: Path) -> None:
@@ -160,7 +181,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("mine", encoding="utf-8")
     for out in (path, path / "below"):
-        with pytest.raises(UsageError, match="cannot be made a folder"):
+        with pytest.raises(FileError, match="cannot be made a folder"):
             Staging(out)
     assert path.read_text(encoding="utf-8") == "mine"
 
@@ -173,6 +194,90 @@ def test_one_export_at_a_time(tmp_path: Path) -> None:
             Staging(tmp_path)
     with Staging(tmp_path) as staging:
         publish(staging, "one")
+
+
+def refusing(number: int, *, of_folders: bool = False) -> Callable[..., None]:
+    """A system call that fails with `number`; where it is `of_folders`, files are taken."""
+
+    def refuse(descriptor: int, *how: int) -> None:
+        if not of_folders or stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.EBADF])
+def test_a_file_system_without_locks_is_written_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refusing(number))
+    with Staging(tmp_path) as staging:
+        entry = publish(staging, "one")
+    assert staging.warnings == (
+        f"{tmp_path}: it cannot be locked ({os.strerror(number)}): see to it that no other export writes there "
+        "meanwhile",
+    )
+    assert names_in(tmp_path) == {MANIFEST_NAME, entry.name}
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES, errno.ENOSYS])
+def test_a_file_system_that_flushes_no_folders_is_written_and_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(os, "fsync", refusing(number, of_folders=True))
+    with Staging(tmp_path) as staging:
+        publish(staging, "one")
+    (told,) = staging.warnings
+    assert f"flushes no folders ({os.strerror(number)}): after a power failure" in told
+    assert Bundle.open(tmp_path, verify=True).manifest.files
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_names_that_are_lost_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    monkeypatch.setattr(os, "fsync", refusing(number, of_folders=True))
+
+    def export() -> None:
+        with Staging(tmp_path) as staging:
+            publish(staging, "one")
+
+    with pytest.raises(FileError, match="cannot be flushed to the disk") as caught:
+        export()
+    assert caught.value.errno == number
+    assert names_in(tmp_path) == set()
+
+
+def test_a_disk_that_does_not_say_its_size_is_tried_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=0, free=0))
+    with Staging(tmp_path) as staging:
+        staging.require_space(1 << 60)
+    assert "does not say how much is free" in staging.warnings[0]
+
+
+def test_a_full_disk_is_told_with_the_folder_and_leaves_the_old_bundle(tmp_path: Path, small_files: int) -> None:
+    with Staging(tmp_path) as staging:
+        entry = publish(staging, "one")
+    before = names_in(tmp_path)
+
+    def export() -> None:
+        with Staging(tmp_path) as staging:
+            staging.temporary("weights").write_bytes(bytes(small_files + 1))
+
+    with pytest.raises(FileError, match=r"cannot be written: File too large: .*; nothing was published") as caught:
+        export()
+    assert (caught.value.path, caught.value.errno) == (tmp_path, errno.EFBIG)
+    assert names_in(tmp_path) == before == {MANIFEST_NAME, entry.name}
+
+
+def test_engines_whose_files_are_gone_are_not_published_again(tmp_path: Path) -> None:
+    with Staging(tmp_path) as staging:
+        gone = publish(staging, "one")
+    before = (tmp_path / MANIFEST_NAME).read_bytes()
+    (tmp_path / gone.name).unlink()
+    with Staging(tmp_path) as staging:
+        assert staging.previous
+        with pytest.raises(BundleError, match=f"{gone.name}: is missing: copy the bundle again, or export again"):
+            staging.publish(staging.previous)
+    assert (tmp_path / MANIFEST_NAME).read_bytes() == before
 
 
 def test_a_manifest_that_cannot_be_read_is_refused_and_the_folder_let_go(tmp_path: Path) -> None:

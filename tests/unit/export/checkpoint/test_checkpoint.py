@@ -72,7 +72,7 @@ def test_all_that_is_wrong_with_the_tensors_is_told_at_once(folder: Path) -> Non
         del tensors["embeddings.LayerNorm.bias"]
         tensors["encoder.layer.3.output.dense.bias"] = np.zeros(64, np.float32)
         tensors["embeddings.word_embeddings.weight"] = tensors["embeddings.word_embeddings.weight"][:-1]
-        tensors[QUERY] = tensors[QUERY].astype(np.float64)
+        tensors[QUERY] = tensors[QUERY].astype(np.int32)
         tensors[BIAS] = np.zeros((64, 1), np.int64)
         tensors["adapter.weight"] = np.zeros(1, np.float32)
 
@@ -82,9 +82,9 @@ def test_all_that_is_wrong_with_the_tensors_is_told_at_once(folder: Path) -> Non
         "sentence_bert_config.json: a limit of 514 tokens; the position table serves 3 to 512",
         "embeddings.word_embeddings.weight: expected [8192, 64] from config.json, got [8191, 64]",
         "embeddings.LayerNorm.bias: missing, expected [64]",
-        f"{QUERY}: expected weights in F32, F16 or BF16, got F64",
+        f"{QUERY}: expected weights in F64, F32, F16, BF16, got I32",
         f"{BIAS}: expected [64] from config.json, got [64, 1]",
-        f"{BIAS}: expected weights in F32, F16 or BF16, got I64",
+        f"{BIAS}: expected weights in F64, F32, F16, BF16, got I64",
         "adapter.weight: unexpected: the graph has no place for it",
         "encoder.layer.3.output.dense.bias: unexpected: the graph has no place for it",
     ]
@@ -186,6 +186,40 @@ def test_sixteen_bit_weights_widen_without_loss(folder: Path, dtype: Any) -> Non
     read = whole(checkpoint.tensors["layer.1.attention.query.weight"])
     assert read.dtype == np.float32
     assert np.array_equal(read, before.astype(dtype).astype(np.float32))
+
+
+def test_float64_weights_are_rounded_to_fp32(folder: Path) -> None:
+    expected = load_file(folder / SINGLE)[QUERY]
+    edit_tensors(folder, lambda t: t.update({name: array.astype(np.float64) * (1 + 1e-9) for name, array in t.items()}))
+    read = whole(load(folder).tensors["layer.1.attention.query.weight"])
+    assert read.dtype == np.float32
+    assert np.array_equal(read, (expected.astype(np.float64) * (1 + 1e-9)).astype(np.float32))
+    edit_tensors(folder, lambda t: t[QUERY].__setitem__((0, 0), 1e39))
+    with pytest.raises(CheckpointError, match=f"{QUERY}: holds NaN or infinite weights"):
+        scan_weights(load(folder))
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_layer_norms_by_their_old_names_are_the_same_model(folder: Path, prefix: str) -> None:
+    expected = values(load(folder))
+
+    def rename(tensors: Tensors) -> None:
+        for name in list(tensors):
+            old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+            tensors[prefix + old] = tensors.pop(name)
+
+    edit_tensors(folder, rename)
+    assert values(load(folder)) == expected
+
+
+def test_a_layer_norm_by_both_names_is_refused(folder: Path) -> None:
+    name = "encoder.layer.1.output.LayerNorm.weight"
+    edit_tensors(folder, lambda t: t.update({name.replace("weight", "gamma"): t[name] + 1}))
+    (problem,) = problems_of(folder)
+    assert problem == (
+        "encoder.layer.1.output.LayerNorm.weight: encoder.layer.1.output.LayerNorm.gamma is another name for it: "
+        "expected one of them"
+    )
 
 
 def test_nan_and_infinity_are_refused_by_name(folder: Path) -> None:

@@ -23,14 +23,19 @@ CONFIG = ModelConfig(
     padding_id=1,
     layer_norm_epsilon=1e-5,
 )
-OLD, NEW = "sentence_transformers.models.", "sentence_transformers.sentence_transformer.modules.module."
-"""What sentence-transformers 2 and 6 put before a module's name."""
+OLD = dict.fromkeys(("Transformer", "Pooling", "Normalize", "Dense"), "sentence_transformers.models.")
+NEW = {
+    "Transformer": "sentence_transformers.base.modules.transformer.",
+    "Pooling": "sentence_transformers.sentence_transformer.modules.pooling.",
+    "Normalize": "sentence_transformers.base.modules.normalize.",
+}
+"""What sentence-transformers 2 to 5 and 6 put before a module's name."""
 
 
-def modules(*names: str, stem: str = OLD) -> list[dict[str, Any]]:
+def modules(*names: str, stem: dict[str, str] = OLD) -> list[dict[str, Any]]:
     paths = ["", *(f"{i}_{name}" for i, name in enumerate(names[1:], start=1))]
     return [
-        {"idx": i, "name": str(i), "path": path, "type": stem + name}
+        {"idx": i, "name": str(i), "path": path, "type": stem[name] + name}
         for i, (name, path) in enumerate(zip(names, paths, strict=True))
     ]
 
@@ -56,8 +61,9 @@ def problems_of(folder: Path, pooling: Pooling | None = None) -> list[str]:
     return problems
 
 
+CLS = modules("Transformer", "Pooling")
 CLS_FILES = {
-    "modules.json": modules("Transformer", "Pooling"),
+    "modules.json": CLS,
     "1_Pooling/config.json": {"embedding_dimension": 16, "pooling_mode": "cls", "include_prompt": True},
 }
 
@@ -74,7 +80,9 @@ CLS_FILES = {
         ({"pooling_mode": "cls", "pooling_mode_mean_tokens": True}, "cls"),
     ],
 )
-def test_pooling_is_read_from_old_and_new_files(tmp_path: Path, stem: str, config: Any, expected: str) -> None:
+def test_pooling_is_read_from_old_and_new_files(
+    tmp_path: Path, stem: dict[str, str], config: Any, expected: str
+) -> None:
     files = {"modules.json": modules("Transformer", "Pooling", stem=stem), "1_Pooling/config.json": config}
     settings = read(write(tmp_path, files))
     assert settings.pooling_mode == expected
@@ -89,7 +97,7 @@ def test_pooling_is_read_from_old_and_new_files(tmp_path: Path, stem: str, confi
         ({"pooling_mode": "lasttoken"}, "lasttoken"),
         ({"pooling_mode": ["cls", "mean"]}, "cls + mean"),
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "cls + mean"),
-        ({"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
+        ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False}, "pooling_mode_max_tokens"),
         ({"pooling_mode": 5}, "5"),
         ({"pooling_mode": {"cls": 1}}, "{'cls': 1}"),
         ({"pooling_mode_cls_token": 1}, "not said"),
@@ -103,7 +111,22 @@ def test_other_poolings_are_refused(tmp_path: Path, config: Any, named: str) -> 
 
 def test_pooling_without_the_prompt_is_refused(tmp_path: Path) -> None:
     write(tmp_path, CLS_FILES | {"1_Pooling/config.json": {"pooling_mode": "mean", "include_prompt": False}})
-    assert "include_prompt is false" in problems_of(tmp_path)[0]
+    (problem,) = problems_of(tmp_path)
+    assert problem.startswith(
+        "1_Pooling/config.json: include_prompt False: expected True: pooling without the prompt's"
+    )
+
+
+def test_a_mean_that_is_left_out_is_another_in_each_version(tmp_path: Path) -> None:
+    write(tmp_path, CLS_FILES | {"1_Pooling/config.json": {"pooling_mode_cls_token": True}})
+    assert "no pooling_mode_mean_tokens, which is true before sentence-transformers 5.4" in problems_of(tmp_path)[0]
+
+
+def test_pooling_is_of_the_models_width(tmp_path: Path) -> None:
+    write(tmp_path, CLS_FILES | {"1_Pooling/config.json": {"pooling_mode": "cls", "word_embedding_dimension": 99}})
+    assert problems_of(tmp_path) == [
+        "1_Pooling/config.json: word_embedding_dimension 99: expected config.json's hidden_size, 16"
+    ]
 
 
 def test_mexmas_pooling_is_known_by_name_and_the_difference_to_sentence_transformers_is_told(tmp_path: Path) -> None:
@@ -136,16 +159,31 @@ def test_normalize_comes_from_modules_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (modules("Transformer", "Pooling", "Dense"), "Transformer + Pooling + Dense: only Transformer + Pooling"),
-        (modules("Transformer", "Pooling", "Dense", "Normalize"), "Transformer + Pooling + Dense + Normalize: only"),
+        (
+            modules("Transformer", "Pooling", "Dense"),
+            "Transformer + Pooling + sentence_transformers.models.Dense: only",
+        ),
+        (
+            modules("Transformer", "Pooling", "Dense", "Normalize"),
+            "+ sentence_transformers.models.Dense + Normalize: only",
+        ),
         (modules("Transformer"), "modules.json: Transformer: only"),
         ([], "modules.json: : only"),
-        ({"0": "Transformer"}, "expected a list of objects with type and path"),
-        (["Transformer", "Pooling"], "expected a list of objects with type and path"),
-        (7, "expected a list of objects with type and path"),
-        ([{"type": "Transformer"}], "expected a list of objects with type and path"),
+        ({"0": "Transformer"}, "expected a list of objects with name, type and path"),
+        (["Transformer", "Pooling"], "expected a list of objects with name, type and path"),
+        (7, "expected a list of objects with name, type and path"),
+        ([{"type": "Transformer"}], "expected a list of objects with name, type and path"),
+        ([{**module, "name": "0"} for module in modules("Transformer", "Pooling")], "two modules of one name"),
         (
-            [{"type": "Transformer", "path": "0_Transformer"}, {"type": "Pooling", "path": "1_Pooling"}],
+            [module | {"type": "custom_st.Pooling"} if module["idx"] else module for module in CLS],
+            "custom_st.Pooling: only",
+        ),
+        (
+            [module | {"type": module["type"].rsplit(".")[-1]} for module in CLS],
+            "modules.json: Transformer + Pooling: only",
+        ),
+        (
+            [modules("Transformer")[0] | {"path": "0_Transformer"}, modules("Transformer", "Pooling")[1]],
             "the Transformer lies in '0_Transformer'; expected the folder itself",
         ),
     ],
@@ -211,6 +249,12 @@ def test_prompts(tmp_path: Path) -> None:
     write(tmp_path, {"config_sentence_transformers.json": {"prompts": prompts, "default_prompt_name": "query"}})
     settings = read(tmp_path)
     assert (settings.prompts, settings.default_prompt_name, settings.default_prompt) == (prompts, "query", "query: ")
+    for name in ("query", "document"):
+        write(
+            tmp_path, {"config_sentence_transformers.json": {"prompts": {"query": None}, "default_prompt_name": name}}
+        )
+        settings = read(tmp_path)
+        assert (settings.prompts, settings.default_prompt) == ({"query": ""}, "")
     write(tmp_path, {"config_sentence_transformers.json": {"prompts": prompts}})
     assert (read(tmp_path).default_prompt_name, read(tmp_path).default_prompt) == (None, "")
 
@@ -252,7 +296,7 @@ def test_problems_are_told_together(tmp_path: Path) -> None:
         {
             "modules.json": modules("Transformer", "Pooling", "Dense"),
             "sentence_bert_config.json": {"max_seq_length": 1024},
-            "config_sentence_transformers.json": {"default_prompt_name": "query"},
+            "config_sentence_transformers.json": {"default_prompt_name": "passage"},
         },
     )
     assert [problem.split(":")[0] for problem in problems_of(tmp_path)] == [
@@ -260,3 +304,52 @@ def test_problems_are_told_together(tmp_path: Path) -> None:
         "sentence_bert_config.json",
         "config_sentence_transformers.json",
     ]
+
+
+def test_settings_that_are_not_heeded_are_refused_by_name(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path,
+        CLS_FILES
+        | {
+            "sentence_bert_config.json": {"max_seq_length": 128, "processing_kwargs": {"text": {"max_length": 16}}},
+            "config_sentence_transformers.json": {"truncate_dim": 8},
+            "modules.json": modules("Transformer", "Pooling", "Normalize"),
+            "2_Normalize/config.json": {"module_input_name": "token_embeddings", "features": 5},
+            "adapter_config.json": {"peft_type": "LORA"},
+            "preprocessor_config.json": {"processor_class": "CLIPProcessor", "image_size": 224},
+        },
+    )
+    assert [problem.split(": expected")[0].split(": an")[0] for problem in problems_of(folder)] == [
+        "adapter_config.json",
+        "preprocessor_config.json: processor_class 'CLIPProcessor'",
+        "2_Normalize/config.json: module_input_name 'token_embeddings'",
+        "sentence_bert_config.json: processing_kwargs {'text': {'max_length': 16}}",
+        "config_sentence_transformers.json: truncate_dim 8",
+    ]
+
+
+@pytest.mark.parametrize("name", ["tokenizer_args", "processor_kwargs"])
+def test_options_of_the_tokenizer_stand_in_place_of_its_own_settings(tmp_path: Path, name: str) -> None:
+    write(tmp_path, CLS_FILES | {"tokenizer_config.json": {"model_max_length": 384}})
+    write(
+        tmp_path, {"sentence_bert_config.json": {name: {"model_max_length": 16, "do_lower_case": False, "token": "x"}}}
+    )
+    settings = read(tmp_path)
+    assert (settings.max_tokens, settings.max_tokens_source) == (16, "sentence_bert_config.json")
+    assert settings.tokenizer_options == {"model_max_length": 16, "do_lower_case": False}
+    assert settings.warnings == ()
+    write(tmp_path, {"sentence_bert_config.json": {"max_seq_length": 128, name: {"model_max_length": 16}}})
+    settings = read(tmp_path)
+    assert settings.max_tokens == 16
+    assert "texts are cut at the former" in settings.warnings[0]
+    write(tmp_path, {"sentence_bert_config.json": {name: {"truncation_side": "left"}}})
+    (problem,) = problems_of(tmp_path)
+    assert problem.startswith(f"sentence_bert_config.json: {name}.truncation_side 'left': expected 'right'")
+    write(tmp_path, {"sentence_bert_config.json": {"tokenizer_args": {"a": 1}, "processor_kwargs": {"a": 2}}})
+    assert "two names for one thing" in problems_of(tmp_path)[0]
+
+
+def test_a_key_that_nobody_knows_is_named(tmp_path: Path) -> None:
+    write(tmp_path, CLS_FILES | {"sentence_bert_config.json": {"max_seq_length": 128, "new_thing": 1}})
+    (warning,) = read(tmp_path).warnings
+    assert warning.startswith("sentence_bert_config.json: new_thing: ")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from mexma_export.checkpoint.tensors import CHUNK_BYTES, INDEX, SINGLE, chunks, read_headers, weight_files, whole
-from mexma_runtime.errors import CheckpointError
+from mexma_runtime.errors import CheckpointError, FileError
 
 
 def write_header(path: Path, tensors: dict[str, Any], *, padding: int = 0) -> int:
@@ -103,6 +104,16 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     assert set(tensors) == {"good"}
     assert problem.startswith("bad.safetensors: cannot be read as safetensors (")
     assert problem.endswith("): download it again")
+
+
+def test_a_file_without_rights_is_no_damaged_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"a": np.ones(100, np.float32)}, path)
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user reads everything")
+    with pytest.raises(FileError, match=r"a\.safetensors: cannot be read: Permission denied: give this user the right"):
+        read_headers([path])
 
 
 @given(

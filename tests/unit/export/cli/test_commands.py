@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -19,7 +20,8 @@ from mexma_export.cli.standin import register_standin
 from mexma_export.corpus.sample import load_sample
 from mexma_export.quantize.recipe import load_recipe
 from mexma_runtime.bundle.bundle import Bundle
-from mexma_runtime.errors import MexmaError, MissingDependencyError, ParityError, SourceError, UsageError
+from mexma_runtime.bundle.manifest import MANIFEST_NAME
+from mexma_runtime.errors import FileError, MexmaError, MissingDependencyError, ParityError, SourceError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -118,14 +120,14 @@ def test_wishes_for_int8_are_checked_before_the_work(app: typer.Typer, tiny_chec
     words = ("export", tiny_checkpoint, "--out", tmp_path / "out", "--precision", "int8")
     for more, said in (
         (("--recipe", "slow"), "recipe 'slow': neither a file nor one of fast, precise"),
-        (("--calibration", tmp_path / "none"), "cannot be read as UTF-8 text"),
+        (("--calibration", tmp_path / "none"), "none: cannot be read: No such file"),
         (("--min-cosine", "1"), "min_cosine: expected a number between 0 and 1"),
         (("--max-float-share", "0.2"), "bounds what --min-cosine leaves in float: give --min-cosine too"),
         (("--min-cosine", "0.9", "--max-float-share", "2"), "max_float_share: expected a number from 0 to 1"),
         (("--min-cosine", "0.99", "--skip-parity"), "leave out --skip-parity, or --min-cosine"),
     ):
         error = failure(app, *words, *more)
-        assert isinstance(error, UsageError)
+        assert isinstance(error, (FileError, UsageError))
         assert said in str(error)
     assert not (tmp_path / "out").exists()
 
@@ -250,11 +252,33 @@ def test_bad_material_is_said_before_the_work(app: typer.Typer, corpus: Path, tm
         failure(app, *words, "--mining", tmp_path, "--mining-lines", "1")
     )
     assert "line 1: expected score TAB" in str(failure(app, *words, "--sts", corpus))
-    assert "cannot be read as UTF-8 text" in str(failure(app, *words, "--corpus", tmp_path / "none"))
+    assert "cannot be read: No such file" in str(failure(app, *words, "--corpus", tmp_path / "none"))
 
 
-def test_a_report_without_a_folder_is_said_before_the_work(app: typer.Typer, corpus: Path, tmp_path: Path) -> None:
-    words = ("--corpus", corpus, "--report", tmp_path / "none" / "report.json")
-    error = failure(app, "parity", "--bundle", tmp_path, "--reference", tmp_path, *words)
-    assert isinstance(error, UsageError)
-    assert f"there is no folder {tmp_path / 'none'}" in str(error)
+def test_a_report_that_cannot_be_written_is_said_before_the_work(
+    app: typer.Typer, corpus: Path, tmp_path: Path
+) -> None:
+    words = ("parity", "--bundle", tmp_path / "none", "--reference", tmp_path / "none", "--corpus", corpus, "--report")
+    for report, said in (
+        (tmp_path / "none" / "report.json", "cannot be written: No such file"),
+        (tmp_path, "cannot be written: Is a directory"),
+        (corpus / "below", "cannot be written: Not a directory"),
+    ):
+        error = failure(app, *words, report)
+        assert isinstance(error, FileError)
+        assert said in str(error)
+    for stdout in ("-", "/dev/stdout"):
+        assert "--json prints the same on stdout" in str(failure(app, *words, stdout))
+
+
+def test_certificates_that_cannot_be_kept_are_said_before_the_work(
+    app: typer.Typer, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    for path in (folder / MANIFEST_NAME, folder):
+        path.chmod(0o555)
+    if os.access(folder, os.W_OK):
+        pytest.skip("this user writes everywhere")
+    error = failure(app, "parity", "--bundle", folder, "--reference", tmp_path / "none", "--certify")
+    assert isinstance(error, FileError)
+    assert "bundle.json: cannot be written" in str(error)

@@ -7,7 +7,7 @@ import pytest
 
 from mexma_export.corpus.corpus import N_CHARACTERS, N_TEXTS, Corpus, gate_corpus, read_corpus, sample_corpus
 from mexma_export.corpus.sample import load_sample
-from mexma_runtime.errors import UsageError
+from mexma_runtime.errors import FileError, InputError, MexmaError, UsageError
 
 
 def test_the_gate_reads_little_of_every_language() -> None:
@@ -39,13 +39,31 @@ def test_lines_of_a_file(tmp_path: Path) -> None:
     assert corpus == Corpus(name="corpus.txt", texts=("one", "two\u2028still two\x0b", " three\t"))
 
 
-@pytest.mark.parametrize("content", [b"", b"one sentence\n\n", b"two\nlines\xff", None])
-def test_a_file_that_is_no_corpus_is_refused(tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize(
+    ("content", "kind", "said"),
+    [
+        (b"", UsageError, ": expected two sentences or more"),
+        (b"one sentence\n\n", UsageError, ": expected two sentences or more"),
+        (b"two\nlines\xff", InputError, ", line 2: not UTF-8 at byte 6 of the line"),
+        (b"PAR1\x15", InputError, ": expected text in UTF-8, got Parquet"),
+        (None, FileError, ": cannot be read: No such file"),
+    ],
+)
+def test_a_file_that_is_no_corpus_is_refused(
+    tmp_path: Path, content: bytes | None, kind: type[MexmaError], said: str
+) -> None:
     path = tmp_path / "corpus.txt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"corpus.txt: (expected two sentences or more|cannot be read as UTF-8 text)"):
+    with pytest.raises(kind, match=f"corpus.txt{said}"):
         read_corpus(path)
+
+
+@pytest.mark.parametrize("name", ["corpus.txt", "corpus.tsv"])
+def test_a_carriage_return_within_a_line_ends_none(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"eng\tOne\rtwo.\r\neng\tThree.\n")
+    columns = "eng\t" if name == "corpus.txt" else ""
+    assert read_corpus(tmp_path / name).texts == (f"{columns}One\rtwo.", f"{columns}Three.")
 
 
 def test_a_table_says_the_language_of_each_text(tmp_path: Path) -> None:

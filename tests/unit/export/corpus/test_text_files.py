@@ -4,23 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from mexma_export.corpus.text_files import language_files, read_lines
+from mexma_export.corpus.text_files import language_files
 from mexma_runtime.errors import UsageError
 
 
 def touch(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).write_text("x\n", encoding="utf-8")
-
-
-def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    path.write_bytes("\ufeffone\r\n\ntwo\u2028\x0b still\r\n last".encode())
-    assert read_lines(path) == ["one", "", "two\u2028\x0b still", " last"]
-    path.write_bytes(b"")
-    assert read_lines(path) == []
-    path.write_bytes(b"a\n\n")
-    assert read_lines(path) == ["a", ""]
 
 
 def test_languages_by_name(tmp_path: Path) -> None:

@@ -141,7 +141,21 @@ def test_the_reference_reads_the_default_prompt(tiny_checkpoint: Path, tmp_path:
     bundle = Bundle.open(out)
     assert judge(bundle, engine(bundle, "fused.fp32"), prompted, progress=ignore).shortfalls == []
     plain = pytorch_reference(load_checkpoint(resolve_source(str(tiny_checkpoint))), CORPUS, progress=ignore)
-    assert judge(bundle, engine(bundle, "fused.fp32"), plain, progress=ignore).shortfalls != []
+    with pytest.raises(ParityError, match=r"fused.fp32: tokens differ from those of transformers .* of the text 'one'"):
+        judge(bundle, engine(bundle, "fused.fp32"), plain, progress=ignore)
+
+
+def test_tokens_that_differ_in_no_text_of_the_corpus_are_found_all_the_same(
+    bundle: Bundle, checkpoint: Checkpoint, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """The tokenizer that a checkpoint was exported with, and another one beside the same weights."""
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "tiny"))
+    content = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    (folder / "tokenizer.json").write_text(content.replace('"WhitespaceSplit"', '"Whitespace"'), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}', encoding="utf-8")
+    other = pytorch_reference(load_checkpoint(resolve_source(str(folder))), CORPUS, progress=ignore)
+    with pytest.raises(ParityError, match=r"tokens differ .* from token \d+ on it has ids \[.* and tokenizer.json \["):
+        judge(bundle, engine(bundle, "fused.fp32"), other, progress=ignore)
 
 
 def test_an_engine_does_at_tasks_what_the_reference_does(bundle: Bundle, checkpoint: Checkpoint) -> None:

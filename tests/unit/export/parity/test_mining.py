@@ -48,6 +48,11 @@ def test_pairs_by_name(tmp_path: Path) -> None:
     assert [b.name for b in read_mining(tmp_path).bitexts] == ["x.deu-eng", "eng-fra", "y.deu-eng"]
 
 
+def test_a_carriage_return_within_a_line_ends_none(languages: Path) -> None:
+    (languages / "deu.txt").write_bytes("\n".join(["a\rb", *lines("deu", 5)]).encode())
+    assert read_mining(languages).bitexts[0].source == ("a\rb", *lines("deu", 5))
+
+
 def test_first_lines_alone(languages: Path) -> None:
     corpus = read_mining(languages, n_lines=2)
     assert [bitext.source for bitext in corpus.bitexts] == [tuple(lines("deu", 2)), tuple(lines("zho-CN", 2))]

@@ -42,7 +42,7 @@ def test_it_is_pearson_of_mean_ranks(pairs: list[tuple[int, int]]) -> None:
 
 def read(tmp_path: Path, content: str) -> StsPairs:
     path = tmp_path / "sts.tsv"
-    path.write_text(content, encoding="utf-8")
+    path.write_bytes(content.encode())
     return read_sts(path)
 
 
@@ -50,6 +50,7 @@ def test_pairs_of_a_file(tmp_path: Path) -> None:
     pairs = read(tmp_path, "4.5\ta b\tc\r\n\n-1e0\td\te\n")
     assert (pairs.name, pairs.scores) == ("sts.tsv", (4.5, -1.0))
     assert (pairs.first, pairs.second) == (("a b", "d"), ("c", "e"))
+    assert read(tmp_path, "4.5\ta\rb\tc\n1\td\te\n").first == ("a\rb", "d")
     headed = read(tmp_path, "score\tsentence1\tsentence2\n4.5\ta b\tc\n-1.0\td\te\n")
     assert headed.sha256 == pairs.sha256
     assert headed.scores == pairs.scores

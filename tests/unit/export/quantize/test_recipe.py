@@ -11,7 +11,7 @@ from mexma_export.checkpoint.checkpoint import Checkpoint
 from mexma_export.graph.linear_groups import all_groups
 from mexma_export.quantize.recipe import MAX_CHOICES, MAX_STEPS, SHIPPED, Recipe, Rounding, load_recipe, parse_recipe
 from mexma_runtime.bundle.manifest import ProductMode
-from mexma_runtime.errors import UsageError
+from mexma_runtime.errors import FileError, UsageError
 from mexma_runtime.types import PADDED_DIALECTS, Dialect, Precision
 
 FAST = load_recipe("fast")
@@ -94,6 +94,7 @@ def test_patterns_that_fit_nothing_and_products_without_a_mode_are_named(checkpo
         ("name", "a.b"),
         ("name", "../up"),
         ("name", "\u00e4"),
+        ("name", "a" * 101),
         ("name", 1),
         ("weight_bits", 4),
         ("weight_bits", 8.0),
@@ -180,9 +181,13 @@ def test_files(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(changed(name="mine", weight_bits=7), encoding="utf-8")
     assert load_recipe(str(path)) == dataclasses.replace(FAST, name="mine", weight_bits=7)
-    for wrong in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(UsageError, match="neither a file nor one of fast, precise"):
+    for wrong in (tmp_path / "none.json", tmp_path, path / "below", "", "a" * 5000):
+        with pytest.raises(UsageError, match="neither a file nor one of fast, precise") as caught:
             load_recipe(str(wrong))
+        assert len(str(caught.value)) < 500
+    # Reading at address 0 of this process gives EIO, as a broken disk does.
+    with pytest.raises(FileError, match="/proc/self/mem: cannot be read: Input/output error: the device"):
+        load_recipe("/proc/self/mem")
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="cannot be read as UTF-8"):
         load_recipe(str(path))

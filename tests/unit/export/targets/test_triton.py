@@ -27,7 +27,7 @@ from mexma_export.targets.triton import (
 from mexma_runtime import Encoder
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.plans import Plan
-from mexma_runtime.errors import EngineUnavailableError, UsageError
+from mexma_runtime.errors import EngineUnavailableError, FileError, UsageError
 from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
 
 
@@ -101,6 +101,20 @@ def test_a_model_that_is_there_is_not_written_over(served: Served) -> None:
     entry = choose_engine(served.bundle, precisions=(), engine=None)
     with pytest.raises(UsageError, match="is there already: choose another --name or --out"):
         write_onnxruntime_model(served.bundle, entry, served.folder.parent, name="mexma")
+
+
+def test_a_repository_that_cannot_be_written_is_told_and_leaves_nothing(
+    tiny_bundle: Path, tmp_path: Path, small_files: int
+) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    entry = choose_engine(bundle, precisions=(), engine=None)
+    with pytest.raises(FileError, match="mexma: cannot be written: File too large"):
+        write_onnxruntime_model(bundle, entry, tmp_path / "new", name="mexma")
+    with pytest.raises(FileError, match="mexma: cannot be written: File too large"):
+        write_onnxruntime_model(bundle, entry, tmp_path, name="mexma")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(FileError, match="cannot be written: File name too long: choose a shorter name"):
+        write_onnxruntime_model(bundle, entry, tmp_path, name="m" * 300)
 
 
 def test_fp16_is_chosen_before_others_and_packed_never(tiny_bundle: Path, packed_bundle: Path) -> None:

@@ -179,8 +179,14 @@ def test_an_edited_manifest_is_refused(manifest: Manifest) -> None:
     [
         (lambda m: m["text"].pop("max_tokens"), "text: missing fields: max_tokens"),
         (lambda m: m["text"].update(colour="red"), "text: unknown fields: colour"),
-        (lambda m: m["text"].update(max_tokens="16"), 'text.max_tokens: expected int, got "16"'),
-        (lambda m: m["text"].update(max_tokens=True), "text.max_tokens: expected int, got true"),
+        (
+            lambda m: m["text"].update(max_tokens="16"),
+            'text.max_tokens: expected a whole number from 1 to 2147483647, got "16"',
+        ),
+        (
+            lambda m: m["text"].update(max_tokens=True),
+            "text.max_tokens: expected a whole number from 1 to 2147483647, got true",
+        ),
         (lambda m: m["text"].update(default_prompt_name=3), "text.default_prompt_name: expected str, got 3"),
         (lambda m: m["text"].update(prompts=[]), "text.prompts: expected an object"),
         (lambda m: m["text"].update(position_scheme="rotary"), "position_scheme: expected one of from_zero, after_pad"),
@@ -193,8 +199,16 @@ def test_an_edited_manifest_is_refused(manifest: Manifest) -> None:
         (lambda m: m["files"].pop(), "files that the list of files lacks: weights.bin"),
         (lambda m: m["files"].append(m["files"][0]), "listed twice"),
         (lambda m: m["engines"].append(m["engines"][0]), "listed twice"),
-        (lambda m: m["files"][0].update(name="../outside"), "leaves the bundle's folder"),
-        (lambda m: m["files"][0].update(name="/outside"), "leaves the bundle's folder"),
+        *(
+            (lambda m, name=name: m["files"][0].update(name=name), "is none of a file in the bundle's folder")
+            for name in ("../outside", "/outside", "", ".", "..", "local", "a\0b", "\ud800")
+        ),
+        (lambda m: m.update(schema=0), "no schema version"),
+        (lambda m: m.update(schema=-1), "no schema version"),
+        (lambda m: m["pooling"].update(value="max"), "pooling.value: expected one of cls, mean, got 'max'"),
+        (lambda m: m["normalize"].update(value="yes"), "normalize.value: expected one of true, false, got 'yes'"),
+        (lambda m: m["model"].update(hidden_size=-1), "model.hidden_size: expected a whole number from 1 to"),
+        (lambda m: m["text"].update(padding_id=1 << 63), "text.padding_id: expected an int32 of 0 or more"),
     ],
 )
 def test_a_wrong_field_is_named(manifest: Manifest, edit: Callable[[Any], None], said: str) -> None:
@@ -212,7 +226,7 @@ def test_all_wrong_fields_are_told_at_once(manifest: Manifest) -> None:
     assert [line.strip(" -") for line in str(caught.value).splitlines()] == [
         "bundle.json:",
         "text: unknown fields: colour",
-        'text.max_tokens: expected int, got "16"',
+        'text.max_tokens: expected a whole number from 1 to 2147483647, got "16"',
         'engines[1].precision: expected one of fp32, fp16, int8, fp8, got "int4"',
     ]
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
-from mexma_runtime.bundle.tuning import FILE, Sample, Tuning, choose_limit, read_tuning, write_tuning
-from mexma_runtime.errors import BundleError
+from mexma_runtime.bundle.tuning import FILE, Sample, Tuning, choose_limit, read_tuning, writable_file, write_tuning
+from mexma_runtime.errors import BundleError, FileError
 
 
 @pytest.fixture
@@ -39,6 +39,14 @@ def test_a_file_that_cannot_be_read_is_not_passed_over(tmp_path: Path, engine: E
         path.write_text(text)
         with pytest.raises(BundleError, match=r"tuning\.json: "):
             read_tuning(tmp_path, "H200", engine)
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    assert writable_file(tmp_path) == tmp_path / FILE
+    assert list((tmp_path / FILE).parent.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match=r"tuning\.json: cannot be written: Not a directory"):
+        writable_file(tmp_path / "file")
 
 
 def test_graphs_are_taken_as_long_as_each_is_faster() -> None:

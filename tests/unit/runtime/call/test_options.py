@@ -6,14 +6,16 @@ from typing import Any
 import pytest
 
 from mexma_runtime import Encoder
+from mexma_runtime.call.execution import WINDOW_TEXTS
 from mexma_runtime.call.options import listed, require_texts
-from mexma_runtime.errors import InputError
+from mexma_runtime.errors import InputError, TextTooLongError, UsageError
 
 NO_TEXTS = [
     (None, "expected a str, got NoneType"),
     (b"bytes", "expected a str, got bytes"),
     (("a", "b"), "expected a str, got tuple"),
     (3, "expected a str, got int"),
+    ("half \ud83d", r"character 5 is '\\ud83d', half of a surrogate pair"),
 ]
 
 
@@ -39,3 +41,30 @@ def test_every_way_to_encode_refuses_it(bundle_folder: Path, text: Any, said: st
         assert encoder.times.compute_s == compute_s
         with pytest.raises(InputError, match=f"input 2: {said}"):
             list(encoder.encode_iter(texts, window=2, prompt="query: "))
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "error", "said"),
+    [
+        ("half \ud83d", {}, InputError, "half of a surrogate pair"),
+        ("a " * 20, {"truncate": False}, TextTooLongError, "more than 16 tokens"),
+        ("b" * 300, {}, InputError, "300 characters without a place to cut them"),
+    ],
+)
+def test_nothing_is_computed_before_the_last_of_many_texts_was_looked_at(
+    bundle_folder: Path, text: str, options: dict[str, Any], error: type[InputError], said: str
+) -> None:
+    texts = ["a"] * 2 * WINDOW_TEXTS + [text]
+    with Encoder.load(bundle_folder, n_threads=1, max_whole_chars=200) as encoder:
+        compute_s = encoder.times.compute_s
+        with pytest.raises(error, match=f"input {len(texts) - 1}: .*{said}"):
+            encoder.encode(texts, **options)
+        assert encoder.times.compute_s == compute_s
+        assert encoder.encode(texts[:-1], **options).shape == (len(texts) - 1, encoder.info.dim)
+
+
+def test_a_prompt_is_a_text(bundle_folder: Path) -> None:
+    with Encoder.load(bundle_folder, n_threads=1) as encoder:
+        for options in ({"prompt": 3}, {"prompt_name": ["query"]}):
+            with pytest.raises(UsageError, match="expected a str, got"):
+                encoder.encode(["a"], **options)

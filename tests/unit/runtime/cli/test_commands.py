@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -20,7 +22,6 @@ from mexma_runtime import Encoder
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import MANIFEST_NAME, Certificate, ProductMode
 from mexma_runtime.cli.commands import main
-from mexma_runtime.cli.sentences import count_lines, read_sentences
 from mexma_runtime.types import Vectors
 
 MakeBundle = Callable[..., Path]
@@ -58,8 +59,9 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing(run: Run, bundle_folder
         code, _, stderr = run("embed", tmp_path / "in.txt", "--bundle", bundle_folder, "-o", tmp_path / "out.npy")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert code == 2
-    assert stderr.startswith(f"error: {tmp_path / 'out.npy'}: cannot be written: File too large")
+    assert code == 10
+    assert stderr.startswith(f"error: {tmp_path / 'out.npy'}: cannot be written: File too large: ")
+    assert stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
 
 
@@ -76,29 +78,6 @@ def test_each_line_is_a_sentence(run: Run, bundle_folder: Path, tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.npy"]
 
 
-@pytest.mark.parametrize(
-    ("content", "sentences"),
-    [
-        (b"", []),
-        (b"\n", [""]),
-        (b"a", ["a"]),
-        (b"a\n", ["a"]),
-        (b"a\r\nb\r\n", ["a", "b"]),
-        (b"a\n\nb", ["a", "", "b"]),
-        (b"\xef\xbb\xbfa\n\xef\xbb\xbfb", ["a", "\ufeffb"]),
-        (b"a\rb\n", ["a\rb"]),
-        (b"a\r\r\n", ["a\r"]),
-    ],
-)
-def test_lines(tmp_path: Path, content: bytes, sentences: list[str]) -> None:
-    path = tmp_path / "lines"
-    path.write_bytes(content)
-
-    with path.open("rb") as file:
-        assert list(read_sentences(file, name="lines")) == sentences
-    assert count_lines(path) == len(sentences)
-
-
 def test_stdin_json_and_the_summary(bundle_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.npy"
     command = [*COMMAND, "embed", "-", "--bundle", str(bundle_folder), "-o", str(out), "--normalize", "--json"]
@@ -110,6 +89,35 @@ def test_stdin_json_and_the_summary(bundle_folder: Path, tmp_path: Path) -> None
     assert (summary["engine"], summary["output"]) == ("fused.fp32", str(out))
     assert b"1 of 2 texts have more than 16 tokens" in done.stderr
     np.testing.assert_allclose(np.linalg.norm(np.load(out), axis=1), 1, atol=1e-6)
+
+
+def test_the_command_can_what_the_class_can(run: Run, bundle_folder: Path, tmp_path: Path) -> None:
+    """The bundle's prompt `query` is `the `, and `passage` is empty."""
+    (tmp_path / "in.txt").write_text("cat\ndog\n")
+    out = tmp_path / "out.npy"
+
+    def embed(*options: object) -> tuple[str, Vectors]:
+        code, _, stderr = run("embed", tmp_path / "in.txt", "--bundle", bundle_folder, "-o", out, *options)
+        assert code == 0, stderr
+        return stderr, np.load(out)
+
+    plain, prompted = (vectors_of(bundle_folder, [f"{prompt}cat", f"{prompt}dog"]) for prompt in ("", "the "))
+    stderr, vectors = embed("--threads", 1, "--batch-size", 1, "--no-spinning")
+    np.testing.assert_allclose(vectors, plain, atol=1e-6)
+    assert "this model has prompts, and none was asked for: --prompt-name query" in stderr
+    for options, expected in {
+        ("--prompt-name", "query"): prompted,
+        ("--prompt-name", "document"): plain,
+        ("--prompt", "the "): prompted,
+        ("--prompt", ""): plain,
+    }.items():
+        stderr, vectors = embed(*options)
+        np.testing.assert_allclose(vectors, expected, atol=1e-6)
+        assert "prompt" not in stderr
+    (tmp_path / "in.txt").write_text("cat\n" + "b " * 20)
+    code, _, stderr = run("embed", tmp_path / "in.txt", "--bundle", bundle_folder, "-o", out, "--no-truncate")
+    assert code == 8
+    assert "input 1: more than 16 tokens" in stderr
 
 
 def test_no_lines_give_no_rows(run: Run, bundle_folder: Path, tmp_path: Path) -> None:
@@ -140,9 +148,79 @@ def test_what_is_not_utf8_names_the_line_and_leaves_the_old_output(
     code, _, stderr = run("embed", tmp_path / "in.txt", "--bundle", bundle_folder, "-o", tmp_path / "out.npy")
 
     assert code == 8
-    assert stderr.startswith(f"error: {tmp_path / 'in.txt'}, line 3: not UTF-8 at byte 5 of the line")
+    assert stderr.startswith(f"error: {tmp_path / 'in.txt'}, line 3: not UTF-8 at byte 5 of the line: convert the file")
+    assert stderr.endswith("or leave such lines out by --skip-bad-lines\n")
     assert (tmp_path / "out.npy").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_lines_that_are_not_utf8_can_be_left_out_and_are_listed(run: Run, bundle_folder: Path, tmp_path: Path) -> None:
+    texts = [f"the cat {i}" for i in range(60)]
+    bad = range(10, 60, 2)
+    lines = [b"caf\xe9" if i in bad else text.encode() for i, text in enumerate(texts)]
+    (tmp_path / "in.txt").write_bytes(b"\n".join(lines))
+    out = tmp_path / "out.npy"
+    words = ("embed", tmp_path / "in.txt", "--bundle", bundle_folder, "-o", out, "--skip-bad-lines", "--json")
+
+    code, stdout, stderr = run(*words)
+
+    summary = json.loads(stdout)
+    assert (code, summary["n_sentences"], summary["skipped_lines"]) == (0, 35, [i + 1 for i in bad])
+    kept = [text for i, text in enumerate(texts) if i not in bad]
+    np.testing.assert_allclose(np.load(out), vectors_of(bundle_folder, kept), atol=1e-6)
+    told = "warning: lines that are not UTF-8 were left out and have no row: 25, these: 11, 13, 15, "
+    assert stderr.startswith(told)
+    assert ", 49, ... (--json lists all)\n" in stderr
+    (tmp_path / "in.txt").write_bytes(b"fine")
+    assert json.loads(run(*words)[1])["skipped_lines"] == []
+
+
+def test_columns_are_embedded_whole_and_told(run: Run, bundle_folder: Path, tmp_path: Path) -> None:
+    for name, is_told in (("in.tsv", True), ("in.txt", False)):
+        (tmp_path / name).write_text("eng\tthe cat\n")
+        _, _, stderr = run("embed", tmp_path / name, "--bundle", bundle_folder, "-o", tmp_path / "out.npy")
+        assert ("each line is embedded whole, columns and all" in stderr) == is_told
+        np.testing.assert_allclose(
+            np.load(tmp_path / "out.npy"), vectors_of(bundle_folder, ["eng\tthe cat"]), atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("output", ["-", "/dev/stdout"])
+def test_vectors_go_down_a_pipe_whole(bundle_folder: Path, output: str, tmp_path: Path) -> None:
+    command = [*COMMAND, "embed", "-", "--bundle", str(bundle_folder), "-o", output]
+
+    done = subprocess.run(command, input=b"the cat\na dog\n", capture_output=True, check=True, cwd=tmp_path)
+
+    vectors = np.load(io.BytesIO(done.stdout))
+    np.testing.assert_allclose(vectors, vectors_of(bundle_folder, ["the cat", "a dog"]), atol=1e-6)
+    assert b"wrote 2 vectors of 8 numbers to " in done.stderr
+    assert not list(tmp_path.iterdir())
+    bad = subprocess.run(command, input=b"fine\ncaf\xe9", capture_output=True, check=False)
+    assert (bad.returncode, bad.stdout) == (8, b"")
+    both = subprocess.run([*command, "--json"], input=b"a", capture_output=True, check=False)
+    assert (both.returncode, both.stdout) == (2, b"")
+    assert b"would both be on stdout: choose a file" in both.stderr
+
+
+def test_a_reader_that_leaves_before_the_vectors_is_no_traceback(bundle_folder: Path) -> None:
+    command = f"yes 'the cat' | head -20000 | {' '.join(COMMAND)} embed - --bundle {bundle_folder} -o - | head -c 10"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, check=False)
+    assert (done.returncode, done.stdout[:6], done.stderr) == (1, b"\x93NUMPY", b"")
+
+
+def test_standard_output_that_is_full_or_closed(bundle_folder: Path) -> None:
+    info = " ".join([*COMMAND, "info", str(bundle_folder), "--json"])
+    done = subprocess.run(["bash", "-c", f"{info} > /dev/full"], capture_output=True, text=True, check=False)
+    assert done.returncode == 10
+    assert (
+        done.stderr
+        == "error: standard output: cannot be written: No space left on device: free some, or choose another place\n"
+    )
+    embed = " ".join([*COMMAND, "embed", "-", "--bundle", str(bundle_folder), "-o", "-"])
+    done = subprocess.run(["bash", "-c", f"echo a | {embed} >&-"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (10, "error: -: cannot be written: standard output is closed\n")
+    done = subprocess.run(["bash", "-c", f"{embed} <&-"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: -: standard input is closed: name a file\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -172,9 +250,11 @@ def test_errors_are_one_line_with_their_own_exit_code(run: Run, bundle_folder: P
         (("info", tmp_path / "nowhere"), 5, "not a bundle: the folder does not exist"),
         ((*embed, "--precision", "int8"), 6, "no int8 engine"),
         ((*embed, "--precision", "fp64"), 2, "precision: expected one of fp32, fp16, int8"),
-        (("embed", tmp_path / "none.txt", *embed[2:]), 2, "none.txt: cannot be read: No such file"),
-        ((*embed[:-1], tmp_path / "no" / "out.npy"), 2, "out.npy: cannot be written: No such file"),
-        ((*embed[:-1], tmp_path), 2, "cannot be written: it is a folder"),
+        (("embed", tmp_path / "none.txt", *embed[2:]), 10, "none.txt: cannot be read: No such file"),
+        (("embed", tmp_path, *embed[2:]), 10, "cannot be read: Is a directory"),
+        (("embed", "/proc/self/mem", *embed[2:]), 10, "mem: cannot be read: Input/output error: the device"),
+        ((*embed[:-1], tmp_path / "no" / "out.npy"), 10, "out.npy: cannot be written: No such file"),
+        ((*embed[:-1], tmp_path), 10, "cannot be written: Is a directory"),
     ]
     for arguments, expected_code, said in cases:
         code, stdout, stderr = run(*arguments)
@@ -182,6 +262,25 @@ def test_errors_are_one_line_with_their_own_exit_code(run: Run, bundle_folder: P
         assert stderr.startswith("error: ")
         assert said in stderr
         assert stderr.count("\n") == 1
+
+
+def test_what_may_not_be_read_or_written_is_one_line_too(run: Run, bundle_folder: Path, tmp_path: Path) -> None:
+    text, closed, output = tmp_path / "in.txt", tmp_path / "closed", tmp_path / "out.npy"
+    text.write_text("a")
+    closed.mkdir(0)
+    output.touch(0o200)
+    if os.access(closed, os.R_OK):
+        pytest.skip("this user reads everything")
+    code, _, stderr = run("info", closed)
+    assert (code, stderr) == (5, f"error: {closed / MANIFEST_NAME}: cannot be read: Permission denied\n")
+    code, _, stderr = run("embed", text, "--bundle", bundle_folder, "-o", closed / "out.npy")
+    assert code == 10
+    assert stderr.startswith(f"error: {closed / 'out.npy'}: cannot be written: Permission denied: give this user")
+    assert run("embed", text, "--bundle", bundle_folder, "-o", output)[0] == 0
+    assert stat.S_IMODE(output.stat().st_mode) == 0o200
+    text.chmod(0)
+    code, _, stderr = run("embed", text, "--bundle", bundle_folder, "-o", output)
+    assert (code, stderr.startswith(f"error: {text}: cannot be read: Permission denied: ")) == (10, True)
 
 
 def test_what_nobody_expected_is_still_one_line(run: Run, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +291,21 @@ def test_what_nobody_expected_is_still_one_line(run: Run, bundle_folder: Path, m
     assert code == 70
     assert stderr.startswith("error: ModuleNotFoundError: ")
     assert stderr.endswith("(MEXMA_TRACEBACK=1 shows where)\n")
+
+
+def test_a_file_that_nobody_looked_after_is_told_by_its_name(
+    run: Run, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mexma_runtime.cli import tables
+
+    def fail(*_: object, **__: object) -> None:
+        Path("/proc/none").read_bytes()
+
+    monkeypatch.setattr(tables, "show_bundle", fail)
+    assert run("info", bundle_folder) == (10, "", "error: /proc/none: No such file or directory\n")
+    monkeypatch.setenv("MEXMA_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError):
+        run("info", bundle_folder)
 
 
 def test_a_reader_that_leaves_early_is_no_error(bundle_folder: Path) -> None:

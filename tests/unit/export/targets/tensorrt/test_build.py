@@ -14,7 +14,7 @@ from mexma_runtime import Encoder
 from mexma_runtime.backends.tensorrt_library import MAX_KEPT, Messages
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.plans import Plan, read_plan
-from mexma_runtime.errors import EngineUnavailableError, MissingDependencyError, UsageError
+from mexma_runtime.errors import EngineUnavailableError, FileError, MissingDependencyError
 from mexma_runtime.types import Precision
 
 needs_none = pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed")
@@ -45,7 +45,7 @@ def test_a_plan_that_cannot_be_written_leaves_the_old_one(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UsageError, match="cannot be written: No space"):
+    with pytest.raises(FileError, match="cannot be written: No space"):
         publish(tmp_path, dataclasses.replace(plan, file="portable.fp16.1111.plan"), b"new")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
