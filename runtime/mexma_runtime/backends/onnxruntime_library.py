@@ -16,8 +16,10 @@ from mexma_runtime.errors import EngineUnavailableError, MissingDependencyError
 NAME = "onnxruntime"
 SILENT = 4
 """Log severity `fatal`: what goes wrong is raised, nothing is printed."""
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Where a graph in memory finds its weights, links followed."""
 FINDS_WEIGHTS = (1, 21)
-"""Since when the files of a graph in memory are found in a folder that is named."""
+"""The first release that heeds it."""
 NO_GRAPH = -1
 """gpu_graph_id of runs that onnxruntime neither captures nor replays: the graphs are ours."""
 
@@ -78,7 +80,7 @@ def open_session(
         ]
         options.add_external_initializers([tensor.name for tensor in mapped.weights], values)
     elif change:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.folder))
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(path.resolve().parent))
     else:
         return ort.InferenceSession(str(path), options, **more)
     graph = mapped.graph if mapped else path.read_bytes()
