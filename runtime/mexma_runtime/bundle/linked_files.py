@@ -1,12 +1,12 @@
 """Engines whose files are links, as the hub client's cache and mounted volumes have them.
 
 onnxruntime (since 1.24) and OpenVINO (since 2026.2) open no weights that, links followed, lie outside of the graph's
-folder. Such weights are mapped here and handed over beside the graph: nothing is copied. Field numbers: onnx.proto.
+folder. Such weights are mapped here and handed over beside the graph: nothing is copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
+from mexma_runtime.bundle.protobuf import bytes_field, fields, integer_field, numbers, texts
 from mexma_runtime.errors import BundleError
 
 DTYPES: dict[int, Any] = {
@@ -27,10 +28,16 @@ DTYPES: dict[int, Any] = {
     17: np.uint8,
 }
 """TensorProto.DataType -> what NumPy reads it as; it has no FLOAT8E4M3FN (17)."""
+
+# The numbers of fields in onnx.proto.
+MODEL_GRAPH = 7
+GRAPH_INITIALIZER, GRAPH_INPUT = 5, 11
+TENSOR_DIMS, TENSOR_TYPE, TENSOR_NAME, TENSOR_EXTERNAL_DATA, TENSOR_LOCATION = 1, 2, 8, 13, 14
 EXTERNAL = 1
-"""TensorProto.data_location of a tensor in another file."""
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-"""Wire types of protobuf."""
+"""A tensor's location: another file."""
+KEY, VALUE = 1, 2
+"""Of an entry of external_data."""
+VALUE_NAME, VALUE_TYPE, TYPE_TENSOR, TENSOR_TYPE_ELEMENT, TENSOR_TYPE_SHAPE, SHAPE_DIM, DIM_VALUE = 1, 2, 1, 1, 2, 1, 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,12 +61,12 @@ class MappedGraph:
     def with_weights_as_inputs(self) -> bytes:
         """The graph with an input in place of each of `weights`."""
         names = {tensor.name for tensor in self.weights}
-        inputs = b"".join(_length_delimited(11, _value_info(tensor)) for tensor in self.weights)
+        inputs = b"".join(bytes_field(GRAPH_INPUT, _value_info(tensor)) for tensor in self.weights)
         parts = []
-        for number, value, raw in _fields(self.graph):
-            if number == 7:
-                kept = (item for field, inner, item in _fields(value) if field != 5 or _name(inner) not in names)
-                parts.append(_length_delimited(7, b"".join(kept) + inputs))
+        for number, value, raw in fields(self.graph):
+            if number == MODEL_GRAPH:
+                kept = (item for field, inner, item in fields(value) if not _is_weight(field, inner, names))
+                parts.append(bytes_field(MODEL_GRAPH, b"".join(kept) + inputs))
             else:
                 parts.append(raw)
         return b"".join(parts)
@@ -79,8 +86,9 @@ def map_graph(bundle: Bundle, engine: EngineEntry) -> MappedGraph:
     # Private and writable, as OpenVINO takes no other memory without a copy; nobody writes to it.
     files = {name: np.memmap(bundle.path(name), dtype=np.uint8, mode="c") for name in engine.weights}
     try:
-        (body,) = (value for number, value, _ in _fields(graph) if number == 7)
-        weights = [_mapped(value, files) for number, value, _ in _fields(body) if number == 5 and _is_external(value)]
+        (body,) = (value for number, value, _ in fields(graph) if number == MODEL_GRAPH)
+        tensors = (value for number, value, _ in fields(body) if number == GRAPH_INITIALIZER)
+        weights = [_mapped(tensor, files) for tensor in tensors if numbers(tensor, TENSOR_LOCATION) == [EXTERNAL]]
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise BundleError(path, f"not a graph of this bundle ({error}): copy or export again") from None
     return MappedGraph(graph=graph, weights=weights)
@@ -88,87 +96,24 @@ def map_graph(bundle: Bundle, engine: EngineEntry) -> MappedGraph:
 
 def _mapped(tensor: bytes, files: Mapping[str, NDArray[np.uint8]]) -> MappedTensor:
     """Of a TensorProto."""
-    fields = [(number, value) for number, value, _ in _fields(tensor)]
-    shape = [size for number, value in fields if number == 1 for size in _numbers(value)]
-    (element_type,) = (value for number, value in fields if number == 2)
-    entries = [[text.decode() for _, text, _ in _fields(value)] for number, value in fields if number == 13]
-    external = dict(entries)
+    entries = [value for number, value, _ in fields(tensor) if number == TENSOR_EXTERNAL_DATA]
+    external = {texts(entry, KEY)[0]: texts(entry, VALUE)[0] for entry in entries}
     start, n_bytes = int(external.get("offset", 0)), int(external["length"])
     data = files[external["location"]][start : start + n_bytes]
-    return MappedTensor(
-        name=_name(tensor), element_type=element_type, values=data.view(DTYPES[element_type]).reshape(shape)
-    )
+    (element_type,) = numbers(tensor, TENSOR_TYPE)
+    shape = numbers(tensor, TENSOR_DIMS)
+    (name,) = texts(tensor, TENSOR_NAME)
+    return MappedTensor(name=name, element_type=element_type, values=data.view(DTYPES[element_type]).reshape(shape))
 
 
-def _name(tensor: bytes) -> str:
-    (name,) = (value for number, value, _ in _fields(tensor) if number == 8)
-    return str(name.decode())
-
-
-def _is_external(tensor: bytes) -> bool:
-    return any(number == 14 and value == EXTERNAL for number, value, _ in _fields(tensor))
+def _is_weight(number: int, value: Any, names: set[str]) -> bool:
+    return number == GRAPH_INITIALIZER and not names.isdisjoint(texts(value, TENSOR_NAME))
 
 
 def _value_info(tensor: MappedTensor) -> bytes:
-    """A ValueInfoProto: name, TypeProto(tensor_type=Tensor(elem_type, TensorShapeProto))."""
-    shape = b"".join(_length_delimited(1, b"\x08" + _as_varint(size)) for size in tensor.values.shape)
-    tensor_type = b"\x08" + _as_varint(tensor.element_type) + _length_delimited(2, shape)
-    return _length_delimited(1, tensor.name.encode()) + _length_delimited(2, _length_delimited(1, tensor_type))
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, Any, bytes]]:
-    """The fields of a protobuf message: number, value (int, or bytes), and the field as it stands there."""
-    start = 0
-    while start < len(message):
-        value: Any
-        key, end = _varint(message, start)
-        wire_type = key & 7
-        if wire_type == VARINT:
-            value, end = _varint(message, end)
-        elif wire_type == BYTES:
-            size, begin = _varint(message, end)
-            end = begin + size
-            value = message[begin:end]
-        elif wire_type in (FIXED32, FIXED64):
-            begin, end = end, end + (4 if wire_type == FIXED32 else 8)
-            value = message[begin:end]
-        else:
-            raise ValueError(f"wire type {wire_type} at byte {start}")
-        if end > len(message):
-            raise ValueError(f"a field of {end - start} bytes at byte {start} of {len(message)}")
-        yield key >> 3, value, message[start:end]
-        start = end
-
-
-def _numbers(value: int | bytes) -> list[int]:
-    """Of a repeated integer, packed or by itself."""
-    if isinstance(value, int):
-        return [value]
-    numbers, end = [], 0
-    while end < len(value):
-        number, end = _varint(value, end)
-        numbers.append(number)
-    return numbers
-
-
-def _varint(message: bytes, start: int) -> tuple[int, int]:
-    """The number that begins at `start`, and where it ends."""
-    value, end = 0, start
-    while True:
-        byte = message[end]
-        value |= (byte & 0x7F) << 7 * (end - start)
-        end += 1
-        if byte < 0x80:
-            return value, end
-
-
-def _as_varint(value: int) -> bytes:
-    parts = bytearray()
-    while value > 0x7F:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*parts, value])
-
-
-def _length_delimited(number: int, value: bytes) -> bytes:
-    return _as_varint(number << 3 | BYTES) + _as_varint(len(value)) + value
+    dims = (bytes_field(SHAPE_DIM, integer_field(DIM_VALUE, size)) for size in tensor.values.shape)
+    shape = bytes_field(TENSOR_TYPE_SHAPE, b"".join(dims))
+    tensor_type = integer_field(TENSOR_TYPE_ELEMENT, tensor.element_type) + shape
+    return bytes_field(VALUE_NAME, tensor.name.encode()) + bytes_field(
+        VALUE_TYPE, bytes_field(TYPE_TENSOR, tensor_type)
+    )
