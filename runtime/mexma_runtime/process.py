@@ -30,7 +30,10 @@ Result = TypeVar("Result")
 
 
 class NativeWork:
-    """Counts what is under way in libraries, by `with`, until the process ends."""
+    """What is under way in libraries, by `with` or `begin`, until the process ends.
+
+    What the main thread does there itself is not counted: it does nothing else while it waits for the others.
+    """
 
     def __init__(self, *, is_fork: bool = False) -> None:
         self.is_fork = is_fork
@@ -43,18 +46,30 @@ class NativeWork:
         """SystemExit, or EncoderClosedError, where it is too late to begin."""
         if sys.is_finalizing():
             raise EncoderClosedError("the interpreter has ended, and the engine with it: embed before, or in atexit")
-        with self._changed:
-            if self._is_ending and threading.current_thread() is not threading.main_thread():
-                raise SystemExit
-            self._n_under_way += 1
+        if not _is_main_thread():
+            self._add(1)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._changed:
-            self._n_under_way -= 1
-            if self._is_ending:
-                self._changed.notify_all()
+        if not _is_main_thread():
+            self._add(-1)
+
+    def begin(self, work: Callable[[], Result]) -> tuple[Future[Result], Callable[[], None]]:
+        """Count `work` as under way. What is returned second does it, in any thread, and has to be called."""
+        future: Future[Result] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - whoever waits for the result gets it
+                future.set_exception(error)
+            finally:
+                self._add(-1)
+
+        with self:
+            self._add(1)
+        return future, run
 
     def end(self) -> None:
         """Let no other thread begin anything, and wait for what is under way."""
@@ -62,25 +77,17 @@ class NativeWork:
             self._is_ending = True
             self._changed.wait_for(lambda: not self._n_under_way)
 
+    def _add(self, n: int) -> None:
+        with self._changed:
+            if n > 0 and self._is_ending and not _is_main_thread():
+                raise SystemExit
+            self._n_under_way += n
+            if self._is_ending:
+                self._changed.notify_all()
+
 
 NATIVE = NativeWork()
 _kept: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def begin(work: Callable[[], Result]) -> tuple[Future[Result], Callable[[], None]]:
-    """Count `work` as under way; what is returned second does it, in any thread, and must be called."""
-    future: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - whoever waits for the result gets it
-            future.set_exception(error)
-        finally:
-            NATIVE.__exit__(None, None, None)
-
-    NATIVE.__enter__()
-    return future, run
 
 
 def run_aside(work: Callable[[], Result], name: str) -> Future[Result]:
@@ -89,7 +96,7 @@ def run_aside(work: Callable[[], Result], name: str) -> Future[Result]:
     A pool would refuse it once the main thread has ended, though others go on; and from Python 3.12 on, no thread can
     be started then.
     """
-    future, run = begin(work)
+    future, run = NATIVE.begin(work)
     try:
         threading.Thread(target=run, name=name, daemon=True).start()
     except RuntimeError:
@@ -109,6 +116,10 @@ def require_process(process: int) -> None:
             f"this encoder was loaded in process {process} and does not work in its fork {os.getpid()}, "
             "which lacks the engine's threads: load the bundle there, or start processes with 'spawn'"
         )
+
+
+def _is_main_thread() -> bool:
+    return threading.get_ident() == threading.main_thread().ident
 
 
 def _after_fork() -> None:

@@ -17,7 +17,7 @@ from mexma_runtime.batching import Grouping
 from mexma_runtime.bundle.tuning import Sample
 from mexma_runtime.device_vectors import DeviceRows, DeviceVectors
 from mexma_runtime.errors import DeviceMemoryError, EncoderClosedError, UsageError
-from mexma_runtime.process import NATIVE, begin
+from mexma_runtime.process import NATIVE
 from mexma_runtime.types import Ragged, Vectors
 
 Result = TypeVar("Result")
@@ -116,7 +116,7 @@ class Worker:
         """Run `work` in the thread, after all that was submitted before."""
         if not self._end.alive:
             raise EncoderClosedError("this engine was closed: load the bundle again")
-        future, run = begin(functools.partial(work, *arguments))
+        future, run = NATIVE.begin(functools.partial(work, *arguments))
         self._works.put(run)
         return future
 
