@@ -21,12 +21,15 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from mexma_runtime.errors import EncoderClosedError
 
 Result = TypeVar("Result")
+PF_FORKNOEXEC = 0x40
+"""Linux's flag of a process that was forked and has executed no file."""
 
 
 class NativeWork:
@@ -37,7 +40,7 @@ class NativeWork:
 
     def __init__(self, *, is_fork: bool = False) -> None:
         self.is_fork = is_fork
-        """Whether this process was forked from one that had imported this package."""
+        """Whether this process was forked from another Python, whose libraries it has inherited."""
         self._changed = threading.Condition(threading.Lock())
         self._n_under_way = 0
         self._is_ending = False
@@ -87,6 +90,7 @@ class NativeWork:
 
 
 NATIVE = NativeWork()
+"""That of this process."""
 _kept: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -118,6 +122,15 @@ def require_process(process: int) -> None:
         )
 
 
+def _was_forked() -> bool:
+    """Whether this process was forked before this package was imported, and runs no program of its own; on Linux."""
+    try:
+        flags = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[6]
+    except OSError:
+        return False
+    return bool(int(flags) & PF_FORKNOEXEC)
+
+
 def _is_main_thread() -> bool:
     return threading.get_ident() == threading.main_thread().ident
 
@@ -129,6 +142,7 @@ def _after_fork() -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
 
 
+NATIVE.is_fork = _was_forked()
 atexit.register(NATIVE.end)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

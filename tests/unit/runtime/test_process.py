@@ -205,6 +205,22 @@ print(fork(child))
     )
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a fork does not know that it is one")
+def test_a_fork_may_be_the_first_to_import_this_package(bundle_folder: Path) -> None:
+    head = "import os, signal, sys\nfrom tokenizers import Tokenizer\n"
+    body = """
+from pathlib import Path
+tokenizer = Tokenizer.from_file(str(next(Path(sys.argv[1]).glob("tokenizer*.json"))))
+tokenizer.encode_batch(["the cat"] * 1000)
+def child():
+    from mexma_runtime import Encoder
+    assert Encoder.load(sys.argv[1], backend=sys.argv[2], n_threads=1).encode(["the cat"] * 300).shape == (300, 8)
+print(fork(child))
+"""
+    env = {"TOKENIZERS_PARALLELISM": "true"}
+    assert ended(bundle_folder, "onnxruntime", body, head=head + FORKED, env=env) == (0, "5\n", "")
+
+
 def test_the_thread_of_a_device_works_to_the_end(tmp_path: Path) -> None:
     head = "import atexit, threading, time\nfrom mexma_runtime.backends.gpu.backend import Worker\n"
     body = """
