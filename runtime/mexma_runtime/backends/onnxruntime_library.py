@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from mexma_runtime.errors import EngineUnavailableError, MissingDependencyError
 NAME = "onnxruntime"
 SILENT = 4
 """Log severity `fatal`: what goes wrong is raised, nothing is printed."""
+TELEMETRY = "ORT_DISABLE_TELEMETRY"
 NO_GRAPH = -1
 """gpu_graph_id of runs that onnxruntime neither captures nor replays: the graphs are ours."""
 
@@ -83,10 +87,27 @@ def _run_options() -> Any:
     return options
 
 
+@contextmanager
+def _no_telemetry() -> Iterator[None]:
+    """Keep onnxruntime from sending telemetry, for which it starts a thread when it is imported.
+
+    A forked child that ends in the usual way would wait for that thread, which it has not.
+    """
+    if TELEMETRY in os.environ:
+        yield
+        return
+    os.environ[TELEMETRY] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[TELEMETRY]
+
+
 def import_onnxruntime(*, package: str, needed_for: str, extra: str) -> Any:
     """onnxruntime; MissingDependencyError where `package` would bring it."""
     try:
-        import onnxruntime
+        with _no_telemetry():
+            import onnxruntime
     except ImportError as error:
         if error.name == NAME and isinstance(error, ModuleNotFoundError):
             raise MissingDependencyError(package, needed_for=needed_for, extra=extra) from error
