@@ -22,8 +22,9 @@ from mexma_runtime.call.execution import Execution, check_ids
 from mexma_runtime.call.options import PROMPTS, EncodeOptions, listed, resolve_options
 from mexma_runtime.call.scheduler import Call, CancelSignal, Scheduler
 from mexma_runtime.device_vectors import DeviceRows
-from mexma_runtime.errors import EncoderClosedError, InputError, TruncationWarning, UsageError
+from mexma_runtime.errors import InputError, TruncationWarning, UsageError
 from mexma_runtime.info import EncoderInfo, Times, describe
+from mexma_runtime.process import NATIVE, keep_in_forks, require_process
 from mexma_runtime.terminal import Progress, progress_bars
 from mexma_runtime.text.tokenizer import MAX_WHOLE_CHARS, TextTokenizer, Tokenized, TokenizerSpec
 from mexma_runtime.types import Ragged, Vectors
@@ -73,7 +74,7 @@ class Encoder:
         self._execution = Execution(bundle.manifest, tokenizer, backend)
         self._scheduler = Scheduler(max_waiting=options.get("max_waiting", MAX_WAITING))
         self._info = describe(bundle, engine, backend.info)
-        self._process = os.getpid()
+        keep_in_forks(backend)
 
     @classmethod
     def load(
@@ -142,8 +143,9 @@ class Encoder:
             attention=options.get("attention"),
             memory_limit=options.get("memory_limit"),
         )
-        opened = open_backends(bundle, entry, how, device, backend=spec.name)
-        return cls(bundle, entry, opened, options)
+        with NATIVE:
+            opened = open_backends(bundle, entry, how, device, backend=spec.name)
+            return cls(bundle, entry, opened, options)
 
     @property
     def info(self) -> EncoderInfo:
@@ -240,7 +242,7 @@ class Encoder:
         Raises InputError with the index of a text that cannot be embedded, before any is; EncoderBusyError and
         EncoderClosedError.
         """
-        self._check_process()
+        require_process(self._scheduler.process)
         options = resolve_options(
             self._manifest,
             prompt_name=prompt_name,
@@ -255,7 +257,8 @@ class Encoder:
             raise UsageError("output='device' gives DeviceVectors alone: leave out `out` and convert_to_...")
         texts = [sentences] if isinstance(sentences, str) else listed(sentences)
         shape = (self._info.dim,) if isinstance(sentences, str) else (len(texts), self._info.dim)
-        on_device = self._backend.device_vectors(shape) if output else None
+        with NATIVE:
+            on_device = self._backend.device_vectors(shape) if output else None
         vectors = rows_to_fill(out, len(texts), self._info.dim) if on_device is None else on_device.rows
         progress = progress_bars() if show_progress_bar else nullcontext()
         with progress as report, self._call(timeout, cancel) as call:
@@ -300,7 +303,7 @@ class Encoder:
         `window` texts are batched together, and the next window is read and tokenized meanwhile. The rest as `encode`.
         Counts as one call from the first vector to the last, or until the generator is closed.
         """
-        self._check_process()
+        require_process(self._scheduler.process)
         options = resolve_options(
             self._manifest,
             prompt_name=prompt_name,
@@ -329,7 +332,7 @@ class Encoder:
 
         Raises InputError with the index of a sentence that is empty, too long or has ids outside the vocabulary.
         """
-        self._check_process()
+        require_process(self._scheduler.process)
         options = resolve_options(self._manifest, normalize=normalize_embeddings, batch_size=batch_size)
         check_ids(ragged, self._manifest)
         vectors = rows_to_fill(out, len(ragged), self._info.dim)
@@ -346,9 +349,11 @@ class Encoder:
         truncate: bool = True,
     ) -> Tokenized:
         """The ids that `encode` computes with, for `encode_ids`, and which texts were truncated."""
-        self._check_process()
+        require_process(self._scheduler.process)
         options = resolve_options(self._manifest, prompt_name=prompt_name, prompt=prompt, truncate=truncate)
-        return self._execution.tokenize(listed(sentences), options)
+        texts = listed(sentences)
+        with NATIVE:
+            return self._execution.tokenize(texts, options)
 
     def warmup(self, lengths: Iterable[int] = (8, 32, 128), batch_size: int = 1) -> None:
         """Run a batch of each length, so that no later call is the first; lengths over `info.max_tokens` are cut."""
@@ -363,8 +368,9 @@ class Encoder:
 
     def close(self) -> None:
         """Wait for the running batch and release the engine; waiting calls get EncoderClosedError."""
-        if os.getpid() == self._process and self._scheduler.close():
-            self._backend.close()
+        if os.getpid() == self._scheduler.process and self._scheduler.close():
+            with NATIVE:
+                self._backend.close()
 
     def __enter__(self) -> Encoder:
         return self
@@ -402,13 +408,6 @@ class Encoder:
             "(encoder.tokenize says which; truncate=False refuses them)",
             n_truncated=n_truncated,
         )
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._process:
-            raise EncoderClosedError(
-                f"this encoder was loaded in process {self._process} and does not work in its fork {os.getpid()}, "
-                "which lacks the engine's threads: load the bundle there, or start processes with 'spawn'"
-            )
 
 
 _KINDS: dict[str, Any] = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """Where a graph in memory finds its weights, links followed."""
 FINDS_WEIGHTS = (1, 21)
 """The first release that heeds it."""
+TELEMETRY = "ORT_DISABLE_TELEMETRY"
 NO_GRAPH = -1
 """gpu_graph_id of runs that onnxruntime neither captures nor replays: the graphs are ours."""
 
@@ -100,10 +103,27 @@ def _run_options() -> Any:
     return options
 
 
+@contextmanager
+def _no_telemetry() -> Iterator[None]:
+    """Keep onnxruntime from sending telemetry, for which it starts a thread when it is imported.
+
+    A forked child that ends in the usual way would wait for that thread, which it has not.
+    """
+    if TELEMETRY in os.environ:
+        yield
+        return
+    os.environ[TELEMETRY] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[TELEMETRY]
+
+
 def import_onnxruntime(*, package: str, needed_for: str, extra: str) -> Any:
     """onnxruntime; MissingDependencyError where `package` would bring it."""
     try:
-        import onnxruntime
+        with _no_telemetry():
+            import onnxruntime
     except ImportError as error:
         if error.name == NAME and isinstance(error, ModuleNotFoundError):
             raise MissingDependencyError(package, needed_for=needed_for, extra=extra) from error

@@ -1,7 +1,7 @@
 """Engines whose files are links, as the hub client's cache and mounted volumes have them.
 
 onnxruntime (since 1.24) and OpenVINO (since 2026.2) open no weights that, links followed, lie outside of the graph's
-folder. Such weights are mapped here and handed over beside the graph: nothing is copied. Field numbers: onnx.proto.
+folder. Such weights are mapped here and handed over beside the graph: nothing is copied.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
-from mexma_runtime.bundle.protobuf import as_varint, fields, length_delimited, varint
+from mexma_runtime.bundle.protobuf import bytes_field, fields, integer_field, numbers, texts
 from mexma_runtime.errors import BundleError
 
 DTYPES: dict[int, Any] = {
@@ -28,8 +28,16 @@ DTYPES: dict[int, Any] = {
     17: np.uint8,
 }
 """TensorProto.DataType -> what NumPy reads it as; it has no FLOAT8E4M3FN (17)."""
+
+# The numbers of fields in onnx.proto.
+MODEL_GRAPH = 7
+GRAPH_INITIALIZER, GRAPH_INPUT = 5, 11
+TENSOR_DIMS, TENSOR_TYPE, TENSOR_NAME, TENSOR_EXTERNAL_DATA, TENSOR_LOCATION = 1, 2, 8, 13, 14
 EXTERNAL = 1
-"""TensorProto.data_location of a tensor in another file."""
+"""A tensor's location: another file."""
+KEY, VALUE = 1, 2
+"""Of an entry of external_data."""
+VALUE_NAME, VALUE_TYPE, TYPE_TENSOR, TENSOR_TYPE_ELEMENT, TENSOR_TYPE_SHAPE, SHAPE_DIM, DIM_VALUE = 1, 2, 1, 1, 2, 1, 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,12 +61,12 @@ class MappedGraph:
     def with_weights_as_inputs(self) -> bytes:
         """The graph with an input in place of each of `weights`."""
         names = {tensor.name for tensor in self.weights}
-        inputs = b"".join(length_delimited(11, _value_info(tensor)) for tensor in self.weights)
+        inputs = b"".join(bytes_field(GRAPH_INPUT, _value_info(tensor)) for tensor in self.weights)
         parts = []
         for number, value, raw in fields(self.graph):
-            if number == 7:
-                kept = (item for field, inner, item in fields(value) if field != 5 or _name(inner) not in names)
-                parts.append(length_delimited(7, b"".join(kept) + inputs))
+            if number == MODEL_GRAPH:
+                kept = (item for field, inner, item in fields(value) if not _is_weight(field, inner, names))
+                parts.append(bytes_field(MODEL_GRAPH, b"".join(kept) + inputs))
             else:
                 parts.append(raw)
         return b"".join(parts)
@@ -78,8 +86,9 @@ def map_graph(bundle: Bundle, engine: EngineEntry) -> MappedGraph:
     # Private and writable, as OpenVINO takes no other memory without a copy; nobody writes to it.
     files = {name: np.memmap(bundle.path(name), dtype=np.uint8, mode="c") for name in engine.weights}
     try:
-        (body,) = (value for number, value, _ in fields(graph) if number == 7)
-        weights = [_mapped(value, files) for number, value, _ in fields(body) if number == 5 and _is_external(value)]
+        (body,) = (value for number, value, _ in fields(graph) if number == MODEL_GRAPH)
+        tensors = (value for number, value, _ in fields(body) if number == GRAPH_INITIALIZER)
+        weights = [_mapped(tensor, files) for tensor in tensors if numbers(tensor, TENSOR_LOCATION) == [EXTERNAL]]
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise BundleError(path, f"not a graph of this bundle ({error}): copy or export again") from None
     return MappedGraph(graph=graph, weights=weights)
@@ -87,40 +96,24 @@ def map_graph(bundle: Bundle, engine: EngineEntry) -> MappedGraph:
 
 def _mapped(tensor: bytes, files: Mapping[str, NDArray[np.uint8]]) -> MappedTensor:
     """Of a TensorProto."""
-    parts = [(number, value) for number, value, _ in fields(tensor)]
-    shape = [size for number, value in parts if number == 1 for size in _numbers(value)]
-    (element_type,) = (value for number, value in parts if number == 2)
-    entries = [[text.decode() for _, text, _ in fields(value)] for number, value in parts if number == 13]
-    external = dict(entries)
+    entries = [value for number, value, _ in fields(tensor) if number == TENSOR_EXTERNAL_DATA]
+    external = {texts(entry, KEY)[0]: texts(entry, VALUE)[0] for entry in entries}
     start, n_bytes = int(external.get("offset", 0)), int(external["length"])
     data = files[external["location"]][start : start + n_bytes]
-    return MappedTensor(
-        name=_name(tensor), element_type=element_type, values=data.view(DTYPES[element_type]).reshape(shape)
-    )
+    (element_type,) = numbers(tensor, TENSOR_TYPE)
+    shape = numbers(tensor, TENSOR_DIMS)
+    (name,) = texts(tensor, TENSOR_NAME)
+    return MappedTensor(name=name, element_type=element_type, values=data.view(DTYPES[element_type]).reshape(shape))
 
 
-def _name(tensor: bytes) -> str:
-    (name,) = (value for number, value, _ in fields(tensor) if number == 8)
-    return str(name.decode())
-
-
-def _is_external(tensor: bytes) -> bool:
-    return any(number == 14 and value == EXTERNAL for number, value, _ in fields(tensor))
+def _is_weight(number: int, value: Any, names: set[str]) -> bool:
+    return number == GRAPH_INITIALIZER and not names.isdisjoint(texts(value, TENSOR_NAME))
 
 
 def _value_info(tensor: MappedTensor) -> bytes:
-    """A ValueInfoProto: name, TypeProto(tensor_type=Tensor(elem_type, TensorShapeProto))."""
-    shape = b"".join(length_delimited(1, b"\x08" + as_varint(size)) for size in tensor.values.shape)
-    tensor_type = b"\x08" + as_varint(tensor.element_type) + length_delimited(2, shape)
-    return length_delimited(1, tensor.name.encode()) + length_delimited(2, length_delimited(1, tensor_type))
-
-
-def _numbers(value: int | bytes) -> list[int]:
-    """Of a repeated integer, packed or by itself."""
-    if isinstance(value, int):
-        return [value]
-    numbers, end = [], 0
-    while end < len(value):
-        number, end = varint(value, end)
-        numbers.append(number)
-    return numbers
+    dims = (bytes_field(SHAPE_DIM, integer_field(DIM_VALUE, size)) for size in tensor.values.shape)
+    shape = bytes_field(TENSOR_TYPE_SHAPE, b"".join(dims))
+    tensor_type = integer_field(TENSOR_TYPE_ELEMENT, tensor.element_type) + shape
+    return bytes_field(VALUE_NAME, tensor.name.encode()) + bytes_field(
+        VALUE_TYPE, bytes_field(TYPE_TENSOR, tensor_type)
+    )

@@ -20,6 +20,7 @@ from mexma_runtime.call.prefetch import run_ahead
 from mexma_runtime.call.scheduler import Call
 from mexma_runtime.device_vectors import DeviceRows
 from mexma_runtime.errors import InputError
+from mexma_runtime.process import NATIVE
 from mexma_runtime.text.tokenizer import TextTokenizer, Tokenized
 from mexma_runtime.types import Ragged, Vectors
 from mexma_runtime.vectors import normalize_rows
@@ -105,7 +106,8 @@ class Execution:
     def _tokenized(self, texts: Sequence[str], options: EncodeOptions, call: Call) -> Iterable[Tokenized]:
         """The ids of `texts`: of many in windows, one tokenized ahead in a thread, or all where one may be refused."""
         if len(texts) <= INLINE_TEXTS:
-            return (self.tokenize(texts, options),)
+            with NATIVE:
+                return (self.tokenize(texts, options),)
         starts = range(0, len(texts), WINDOW_TEXTS)
         windows = run_ahead(lambda i: self.tokenize(texts[i : i + WINDOW_TEXTS], options, i), starts, call)
         # What can be refused is looked at as a whole, before hours are spent on what stands in front of it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections import deque
@@ -18,6 +20,7 @@ from mexma_runtime.errors import (
     EncodeTimeoutError,
     UsageError,
 )
+from mexma_runtime.process import NATIVE, require_process
 
 POLL_S = 0.05
 """How often a waiting call looks whether it was cancelled."""
@@ -44,6 +47,8 @@ class Scheduler:
         if max_waiting < 0:
             raise UsageError(f"max_waiting: expected 0 or more, got {max_waiting}")
         self._max_waiting = max_waiting
+        self.process = os.getpid()
+        """The one whose engine it is."""
         self._mutex = threading.Lock()
         self._n_calls = 0
         self._is_taken = False
@@ -136,6 +141,8 @@ class Call:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.is_lost():
+            return
         failure = self.pending.finish_in_any_case()
         self._scheduler.leave()
         if failure and (error is None or not isinstance(failure, Exception)):
@@ -147,12 +154,17 @@ class Call:
         self.check()
         self._scheduler.take(self.wait)
         try:
-            yield
+            with NATIVE:
+                yield
         finally:
             self._scheduler.pass_on()
 
     def check(self) -> None:
-        """Raise EncodeCancelledError, EncodeTimeoutError or what `fail` was given, where the call should end."""
+        """Raise EncodeCancelledError, EncodeTimeoutError or what `fail` was given, where the call should end.
+
+        EncoderClosedError in a fork.
+        """
+        require_process(self._scheduler.process)
         if self._error is not None:
             raise self._error
         if self._cancel is not None and self._cancel.is_set():
@@ -162,6 +174,10 @@ class Call:
                 f"the call did not finish within {self._timeout_s} s; the encoder stays usable: "
                 "give it more time or fewer sentences"
             )
+
+    def is_lost(self) -> bool:
+        """Whether the threads that it would wait for are not there: in a fork, and where the interpreter has ended."""
+        return os.getpid() != self._scheduler.process or sys.is_finalizing()
 
     def fail(self, error: BaseException | None) -> None:
         """End the call with `error`, from any thread, at its next check; None does nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -73,13 +73,7 @@ class TextTokenizer:
             reason = f"a text has {n_special} special tokens and needs room for one more, but max_tokens is"
             raise BundleError(path, f"{reason} {spec.max_tokens}")
         self._whole_chars, self._max_whole_chars = CHARS_PER_TOKEN * spec.max_tokens, spec.max_whole_chars
-
-    @cached_property
-    def _cutter(self) -> TextCutter | None:
-        rules = split_rules(self._tokenizer)
-        if rules is None:
-            return None
-        return TextCutter(self._tokenizer, rules, step=self._whole_chars, max_whole_chars=self._max_whole_chars)
+        self._cutter = lru_cache(partial(_cutter, self._tokenizer, self._whole_chars, self._max_whole_chars))
 
     def may_refuse(self, texts: Sequence[str], *, truncate: bool) -> bool:
         """Whether one of `texts`, which are valid Unicode, may turn out to be no input when it is tokenized."""
@@ -94,8 +88,8 @@ class TextTokenizer:
         TextTooLongError: a text has too many tokens and `truncate` is False.
         """
         long = {row for row, text in enumerate(texts) if len(text) > self._whole_chars}
-        if long and self._cutter is not None:
-            rows = self._cut(texts, long, self._cutter, first_index)
+        if long and (cutter := self._cutter()) is not None:
+            rows = self._cut(texts, long, cutter, first_index)
         else:
             for index in sorted(long):
                 require_whole(len(texts[index]), self._max_whole_chars, first_index + index)
@@ -157,6 +151,11 @@ def _load(path: Path, content: bytes | None) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def _cutter(tokenizer: Tokenizer, step: int, max_whole_chars: int) -> TextCutter | None:
+    rules = split_rules(tokenizer)
+    return None if rules is None else TextCutter(tokenizer, rules, step=step, max_whole_chars=max_whole_chars)
 
 
 def _with_lowercase(normalizer: normalizers.Normalizer | None) -> normalizers.Normalizer:

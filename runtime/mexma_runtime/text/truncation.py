@@ -16,13 +16,15 @@ and all texts of a tokenizer for which there are no `SplitRules`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache, partial
 
 from tokenizers import Encoding, Tokenizer
 
 from mexma_runtime.errors import InputError
+from mexma_runtime.process import NATIVE
 from mexma_runtime.text.split_rules import SplitRules, normalized, words
 
 
@@ -32,6 +34,8 @@ class TextCutter:
     def __init__(self, tokenizer: Tokenizer, rules: SplitRules, *, step: int, max_whole_chars: int) -> None:
         """`step`: characters that are tokenized at a time where the text allows it; `max_whole_chars`: where not."""
         self._tokenizer, self._rules, self._step, self._max_whole_chars = tokenizer, rules, step, max_whole_chars
+        # No cached_property: Python 3.11 computes one under a lock of its own, which a fork may find taken for ever.
+        self._longest_piece = lru_cache(partial(longest_piece, tokenizer))
         self._is_inner = lru_cache(maxsize=1 << 16)(self._stands_for_itself)
 
     def first_ids(self, text: str, n_wanted: int, *, index: int | None = None) -> list[int]:
@@ -57,11 +61,6 @@ class TextCutter:
             ids += agreed
             start = end
         return ids[:n_wanted]
-
-    @cached_property
-    def _longest_piece(self) -> int:
-        """Characters in the longest piece of the vocabulary."""
-        return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)))
 
     def _encode(self, text: str) -> list[int]:
         return encode_batch(self._tokenizer, [text], add_special_tokens=False)[0].ids
@@ -119,7 +118,7 @@ class TextCutter:
         if self._rules.inner is None:
             return None
         stop = min(stop, start + 8 * self._step)
-        size = max(self._step, 2 * (self._longest_piece + 2 * self._rules.reach))
+        size = max(self._step, 2 * (self._longest_piece() + 2 * self._rules.reach))
         while start + size < stop:
             for window in self._windows(text, start, start + size, self._rules.inner):
                 heads = [self._encode(text[start : window[0]])]
@@ -134,7 +133,7 @@ class TextCutter:
 
     def _windows(self, text: str, start: int, stop: int, inner: re.Pattern[str]) -> Iterator[range]:
         """Neighbouring cuts of the kind that `_agreed` needs, at most a step before `stop`."""
-        longest, reach = self._longest_piece, self._rules.reach
+        longest, reach = self._longest_piece(), self._rules.reach
         size = longest + 2 * reach
         found = re.compile(f"{inner.pattern}{{{size}}}").finditer(text, max(start, stop - self._step - size), stop)
         for match in list(found)[:-3:-1]:
@@ -156,6 +155,11 @@ class TextCutter:
         )
 
 
+def longest_piece(tokenizer: Tokenizer) -> int:
+    """Characters in the longest piece of the vocabulary."""
+    return max(map(len, tokenizer.get_vocab(with_added_tokens=True)))
+
+
 def require_whole(n_chars: int, most: int, index: int | None) -> None:
     """InputError where a text, or a part of one that cannot be cut, has more characters than are tokenized at once."""
     if n_chars > most:
@@ -168,7 +172,13 @@ def require_whole(n_chars: int, most: int, index: int | None) -> None:
 
 
 def encode_batch(tokenizer: Tokenizer, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[Encoding]:
-    """`Tokenizer.encode_batch_fast`, or what there was before tokenizers 0.20."""
+    """`Tokenizer.encode_batch_fast`, or what there was before tokenizers 0.20; in some forks one text after another.
+
+    There the pool of threads may be a copy without threads, which is waited for in vain. tokenizers avoids it by itself
+    unless the variable is set.
+    """
+    if NATIVE.is_fork and "TOKENIZERS_PARALLELISM" in os.environ:
+        return [tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts]
     encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
     encodings: list[Encoding] = encode(texts, add_special_tokens=add_special_tokens)
     return encodings

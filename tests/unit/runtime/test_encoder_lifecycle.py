@@ -6,6 +6,7 @@ import copy
 import gc
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -178,6 +179,19 @@ def test_loading_again_and_again_leaves_nothing_behind(bundle_folder: Path) -> N
     assert after[0] <= n_threads
     assert after[1] <= n_files
     assert after[2] - n_bytes < 20e6
+
+
+@pytest.mark.filterwarnings("ignore::mexma_runtime.TruncationWarning")
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_what_was_loaded_is_not_opened_again(make_bundle: MakeBundle, backend: str) -> None:
+    folder = make_bundle()
+    texts = ["the cat", "a " * 5000, "zebra", "a" * 5000] * 200
+    with Encoder.load(folder, backend=backend, dialect="portable", n_threads=2) as there:
+        expected = there.encode(texts)
+    encoder = Encoder.load(folder, backend=backend, dialect="portable", n_threads=2)
+    shutil.rmtree(folder)
+
+    np.testing.assert_array_equal(encoder.encode(texts), expected)
 
 
 def test_importing_brings_no_heavy_library_and_prints_nothing() -> None:

@@ -9,8 +9,6 @@ from mexma_runtime.hardware import (
     Hardware,
     cgroup_folders,
     count_cores,
-    cgroup_folders,
-    count_cores,
     default_threads,
     describe_processor,
     detect_hardware,

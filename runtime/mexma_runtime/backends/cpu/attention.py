@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from mexma_runtime.bundle.protobuf import as_varint, fields, length_delimited
+from mexma_runtime.bundle.protobuf import bytes_field, fields, integer_field, texts
 from mexma_runtime.errors import InputError
 from mexma_runtime.hardware import detect_hardware, l2_cache_bytes
 
@@ -22,9 +22,11 @@ SWITCH = "ORT_DISABLE_FLASH_ATTENTION"
 """onnxruntime's environment variable that takes the kernel away."""
 BYTES_A_SCORE = 4
 
-_GRAPH, _OPERATOR_SETS = 7, 8
-_NODE, _OUTPUT = 1, 12
-_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
+MODEL_GRAPH, MODEL_OPERATORS = 7, 8
+GRAPH_NODE, GRAPH_OUTPUT = 1, 12
+NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OPERATOR, NODE_ATTRIBUTE, NODE_DOMAIN = 1, 2, 3, 4, 5, 7
+ATTRIBUTE_NAME, ATTRIBUTE_INTEGER, ATTRIBUTE_TYPE, INTEGER = 1, 3, 20, 2
+VALUE_NAME, OPERATORS_DOMAIN, OPERATORS_VERSION = 1, 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +45,17 @@ def unmasked(model: bytes, n_heads: int) -> bytes:
     IndexError or ValueError where `model` is none.
     """
     parts = list(fields(model))
-    (graph,) = (list(fields(value)) for number, value, _ in parts if number == _GRAPH)
-    nodes = [_node(value) for number, value, _ in graph if number == _NODE]
+    (graph,) = (list(fields(value)) for number, value, _ in parts if number == MODEL_GRAPH)
+    nodes = [_node(value) for number, value, _ in graph if number == GRAPH_NODE]
     changed = [_without_mask(node, n_heads) for node in nodes]
     if changed == nodes:
         return model
-    outputs = [_texts(value, 1)[0] for number, value, _ in graph if number == _OUTPUT]
-    written = [length_delimited(_NODE, node.message) for node in _needed(changed, outputs)]
-    written += [raw for number, _, raw in graph if number != _NODE]
-    # An OperatorSetIdProto: domain, version 1.
-    operators = length_delimited(_OPERATOR_SETS, length_delimited(1, DOMAIN.encode()) + b"\x10\x01")
-    kept = [raw for number, _, raw in parts if number != _GRAPH and raw != operators]
-    return b"".join([*kept, operators, length_delimited(_GRAPH, b"".join(written))])
+    outputs = [name for number, value, _ in graph if number == GRAPH_OUTPUT for name in texts(value, VALUE_NAME)]
+    written = [bytes_field(GRAPH_NODE, node.message) for node in _needed(changed, outputs)]
+    written += [raw for number, _, raw in graph if number != GRAPH_NODE]
+    operators = bytes_field(OPERATORS_DOMAIN, DOMAIN.encode()) + integer_field(OPERATORS_VERSION, 1)
+    added = [bytes_field(MODEL_OPERATORS, operators), bytes_field(MODEL_GRAPH, b"".join(written))]
+    return b"".join([raw for number, _, raw in parts if number != MODEL_GRAPH and raw not in added] + added)
 
 
 def reason_for_all_scores() -> str | None:
@@ -84,13 +85,12 @@ def _without_mask(node: _Node, n_heads: int) -> _Node:
         inputs = tuple(f"{path}.{part}.out" for part in ("query", "key", "value"))
     else:
         return node
-    texts = [(_NODE_INPUT, name) for name in inputs] + [(_NODE_OUTPUT, name) for name in node.outputs]
-    texts += [(_NODE_NAME, node.outputs[0]), (_NODE_OPERATOR, ATTENTION), (_NODE_DOMAIN, DOMAIN)]
-    message = b"".join(length_delimited(number, text.encode()) for number, text in texts)
-    # An AttributeProto: name, i (3), type (20) INT.
-    attribute = length_delimited(1, b"num_heads") + b"\x18" + as_varint(n_heads) + b"\xa0\x01\x02"
-    message += length_delimited(_NODE_ATTRIBUTE, attribute)
-    return replace(node, message=message, operator=ATTENTION, inputs=inputs)
+    strings = [(NODE_INPUT, name) for name in inputs] + [(NODE_OUTPUT, name) for name in node.outputs]
+    strings += [(NODE_NAME, node.outputs[0]), (NODE_OPERATOR, ATTENTION), (NODE_DOMAIN, DOMAIN)]
+    attribute = bytes_field(ATTRIBUTE_NAME, b"num_heads") + integer_field(ATTRIBUTE_INTEGER, n_heads)
+    message = [bytes_field(number, text.encode()) for number, text in strings]
+    message.append(bytes_field(NODE_ATTRIBUTE, attribute + integer_field(ATTRIBUTE_TYPE, INTEGER)))
+    return replace(node, message=b"".join(message), operator=ATTENTION, inputs=inputs)
 
 
 def _needed(nodes: list[_Node], outputs: Iterable[str]) -> list[_Node]:
@@ -104,14 +104,10 @@ def _needed(nodes: list[_Node], outputs: Iterable[str]) -> list[_Node]:
 
 
 def _node(message: bytes) -> _Node:
-    (operator,) = _texts(message, _NODE_OPERATOR)
+    (operator,) = texts(message, NODE_OPERATOR)
     return _Node(
         message=message,
         operator=operator,
-        inputs=_texts(message, _NODE_INPUT),
-        outputs=_texts(message, _NODE_OUTPUT),
+        inputs=texts(message, NODE_INPUT),
+        outputs=texts(message, NODE_OUTPUT),
     )
-
-
-def _texts(message: bytes, wanted: int) -> tuple[str, ...]:
-    return tuple(value.decode() for number, value, _ in fields(message) if number == wanted)

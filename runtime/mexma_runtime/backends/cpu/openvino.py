@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import queue
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,6 +32,7 @@ from mexma_runtime.hardware import (
     onednn_instruction_sets,
     sums_int8_exactly,
 )
+from mexma_runtime.process import keep_in_forks, run_aside
 from mexma_runtime.types import Precision, Ragged, Vectors
 from mexma_runtime.vectors import rows_to_fill
 
@@ -49,6 +52,15 @@ An int8 model of full size, 170 shapes: memory grows by 195 MB and levels off; w
 and oneDNN keep what they like, by 1,630 MB, and on. all-MiniLM-L6-v2 in fp32, lengths 4 to 64 in turn, one sentence
 each: 8.9 ms of processor time with 128 kept or more, 11.8 with 32, 22 with none.
 """
+NOTHING = """<net name="nothing" version="11">
+<layers>
+<layer id="0" name="in" type="Parameter" version="opset1"><data shape="1" element_type="f32"/>
+<output><port id="0" precision="FP32"><dim>1</dim></port></output></layer>
+<layer id="1" name="out" type="Result" version="opset1">
+<input><port id="0" precision="FP32"><dim>1</dim></port></input></layer>
+</layers>
+<edges><edge from-layer="0" from-port="0" to-layer="1" to-port="0"/></edges>
+</net>"""
 ONEDNN_CACHE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 Rows: TypeAlias = NDArray[np.int64]
@@ -71,6 +83,7 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: CpuOptions) -> Ope
         backend = OpenVinoCpu(bundle, engine, settings)
         backend.run(Ragged.from_sequences([[0]]), np.empty((1, bundle.manifest.dim), dtype=np.float32))
     backend.copy_s = backend.compute_s = 0.0
+    _prepare_forks()
     return backend
 
 
@@ -81,18 +94,19 @@ class OpenVinoCpu(HostBackend):
     """
 
     def __init__(self, bundle: Bundle, engine: EngineEntry, settings: Mapping[str, Any]) -> None:
-        self._path, self._engine, self._manifest = bundle.path(engine.file), engine, bundle.manifest
+        path, self._engine, self._manifest = bundle.path(engine.file), engine, bundle.manifest
         self._settings = settings
+        # Streams are compiled of it, for the file may have moved by then. Its weights are pages of their file.
         self._mapped = map_graph(bundle, engine) if is_linked(bundle, engine) else None
-        compiled = self._compile(settings)
+        self._model = _read(path, self._mapped)
+        compiled = _compile(self._model, path, settings)
         inputs, outputs = ([value.any_name for value in found] for found in (compiled.inputs, compiled.outputs))
-        require_names(self._path, engine, inputs, outputs)
+        require_names(path, engine, inputs, outputs)
         n_threads = compiled.get_property("INFERENCE_NUM_THREADS")
         # In fp32 a second model would cost gigabytes.
         self._n_streams = min(n_threads, MAX_STREAMS) if engine.precision is Precision.INT8 else 1
-        self._request = compiled.create_infer_request()
-        self._streams: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._pool = ThreadPoolExecutor(self._n_streams, thread_name_prefix="mexma-stream")
+        self._path, self._request = path, compiled.create_infer_request()
+        self._streams: queue.SimpleQueue[Any] | None = None
         self.info = BackendInfo(
             backend=NAME,
             version=library_version(),
@@ -130,28 +144,33 @@ class OpenVinoCpu(HostBackend):
 
     def close(self) -> None:
         """Release the model."""
-        self._pool.shutdown()
-        self._request, self._streams = None, queue.SimpleQueue()
+        self._model = self._request = self._streams = None
 
     def _run_in_streams(self, parts: list[Rows], feeds: list[Feed], out: Vectors) -> None:
         """The largest parts first, each by the next stream that is free."""
-        if self._streams.empty():
-            compiled = self._compile({**self._settings, "NUM_STREAMS": self._n_streams})
+        if self._streams is None:
+            compiled = _compile(self._model, self._path, {**self._settings, "NUM_STREAMS": self._n_streams})
+            self._streams = queue.SimpleQueue()
             for _ in range(self._n_streams):
                 self._streams.put(compiled.create_infer_request())
+        streams = self._streams
+        left = iter(sorted(zip(parts, feeds, strict=True), key=lambda part: -part[1]["input_ids"].size))
 
-        def compute(rows: Rows, feed: Feed) -> None:
-            request = self._streams.get()
+        def compute() -> None:
+            request = streams.get()
             try:
-                self._infer(request, rows, feed, out)
+                for rows, feed in left:
+                    self._infer(request, rows, feed, out)
             finally:
-                self._streams.put(request)
+                streams.put(request)
 
-        largest_first = sorted(zip(parts, feeds, strict=True), key=lambda part: -part[1]["input_ids"].size)
-        futures = [self._pool.submit(compute, rows, feed) for rows, feed in largest_first]
-        wait(futures)
-        for future in futures:
-            future.result()
+        others = [run_aside(compute, "mexma-stream") for _ in range(min(self._n_streams, len(parts)) - 1)]
+        try:
+            compute()
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
 
     def _infer(self, request: Any, rows: Rows, feed: Feed, out: Vectors) -> None:
         try:
@@ -164,16 +183,6 @@ class OpenVinoCpu(HostBackend):
             shape = "x".join(map(str, feed["input_ids"].shape))
             raise MexmaError(f"{self._engine.file}: {NAME} failed on a batch of {shape} tokens: {error}") from error
         out[rows] = vectors
-
-    def _compile(self, settings: Mapping[str, Any]) -> Any:
-        core = _import_openvino().Core()
-        try:
-            model = _with_weights(core, self._mapped) if self._mapped else core.read_model(str(self._path))
-            return core.compile_model(model, DEVICE, dict(settings))
-        except Exception as error:
-            raise EngineUnavailableError(
-                f"{self._path}: {NAME} {library_version()} cannot open this graph: {error}"
-            ) from error
 
     def _feed(self, batch: Ragged) -> Feed:
         arrays = padded_inputs(batch, self._manifest.text)
@@ -229,6 +238,12 @@ def _settings(*, n_threads: int, group_size: int) -> dict[str, Any]:
     }
 
 
+def _read(path: Path, mapped: MappedGraph | None) -> Any:
+    with _refusing(path):
+        core = _import_openvino().Core()
+        return _with_weights(core, mapped) if mapped else core.read_model(str(path))
+
+
 def _with_weights(core: Any, mapped: MappedGraph) -> Any:
     """The model of a graph whose weights OpenVINO does not find by itself."""
     from openvino import op
@@ -241,6 +256,37 @@ def _with_weights(core: Any, mapped: MappedGraph) -> Any:
             parameter.output(0).replace(constant.output(0))
             model.remove_parameter(parameter)
     return model
+
+
+def _compile(model: Any, path: Path, settings: Mapping[str, Any]) -> Any:
+    with _refusing(path):
+        return _import_openvino().Core().compile_model(model, DEVICE, dict(settings))
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise EngineUnavailableError(f"{path}: {NAME} {library_version()} cannot open this graph: {error}") from error
+
+
+@functools.cache
+def _prepare_forks() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_hold_pool)
+
+
+@functools.cache
+def _hold_pool() -> Any:
+    """Keep OpenVINO's pool of threads alive, by a model that computes nothing, where all engines were closed.
+
+    A forked child would destroy its copy of the pool when it ends, and abort for the lack of the threads.
+    """
+    core = _import_openvino().Core()
+    held = core.compile_model(core.read_model(NOTHING.encode(), b""), DEVICE)
+    keep_in_forks(held)
+    return held
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import queue
 import threading
+import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from mexma_runtime.backends.base import BackendInfo, Finish
@@ -14,7 +16,8 @@ from mexma_runtime.backends.gpu.measuring import measure_buckets
 from mexma_runtime.batching import Grouping
 from mexma_runtime.bundle.tuning import Sample
 from mexma_runtime.device_vectors import DeviceRows, DeviceVectors
-from mexma_runtime.errors import DeviceMemoryError, UsageError
+from mexma_runtime.errors import DeviceMemoryError, EncoderClosedError, UsageError
+from mexma_runtime.process import NATIVE
 from mexma_runtime.types import Ragged, Vectors
 
 Result = TypeVar("Result")
@@ -91,8 +94,9 @@ class DeviceBackend:
         return queued
 
     def _finish(self, queued: list[PendingBatch]) -> None:
-        for pending in queued:
-            pending.finish()
+        with NATIVE:
+            for pending in queued:
+                pending.finish()
         with self._adding:
             self._waited_s += sum(pending.wait_s for pending in queued)
             self._fetched_s += sum(pending.copy_s for pending in queued)
@@ -102,12 +106,19 @@ class Worker:
     """The one thread that runs a device's session."""
 
     def __init__(self, name: str) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"mexma-{name}")
-        self._is_closed = False
+        self._works: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=_work_off, args=(self._works,), name=f"mexma-{name}", daemon=True)
+        self._thread.start()
+        self._end = weakref.finalize(self, self._works.put, None)
+        self._end.atexit = False
 
     def submit(self, work: Callable[..., Result], *arguments: Any) -> Future[Result]:
         """Run `work` in the thread, after all that was submitted before."""
-        return self._pool.submit(work, *arguments)
+        if not self._end.alive:
+            raise EncoderClosedError("this engine was closed: load the bundle again")
+        future, run = NATIVE.begin(functools.partial(work, *arguments))
+        self._works.put(run)
+        return future
 
     def run(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """The same, and wait for it."""
@@ -115,7 +126,14 @@ class Worker:
 
     def close(self, last: Callable[[], None]) -> None:
         """Run `last` there and end the thread; calling it twice is fine."""
-        if not self._is_closed:
-            self._is_closed = True
+        if self._end.alive:
             self.submit(last)
-            self._pool.shutdown()
+            self._end()
+            self._thread.join()
+
+
+def _work_off(works: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    """Refers to no Worker, so that one that was forgotten ends its thread."""
+    while run := works.get():
+        run()
+        del run  # and with it the caller's arrays

@@ -43,7 +43,7 @@ class CudaAllocation:
     def __init__(self, n_bytes: int, stream: Any) -> None:
         cudart = import_cudart()
         self.pointer = int(call(cudart.cudaMalloc, max(1, n_bytes)))
-        self._release = weakref.finalize(self, cudart.cudaFree, self.pointer)
+        _release_with(self, cudart.cudaFree, self.pointer)
         call(cudart.cudaMemsetAsync, self.pointer, 0, n_bytes, stream)
 
 
@@ -65,7 +65,7 @@ class CudaGraph:
     def __init__(self, executable: Any, stream: Any) -> None:
         cudart = import_cudart()
         self._launch, self._executable, self._stream = cudart.cudaGraphLaunch, executable, stream
-        weakref.finalize(self, cudart.cudaGraphExecDestroy, executable)
+        _release_with(self, cudart.cudaGraphExecDestroy, executable)
 
     def launch(self) -> None:
         """Queue the graph on its stream."""
@@ -111,7 +111,7 @@ class CudaDevice:
         cudart = self._cudart
         pointer = int(call(cudart.cudaHostAlloc, max(1, n_bytes), cudart.cudaHostAllocDefault))
         buffer = (ctypes.c_uint8 * n_bytes).from_address(pointer)
-        weakref.finalize(buffer, cudart.cudaFreeHost, pointer)
+        _release_with(buffer, cudart.cudaFreeHost, pointer)
         return np.ctypeslib.as_array(buffer)
 
     def upload(self, source: NDArray[np.uint8], pointer: int) -> None:
@@ -168,3 +168,8 @@ class CudaDevice:
                 call(self._cudart.cudaEventDestroy, self._spare.pop())
             call(self._cudart.cudaStreamDestroy, self._stream)
             self._stream = None
+
+
+def _release_with(owner: object, release: Callable[..., Any], handle: Any) -> None:
+    """Call `release(handle)` when `owner` is gone; not before at exit, when a batch may be under way."""
+    weakref.finalize(owner, release, handle).atexit = False

@@ -227,6 +227,23 @@ def test_large_batches_are_parted_among_streams(
     backend.close()
 
 
+def test_streams_come_of_what_was_loaded_whatever_has_become_of_the_files(
+    make_int8_bundle: MakeInt8Bundle, int8_reference: Int8Reference
+) -> None:
+    bundle = make_int8_bundle(ProductMode.STATIC, bits=7)
+    engine = bundle.manifest.engines[0]
+    backend = opened(bundle, engine, n_threads=2)
+    if backend.info.n_threads < 2:
+        pytest.skip("this process may use one processor only")
+    moved = bundle.folder.rename(bundle.folder.with_name("moved"))
+    bundle.folder.mkdir()
+    for file in moved.iterdir():
+        (bundle.folder / file.name).write_bytes(b"another export")
+    ragged = Ragged.from_sequences(np.random.default_rng(0).integers(0, 10, (40, 10)).tolist())
+
+    np.testing.assert_allclose(embedded(backend, ragged, dim=64), int8_reference(ragged, 7), rtol=1e-5, atol=1e-4)
+
+
 def test_an_error_in_a_stream_is_raised_and_the_streams_stay_usable(make_int8_bundle: MakeInt8Bundle) -> None:
     bundle = make_int8_bundle(ProductMode.STATIC, bits=7)
     engine = bundle.manifest.engines[0]

@@ -1,0 +1,68 @@
+"""Memory of a service over ten minutes in which hardly any shape comes twice: `pytest -m soak -s -k long_service`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mexma_export.bundle.pipeline import export
+from mexma_export.bundle.request import ExportRequest
+from mexma_export.checkpoint.sources import resolve_source
+from mexma_export.quantize.options import QuantizationOptions
+from mexma_export.quantize.recipe import load_recipe
+from mexma_runtime.types import PADDED_DIALECTS, Precision
+
+SECONDS = 600
+SERVE = """
+import random, sys, time
+import numpy as np
+from mexma_runtime import Encoder, Ragged
+
+folder, backend, engine, seconds = sys.argv[1:]
+encoder = Encoder.load(folder, engine=engine, backend=backend)
+random, start, samples = random.Random(1), time.monotonic(), []
+def resident_mb():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
+loaded = resident_mb()
+while (passed := time.monotonic() - start) < float(seconds):
+    n = random.choice([1, 1, 2, 3, 5, 9, 17, 33, 60])
+    rows = [[0, *range(5, 5 + random.randint(0, 254)), 2] for _ in range(n)]
+    encoder.encode_ids(Ragged.from_sequences(rows))
+    samples.append((passed / float(seconds), resident_mb()))
+share, mb = np.array(samples).T
+print(len(mb), loaded, np.median(mb[(share > 1 / 3) & (share < 2 / 3)]), np.median(mb[share > 2 / 3]), mb.max())
+"""
+
+
+@pytest.fixture(scope="module")
+def minilm_bundle(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """all-MiniLM-L6-v2 in fp32 and int8."""
+    out = tmp_path_factory.mktemp("served") / "minilm"
+    precisions, int8 = (Precision.FP32, Precision.INT8), QuantizationOptions(recipes=(load_recipe("fast"),))
+    request = ExportRequest(
+        out=out, precisions=precisions, dialects=PADDED_DIALECTS, quantization=int8, check_parity=False
+    )
+    export(resolve_source(str(minilm_folder)), request)
+    return out
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("backend", "engine"),
+    [
+        ("onnxruntime", "fused.fp32"),
+        ("onnxruntime", "fused.int8.fast.uint8"),
+        ("openvino", "portable.fp32"),
+        ("openvino", "portable.int8.fast.uint8"),
+    ],
+)
+def test_memory_levels_off(minilm_bundle: Path, backend: str, engine: str) -> None:
+    command = [sys.executable, "-c", SERVE, str(minilm_bundle), backend, engine, str(SECONDS)]
+    served = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    n_calls, loaded, middle, last, most = map(float, served.stdout.split())
+    print(f"{engine}: {n_calls:.0f} calls; MB: {loaded:.0f}, {middle:.0f}, {last:.0f}, at most {most:.0f}")
+    assert last < 1.05 * middle + 10
