@@ -67,7 +67,8 @@ class Execution:
         n_done = n_truncated = 0
         for tokens in self._tokenized(texts, options, call):
             rows = out[n_done : n_done + len(tokens.ragged)]
-            self._start(tokens.ragged, rows, options, call, on_rows and functools.partial(_add, on_rows, n_done))
+            told = on_rows and functools.partial(_add, on_rows, n_done)
+            self._start(tokens.ragged, rows, options, call, told, first_index=n_done)
             n_done += len(rows)
             n_truncated += int(tokens.truncated.sum())
         call.pending.finish()
@@ -88,9 +89,9 @@ class Execution:
             first_index, texts = numbered
             return self.tokenize(require_texts(texts, first_index), options, first_index)
 
-        for tokens in run_ahead(ids, numbered, call):
+        for first_index, tokens in zip(count(step=window), run_ahead(ids, numbered, call), strict=False):
             vectors = np.empty((len(tokens.ragged), self._manifest.dim), dtype=np.float32)
-            self._start(tokens.ragged, vectors, options, call)
+            self._start(tokens.ragged, vectors, options, call, first_index=first_index)
             started.append((vectors, call.pending.n_started, int(tokens.truncated.sum())))
             # On a device, one window is under way while the vectors of those before it are taken.
             while started and (len(started) > 1 or call.pending.is_finished(started[0][1])):
@@ -120,8 +121,13 @@ class Execution:
         options: EncodeOptions,
         call: Call,
         on_rows: OnRows | None = None,
+        *,
+        first_index: int = 0,
     ) -> None:
-        """Start the batches of `ragged`, each in a turn of its own; all are done when `call.pending` says so."""
+        """Start the batches of `ragged`, each in a turn of its own; all are done when `call.pending` says so.
+
+        InputError, which counts sentences from `first_index`, where the backend refuses one.
+        """
         info = self._backend.info
         in_graph = options.normalize and info.normalizes
         scratch: Vectors | None = None
@@ -150,8 +156,11 @@ class Execution:
                 if scratch is None or len(scratch) < n_rows or info.n_pending > 1:
                     scratch = np.empty((n_rows, self._manifest.dim), dtype=np.float32)
                 written = scratch[:n_rows]
-            with call.turn():
-                finish = self._backend.start(batch, written, normalize=in_graph)
+            try:
+                with call.turn():
+                    finish = self._backend.start(batch, written, normalize=in_graph)
+            except InputError as error:
+                raise InputError(str(error), index=first_index + first) from None
             call.pending.add(functools.partial(finished, finish, rows, written, scatter=not is_consecutive))
 
 

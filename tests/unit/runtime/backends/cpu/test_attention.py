@@ -145,11 +145,25 @@ def test_scores_that_do_not_fit_are_refused_before_anything_runs(
     short = dataclasses.replace(detect_hardware(), memory_available_bytes=SCORES_BYTES - 1)
     monkeypatch.setattr(attention, "detect_hardware", lambda: short)
     monkeypatch.setattr(attention, "l2_cache_bytes", lambda: 0)
-    long, fitting = (Ragged.from_sequences([[0] * n]) for n in (N_TOKENS, N_TOKENS - 1))
+    fitting, long = ([0] * n for n in (N_TOKENS - 1, N_TOKENS))
     with Encoder.load(long_bundle, engine="fused.fp32", backend="onnxruntime") as encoder:
-        with pytest.raises(InputError, match=r"2048 tokens takes 0\.5 GB .*L2 cache.*backend='openvino'"):
-            encoder.encode_ids(long)
-        assert np.all(np.isfinite(encoder.encode_ids(fitting)))
+        refused = r"input 1: a text of 2048 tokens takes 0\.5 GB .*L2 cache.*backend='openvino'"
+        with pytest.raises(InputError, match=refused) as caught:
+            encoder.encode_ids(Ragged.from_sequences([fitting, long]))
+        assert caught.value.index == 1
+        assert np.all(np.isfinite(encoder.encode_ids(Ragged.from_sequences([fitting]))))
+
+
+def test_a_refused_text_is_counted_over_all_windows(long_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    none_free = dataclasses.replace(detect_hardware(), memory_available_bytes=0)
+    monkeypatch.setattr(attention, "detect_hardware", lambda: none_free)
+    monkeypatch.setattr(attention, "l2_cache_bytes", lambda: 0)
+    with Encoder.load(long_bundle, engine="fused.fp32", backend="onnxruntime") as encoder:
+        vectors = encoder.encode_iter(iter(["short", "short", "short", "long " * 600]), window=2)
+        assert len(next(vectors))
+        with pytest.raises(InputError, match="input 3: a text of ") as caught:
+            list(vectors)
+    assert caught.value.index == 3
 
 
 def test_memory_that_nobody_knows_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
