@@ -205,6 +205,19 @@ print(fork(child))
     )
 
 
+def test_threads_that_load_first_at_once_do_not_wait_for_each_other(bundle_folder: Path) -> None:
+    head = LOADED.replace("e = load()", "barrier = threading.Barrier(4)")
+    body = """
+def work():
+    barrier.wait()
+    load().encode(texts)
+for _ in range(4):
+    threading.Thread(target=work).start()
+"""
+    for _ in range(3):
+        assert ended(bundle_folder, "openvino", body, head=head) == (0, "", "")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a fork does not know that it is one")
 def test_a_fork_may_be_the_first_to_import_this_package(bundle_folder: Path) -> None:
     head = "import os, signal, sys\nfrom tokenizers import Tokenizer\n"
