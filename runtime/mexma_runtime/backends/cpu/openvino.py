@@ -310,8 +310,8 @@ def _one_cache() -> Iterator[None]:
 def _import_openvino() -> Any:
     try:
         import openvino
-    except ImportError as error:
-        if error.name == NAME and isinstance(error, ModuleNotFoundError):
+    except (ImportError, RuntimeError) as error:  # once the main thread has ended, the latter
+        if isinstance(error, ModuleNotFoundError) and error.name == NAME:
             raise MissingDependencyError(
                 NAME, needed_for="running an engine with it", extra="openvino", instead="ask for backend='onnxruntime'"
             ) from error
