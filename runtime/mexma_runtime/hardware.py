@@ -51,6 +51,7 @@ class Hardware:
     """Processors' worth of time that the cgroups grant; None: no limit."""
     memory_total_bytes: int | None
     memory_available_bytes: int | None
+    """What the machine has free, and no more than the limits of the process's cgroups leave."""
 
     @property
     def n_usable_cores(self) -> int:
@@ -65,6 +66,7 @@ def detect_hardware(root: Path = Path("/")) -> Hardware:
     cpus = _allowed_cpus()
     processor, instruction_sets = parse_cpuinfo(_read(root / "proc/cpuinfo"))
     memory = parse_meminfo(_read(root / "proc/meminfo"))
+    free = [size for size in (memory.get("MemAvailable"), read_memory_left(root)) if size is not None]
     topology = root / "sys/devices/system/cpu"
     siblings = {cpu: _read(topology / f"cpu{cpu}/topology/thread_siblings_list") for cpu in cpus}
     return Hardware(
@@ -74,7 +76,7 @@ def detect_hardware(root: Path = Path("/")) -> Hardware:
         n_physical_cores=count_cores(siblings),
         cpu_quota=read_cpu_quota(root),
         memory_total_bytes=memory.get("MemTotal"),
-        memory_available_bytes=memory.get("MemAvailable"),
+        memory_available_bytes=min(free, default=None),
     )
 
 
@@ -144,11 +146,9 @@ def parse_meminfo(text: str) -> dict[str, int]:
 
 def read_cpu_quota(root: Path = Path("/")) -> float | None:
     """The tightest CPU quota of this process's cgroup (version 1 or 2) and those above it, in processors."""
-    membership, mounts = _read(root / "proc/self/cgroup"), _read(root / "proc/self/mountinfo")
-    folders = list(cpu_cgroup_folders(membership, mounts))
     quotas = [
         quota
-        for folder in (root / name.lstrip("/") for name in folders)
+        for folder in _cgroup_folders(root, "cpu")
         for quota in (
             parse_quota(_read(folder / "cpu.max")),
             parse_quota(f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"),
@@ -156,6 +156,34 @@ def read_cpu_quota(root: Path = Path("/")) -> float | None:
         if quota is not None
     ]
     return min(quotas, default=None)
+
+
+def read_memory_left(root: Path = Path("/")) -> int | None:
+    """Bytes left under the tightest memory limit of this process's cgroup (version 1 or 2) and those above it.
+
+    Cached files that were not read lately are dropped where memory is short, so they count as free. None: no limit.
+    """
+    left = []
+    for folder in _cgroup_folders(root, "memory"):
+        cached = parse_memory_stat(_read(folder / "memory.stat"))
+        for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            sizes = [_read(folder / name).strip() for name in (limit, usage)]
+            if all(size.isdecimal() for size in sizes):
+                left.append(max(0, int(sizes[0]) - int(sizes[1]) + cached))
+    return min(left, default=None)
+
+
+def parse_memory_stat(text: str) -> int:
+    """Bytes of cached files that were not read lately, with those of the groups below, by a memory.stat's text."""
+    fields = dict(line.split(maxsplit=1) for line in text.splitlines())
+    return int(fields.get("total_inactive_file") or fields.get("inactive_file") or 0)
+
+
+def l2_cache_bytes() -> int | None:
+    """The second-level cache, as the C library tells it: 0 where it does not know; None where it is not asked so."""
+    if "SC_LEVEL2_CACHE_SIZE" not in getattr(os, "sysconf_names", ()):
+        return None
+    return max(0, os.sysconf("SC_LEVEL2_CACHE_SIZE"))
 
 
 def parse_quota(text: str) -> float | None:
@@ -168,9 +196,10 @@ def parse_quota(text: str) -> float | None:
     return quota / period if quota > 0 and period > 0 else None
 
 
-def cpu_cgroup_folders(membership: str, mounts: str) -> Iterator[str]:
-    """The folders whose CPU limits hold for a process: its own cgroup's and all above, as far as they are mounted.
+def cgroup_folders(membership: str, mounts: str, kind: str) -> Iterator[str]:
+    """The folders whose limits hold for a process: its own cgroup's and all above, as far as they are mounted.
 
+    `kind` of limits: `cpu` or `memory`.
     `membership` is the text of /proc/self/cgroup, `mounts` that of /proc/self/mountinfo.
     """
     groups: dict[str, str] = {}
@@ -180,16 +209,21 @@ def cpu_cgroup_folders(membership: str, mounts: str) -> Iterator[str]:
     for line in mounts.splitlines():
         left, _, right = line.partition(" - ")
         mount_root, mount_point = left.split()[3:5]
-        kind, _, options = right.split(maxsplit=2)
-        is_version_2 = kind == "cgroup2"
-        controller = "" if is_version_2 else "cpu"
-        if controller not in groups or not (is_version_2 or (kind == "cgroup" and "cpu" in options.split(","))):
+        filesystem, _, options = right.split(maxsplit=2)
+        is_version_2 = filesystem == "cgroup2"
+        controller = "" if is_version_2 else kind
+        if controller not in groups or not (is_version_2 or (filesystem == "cgroup" and kind in options.split(","))):
             continue
         group = PurePosixPath(groups[controller])
         # In a container the path may be the host's: then only the mount point itself is visible.
         visible = group.is_relative_to(mount_root) and ".." not in group.parts
         own = PurePosixPath(mount_point, group.relative_to(mount_root) if visible else "")
         yield from (str(folder) for folder in (own, *own.parents) if folder.is_relative_to(mount_point))
+
+
+def _cgroup_folders(root: Path, kind: str) -> list[Path]:
+    membership, mounts = _read(root / "proc/self/cgroup"), _read(root / "proc/self/mountinfo")
+    return [root / name.lstrip("/") for name in cgroup_folders(membership, mounts, kind)]
 
 
 def _onednn_limit(environment: Mapping[str, str]) -> tuple[str, str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from mexma_runtime.backends.requirements import version_key
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.linked_files import is_linked, map_graph
 from mexma_runtime.bundle.manifest import EngineEntry
@@ -17,6 +18,10 @@ from mexma_runtime.errors import EngineUnavailableError, MissingDependencyError
 NAME = "onnxruntime"
 SILENT = 4
 """Log severity `fatal`: what goes wrong is raised, nothing is printed."""
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Where a graph in memory finds its weights, links followed."""
+FINDS_WEIGHTS = (1, 21)
+"""The first release that heeds it."""
 TELEMETRY = "ORT_DISABLE_TELEMETRY"
 NO_GRAPH = -1
 """gpu_graph_id of runs that onnxruntime neither captures nor replays: the graphs are ours."""
@@ -60,18 +65,29 @@ class OrtSession:
         self._inner.run_with_iobinding(binding.inner, self._options)
 
 
-def open_session(bundle: Bundle, engine: EngineEntry, options: Any, **more: Any) -> Any:
-    """onnxruntime's session for the graph of `engine`, wherever its files lie; `options` and `more` are its own."""
+def open_session(
+    bundle: Bundle, engine: EngineEntry, options: Any, *, change: Callable[[bytes], bytes] | None = None, **more: Any
+) -> Any:
+    """onnxruntime's session for the graph of `engine`, wherever its files lie; `options` and `more` are its own.
+
+    `change` gives the graph to open, of the bytes of the one in the bundle.
+    """
     import onnxruntime as ort
 
-    if not is_linked(bundle, engine):
-        return ort.InferenceSession(str(bundle.path(engine.file)), options, **more)
-    mapped = map_graph(bundle, engine)
-    values = [
-        ort.OrtValue.ortvalue_from_numpy_with_onnx_type(tensor.values, tensor.element_type) for tensor in mapped.weights
-    ]
-    options.add_external_initializers([tensor.name for tensor in mapped.weights], values)
-    session = ort.InferenceSession(mapped.graph, options, **more)
+    path, mapped = bundle.path(engine.file), None
+    if is_linked(bundle, engine) or (change and version_key(ort.__version__) < FINDS_WEIGHTS):
+        mapped = map_graph(bundle, engine)
+        values = [
+            ort.OrtValue.ortvalue_from_numpy_with_onnx_type(tensor.values, tensor.element_type)
+            for tensor in mapped.weights
+        ]
+        options.add_external_initializers([tensor.name for tensor in mapped.weights], values)
+    elif change:
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(path.resolve().parent))
+    else:
+        return ort.InferenceSession(str(path), options, **more)
+    graph = mapped.graph if mapped else path.read_bytes()
+    session = ort.InferenceSession(change(graph) if change else graph, options, **more)
     session.weights = mapped  # it takes their addresses alone
     return session
 

@@ -7,8 +7,8 @@ import pytest
 
 from mexma_runtime.hardware import (
     Hardware,
+    cgroup_folders,
     count_cores,
-    cpu_cgroup_folders,
     default_threads,
     describe_processor,
     detect_hardware,
@@ -18,6 +18,7 @@ from mexma_runtime.hardware import (
     parse_meminfo,
     parse_quota,
     read_cpu_quota,
+    read_memory_left,
     sums_int8_exactly,
 )
 
@@ -106,7 +107,7 @@ def test_quotas(text: str, quota: float | None) -> None:
     ],
 )
 def test_the_groups_above_count_too(membership: str, mounts: str, folders: list[str]) -> None:
-    assert list(cpu_cgroup_folders(membership, mounts)) == folders
+    assert list(cgroup_folders(membership, mounts, "cpu")) == folders
 
 
 def machine(root: Path, files: dict[str, str]) -> Path:
@@ -148,11 +149,51 @@ def test_the_tightest_quota_holds_in_version_1(tmp_path: Path) -> None:
     assert read_cpu_quota(root) == 3.0
 
 
+def test_the_tightest_memory_limit_holds_in_version_2(tmp_path: Path) -> None:
+    root = machine(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/pod/container\n",
+            "proc/self/mountinfo": VERSION_2,
+            "proc/meminfo": "MemTotal:  64 kB\nMemAvailable: 32 kB\n",
+            "sys/fs/cgroup/pod/container/memory.max": "max\n",
+            "sys/fs/cgroup/pod/container/memory.current": "1000\n",
+            "sys/fs/cgroup/pod/memory.max": "5000\n",
+            "sys/fs/cgroup/pod/memory.current": "3000\n",
+            "sys/fs/cgroup/pod/memory.stat": "anon 1400\ninactive_file 600\n",
+        },
+    )
+
+    assert read_memory_left(root) == 5000 - 3000 + 600
+    assert detect_hardware(root).memory_available_bytes == 2600
+
+
+def test_the_tightest_memory_limit_holds_in_version_1(tmp_path: Path) -> None:
+    folder = "sys/fs/cgroup/memory"
+    root = machine(
+        tmp_path,
+        {
+            "proc/self/cgroup": "4:memory:/pod\n",
+            "proc/self/mountinfo": "33 31 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n",
+            "proc/meminfo": "MemAvailable: 2 kB\n",
+            f"{folder}/pod/memory.limit_in_bytes": "9223372036854771712\n",
+            f"{folder}/pod/memory.usage_in_bytes": "1000\n",
+            f"{folder}/memory.limit_in_bytes": "9000\n",
+            f"{folder}/memory.usage_in_bytes": "9500\n",
+            f"{folder}/memory.stat": "inactive_file 1\ntotal_inactive_file 700\n",
+        },
+    )
+
+    assert read_memory_left(root) == 200
+    assert detect_hardware(root).memory_available_bytes == 200
+
+
 def test_a_machine_without_proc_and_sys_is_described_all_the_same(tmp_path: Path) -> None:
     hardware = detect_hardware(tmp_path)
 
     assert hardware.processor
     assert (hardware.instruction_sets, hardware.cpu_quota, hardware.memory_total_bytes) == ((), None, None)
+    assert hardware.memory_available_bytes is None
     assert hardware.n_physical_cores == hardware.n_logical_cpus
 
 

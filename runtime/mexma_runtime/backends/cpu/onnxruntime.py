@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
 import numpy as np
 
 from mexma_runtime.backends.base import BackendInfo
+from mexma_runtime.backends.cpu.attention import reason_for_all_scores, require_memory, unmasked
 from mexma_runtime.backends.cpu.host import HostBackend
 from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, import_onnxruntime, open_session
 from mexma_runtime.backends.options import CpuOptions
@@ -69,20 +71,26 @@ class OnnxRuntimeCpu(HostBackend):
     def __init__(self, session: Any, *, engine: EngineEntry, manifest: Manifest, info: BackendInfo) -> None:
         self._session, self._binding = session, session.io_binding()
         self._engine, self._manifest, self.info = engine, manifest, info
+        self._reason_for_all_scores = reason_for_all_scores()
+        self._options, self._shrinking = _run_options(), _run_options(shrinking=True)
         self.copy_s = self.compute_s = 0.0
 
     def run(self, batch: Ragged, out: Vectors) -> None:
         """Embed `batch` into `out`: float32 `(n, dim)`, C-contiguous; as pooled. The wrapping costs about 0.03 ms."""
         start_s = time.perf_counter()
         out = rows_to_fill(out, len(batch), self._manifest.dim)
+        options, binding = self._options, self._binding
+        if batch.ids.size > POLICY.max_batch_tokens:  # one long sentence
+            if self._reason_for_all_scores:
+                require_memory(batch.ids.size, self._manifest.model.n_heads, self._reason_for_all_scores)
+            options = self._shrinking
         arrays = padded_inputs(batch, self._manifest.text)
-        binding = self._binding
         try:
             for name in self._engine.inputs:
                 binding.bind_cpu_input(name, arrays[name])
             binding.bind_output(self._engine.output, "cpu", 0, np.float32, out.shape, out.ctypes.data)
             bound_s = time.perf_counter()
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, options)
             computed_s = time.perf_counter()
         except Exception as error:
             shape = "x".join(map(str, arrays["input_ids"].shape))
@@ -122,7 +130,18 @@ def _session(bundle: Bundle, engine: EngineEntry, n_threads: int, settings: dict
     options.enable_mem_pattern = False
     for name, value in settings.items():
         options.add_session_config_entry(name, value)
-    return open_session(bundle, engine, options, providers=[PROVIDER], disabled_optimizers=SLOWER_FUSIONS)
+    # No batch of POLICY has padding.
+    change = functools.partial(unmasked, n_heads=bundle.manifest.model.n_heads)
+    more = {"providers": [PROVIDER], "disabled_optimizers": SLOWER_FUSIONS}
+    return open_session(bundle, engine, options, change=change, **more)
+
+
+def _run_options(*, shrinking: bool = False) -> Any:
+    options = _import_onnxruntime().RunOptions()
+    options.log_severity_level = SILENT
+    if shrinking:  # or the arena would keep what a long sentence took
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def _import_onnxruntime() -> Any:
