@@ -41,6 +41,8 @@ class NativeWork:
     def __init__(self, *, is_fork: bool = False) -> None:
         self.is_fork = is_fork
         """Whether this process was forked from another Python, whose libraries it has inherited."""
+        self.setting_up = threading.Lock()
+        """For a library that cannot be set up by two threads at once."""
         self._changed = threading.Condition(threading.Lock())
         self._n_under_way = 0
         self._is_ending = False
@@ -136,7 +138,7 @@ def _is_main_thread() -> bool:
 
 
 def _after_fork() -> None:
-    # Others may have held its lock, and what they had begun is not here.
+    # Others may have held its locks, and what they had begun is not here.
     NATIVE.__init__(is_fork=True)  # type: ignore[misc]
     for engine in _kept:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))

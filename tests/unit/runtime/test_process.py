@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -83,6 +84,27 @@ def work():
 threading.Thread(target=work).start()
 """
     assert ended(bundle_folder, backend, body) == (0, f"({n_texts}, 8) (8,)\n", "")
+
+
+def test_a_thread_that_outlives_the_main_one_loads_what_may_be_imported_then(bundle_folder: Path) -> None:
+    body = """
+def work():
+    while threading.main_thread().is_alive():
+        time.sleep(0.01)
+    try:
+        load().encode("a")
+    except EngineUnavailableError as error:
+        print(error)
+    else:
+        print("loaded")
+threading.Thread(target=work).start()
+"""
+    head = LOADED.replace("e = load()", "from mexma_runtime import EngineUnavailableError")
+    refusal = r"openvino is installed but cannot be imported: can't register atexit after shutdown\n"
+    for backend, expected in (("onnxruntime", "loaded\n"), ("openvino", f"loaded\n|{refusal}")):
+        code, out, errors = ended(bundle_folder, backend, body, head=head)
+        assert (code, errors) == (0, "")
+        assert re.fullmatch(expected, out)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -203,6 +225,22 @@ print(fork(child))
         "5 5\n",
         "",
     )
+
+
+def test_threads_that_load_first_at_once_do_not_wait_for_each_other(bundle_folder: Path) -> None:
+    head = LOADED.replace("e = load()", "barrier = threading.Barrier(4)")
+    body = """
+def work():
+    barrier.wait()
+    load().encode(texts)
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+    for _ in range(3):
+        assert ended(bundle_folder, "openvino", body, head=head) == (0, "", "")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a fork does not know that it is one")

@@ -32,7 +32,7 @@ from mexma_runtime.hardware import (
     onednn_instruction_sets,
     sums_int8_exactly,
 )
-from mexma_runtime.process import keep_in_forks, run_aside
+from mexma_runtime.process import NATIVE, keep_in_forks, run_aside
 from mexma_runtime.types import Precision, Ragged, Vectors
 from mexma_runtime.vectors import rows_to_fill
 
@@ -79,7 +79,8 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: CpuOptions) -> Ope
         raise EngineUnavailableError(reason)
     n_threads = options.n_threads or default_threads(detect_hardware())
     settings = _settings(n_threads=n_threads, group_size=_group_size(engine, bundle.manifest))
-    with _one_cache():
+    # Its bindings set themselves up in the first run, where two threads would wait for each other for ever.
+    with NATIVE.setting_up, _one_cache():
         backend = OpenVinoCpu(bundle, engine, settings)
         backend.run(Ragged.from_sequences([[0]]), np.empty((1, bundle.manifest.dim), dtype=np.float32))
     backend.copy_s = backend.compute_s = 0.0
@@ -309,8 +310,8 @@ def _one_cache() -> Iterator[None]:
 def _import_openvino() -> Any:
     try:
         import openvino
-    except ImportError as error:
-        if error.name == NAME and isinstance(error, ModuleNotFoundError):
+    except (ImportError, RuntimeError) as error:  # once the main thread has ended, the latter
+        if isinstance(error, ModuleNotFoundError) and error.name == NAME:
             raise MissingDependencyError(
                 NAME, needed_for="running an engine with it", extra="openvino", instead="ask for backend='onnxruntime'"
             ) from error
