@@ -156,11 +156,11 @@ class Execution:
                 if scratch is None or len(scratch) < n_rows or info.n_pending > 1:
                     scratch = np.empty((n_rows, self._manifest.dim), dtype=np.float32)
                 written = scratch[:n_rows]
-            try:
-                with call.turn():
+            with call.turn():
+                try:
                     finish = self._backend.start(batch, written, normalize=in_graph)
-            except InputError as error:
-                raise InputError(str(error), index=first_index + first) from None
+                except InputError as error:
+                    raise InputError(str(error), index=first_index + first) from None
             call.pending.add(functools.partial(finished, finish, rows, written, scatter=not is_consecutive))
 
 
