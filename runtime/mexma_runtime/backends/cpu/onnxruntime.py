@@ -85,6 +85,7 @@ class OnnxRuntimeCpu(HostBackend):
                 require_memory(batch.ids.size, self._manifest.model.n_heads, self._reason_for_all_scores)
             options = self._shrinking
         arrays = padded_inputs(batch, self._manifest.text)
+        assert arrays["input_ids"].size == batch.ids.size  # the graph was opened without its mask
         try:
             for name in self._engine.inputs:
                 binding.bind_cpu_input(name, arrays[name])
