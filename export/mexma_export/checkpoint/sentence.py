@@ -110,7 +110,7 @@ def read_settings(
     name, transformer = _transformer_settings(folder) if modules is not None else (TRANSFORMER_FILES[0], {})
     found.judge(name, transformer, TRANSFORMER)
     tokenizer_options = _tokenizer_options(name, transformer, found)
-    pooling = _choose_pooling(folder, pooling_folder, config, model_id, asked_pooling, found)
+    pooling = _choose_pooling(folder, pooling_folder, model_id, asked_pooling, found)
     if modules is None and pooling is not None and pooling.value != Pooling.MEAN:
         found.warnings.append(
             "this checkpoint has no modules.json, so sentence-transformers mean-pools it; this bundle pools "
@@ -182,7 +182,6 @@ def _read_modules(folder: Path, modules: Any, found: _Findings) -> tuple[str | N
 def _choose_pooling(
     folder: Path,
     pooling_folder: str | None,
-    model: ModelConfig,
     model_id: str,
     asked: Pooling | None,
     found: _Findings,
@@ -190,7 +189,7 @@ def _choose_pooling(
     if asked is not None:
         return Setting(value=asked, source="asked for (--pooling)")
     if pooling_folder is not None:
-        return _read_pooling(folder, f"{pooling_folder}/config.json", model, found)
+        return _read_pooling(folder, f"{pooling_folder}/config.json", found)
     if model_id in KNOWN_POOLING:
         return Setting(value=KNOWN_POOLING[model_id], source=f"the model card of {model_id}")
     if not found.problems:  # which else say what is wrong with modules.json
@@ -200,14 +199,9 @@ def _choose_pooling(
     return None
 
 
-def _read_pooling(folder: Path, path: str, model: ModelConfig, found: _Findings) -> Setting | None:
+def _read_pooling(folder: Path, path: str, found: _Findings) -> Setting | None:
     config = read_object(folder / path)
     found.judge(path, config, POOLING)
-    for key in ("word_embedding_dimension", "embedding_dimension"):
-        if config.get(key) not in (None, model.hidden_size):
-            found.problems.append(
-                f"{path}: {key} {config[key]!r}: expected config.json's hidden_size, {model.hidden_size}"
-            )
     named = config.get("pooling_mode")  # how sentence-transformers 6 writes it
     modes: list[Any] = named if isinstance(named, list) else [named]
     if named is None:

@@ -151,12 +151,15 @@ SENTENCE_TRANSFORMERS: dict[str, Rule] = {
 }
 """Of config_sentence_transformers.json."""
 
-POOLING: dict[str, Rule] = _keys(
-    HEEDED,
-    "pooling_mode pooling_mode_cls_token pooling_mode_mean_tokens pooling_mode_max_tokens "
-    "pooling_mode_mean_sqrt_len_tokens pooling_mode_weightedmean_tokens pooling_mode_lasttoken "
-    "word_embedding_dimension embedding_dimension",
-) | {"include_prompt": _only(True, because="pooling without the prompt's tokens is not written")}
+POOLING: dict[str, Rule] = {
+    **_keys(
+        HEEDED,
+        "pooling_mode pooling_mode_cls_token pooling_mode_mean_tokens pooling_mode_max_tokens "
+        "pooling_mode_mean_sqrt_len_tokens pooling_mode_weightedmean_tokens pooling_mode_lasttoken",
+    ),
+    "include_prompt": _only(True, because="pooling without the prompt's tokens is not written"),
+    **_keys(NO_EFFECT, "word_embedding_dimension embedding_dimension"),
+}
 
 NORMALIZE: dict[str, Rule] = _keys(_only("sentence_embedding"), "module_input_name module_output_name")
 

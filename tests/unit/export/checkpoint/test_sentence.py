@@ -122,13 +122,6 @@ def test_a_mean_that_is_left_out_is_another_in_each_version(tmp_path: Path) -> N
     assert "no pooling_mode_mean_tokens, which is true before sentence-transformers 5.4" in problems_of(tmp_path)[0]
 
 
-def test_pooling_is_of_the_models_width(tmp_path: Path) -> None:
-    write(tmp_path, CLS_FILES | {"1_Pooling/config.json": {"pooling_mode": "cls", "word_embedding_dimension": 99}})
-    assert problems_of(tmp_path) == [
-        "1_Pooling/config.json: word_embedding_dimension 99: expected config.json's hidden_size, 16"
-    ]
-
-
 def test_mexmas_pooling_is_known_by_name_and_the_difference_to_sentence_transformers_is_told(tmp_path: Path) -> None:
     settings = read(tmp_path, model_id="facebook/MEXMA")
     assert settings.pooling_mode is Pooling.CLS
