@@ -139,6 +139,20 @@ def test_vectors_are_those_of_the_graph_in_the_bundle(tiny_bundle: Path, length:
         np.testing.assert_allclose(vectors, expected, atol=atol, err_msg=engine.name)
 
 
+def test_sentences_of_several_lengths_are_computed_without_padding(tiny_bundle: Path) -> None:
+    """The encoder never gives such a batch to this backend; who does gets the vectors that each has alone."""
+    bundle = Bundle.open(tiny_bundle)
+    random = np.random.default_rng(3)
+    rows = [random.integers(5, 8000, length).tolist() for length in (3, 17, 3, 1, 60)]
+    for engine in padded_engines(tiny_bundle):
+        backend = open_backend(bundle, engine, CpuOptions(n_threads=1), backend="onnxruntime")
+        vectors, alone = (np.empty((5, bundle.manifest.dim), dtype=np.float32) for _ in range(2))
+        backend.start(Ragged.from_sequences(rows), vectors, normalize=False)()
+        for row, ids in enumerate(rows):
+            backend.start(Ragged.from_sequences([ids]), alone[row : row + 1], normalize=False)()
+        np.testing.assert_allclose(vectors, alone, atol=1e-5, err_msg=engine.name)
+
+
 def test_scores_that_do_not_fit_are_refused_before_anything_runs(
     long_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
