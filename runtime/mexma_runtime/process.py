@@ -115,6 +115,11 @@ def keep_in_forks(engine: object) -> None:
     _kept.add(engine)
 
 
+def keep_for_ever(engine: object) -> None:
+    """Never destroy `engine`, or what it refers to, in this process."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
+
+
 def require_process(process: int) -> None:
     """EncoderClosedError where this process is another one than that in which an encoder was loaded."""
     if os.getpid() != process:
@@ -141,7 +146,7 @@ def _after_fork() -> None:
     # Others may have held its locks, and what they had begun is not here.
     NATIVE.__init__(is_fork=True)  # type: ignore[misc]
     for engine in _kept:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
+        keep_for_ever(engine)
 
 
 NATIVE.is_fork = _was_forked()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NoReturn
 
 from mexma_runtime.backends.base import BackendInfo, Finish, done
 from mexma_runtime.device_vectors import DeviceRows
 from mexma_runtime.errors import UsageError
+from mexma_runtime.process import NATIVE, keep_for_ever
 from mexma_runtime.types import Ragged, Vectors
 
 
@@ -16,6 +18,16 @@ class HostBackend:
     info: BackendInfo
     copy_s: float = 0.0
     compute_s: float = 0.0
+
+    def __del__(self) -> None:
+        # A library destroys an engine without the interpreter's lock, as it computes: see process.py.
+        if sys.is_finalizing():
+            return
+        try:
+            with NATIVE:
+                self.close()
+        except SystemExit:
+            keep_for_ever(self)
 
     def run(self, batch: Ragged, out: Vectors) -> None:
         """Embed `batch` into `out`: float32 `(n, dim)`, C-contiguous; vectors as pooled."""
