@@ -13,7 +13,6 @@ from mexma_export.checkpoint.settings_keys import CONFIG, judge_keys
 from mexma_export.checkpoint.sources import Source
 from mexma_export.checkpoint.tensors import TensorInfo, read_headers, weight_files
 from mexma_export.checkpoint.tokenizer import read_tokenizer
-from mexma_export.checkpoint.vocabulary import check_vocabulary
 from mexma_runtime.errors import CheckpointError
 from mexma_runtime.types import Pooling
 
@@ -57,7 +56,9 @@ def load_checkpoint(source: Source, *, pooling: Pooling | None = None) -> Checkp
     problems = [*problems, *tokenizer.problems, *file_problems, *tensor_problems]
     if settings is None or problems:
         raise CheckpointError(source.folder, problems)
-    check_vocabulary(tokenizer.json, config.vocab_size, where=source.tokenizer)
+    if tokenizer.largest_id >= config.vocab_size:
+        reason = f"gives ids up to {tokenizer.largest_id}, but config.json has {config.vocab_size} embeddings"
+        raise CheckpointError(source.tokenizer, [reason])
     warnings = judge_keys("config.json", described, CONFIG)[1] + [*settings.warnings, *tokenizer.warnings]
     return Checkpoint(
         source=source,

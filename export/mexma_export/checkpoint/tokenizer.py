@@ -60,6 +60,8 @@ class CheckpointTokenizer:
 
     json: bytes
     """tokenizer.json: the file's own bytes, where transformers makes no other tokenizer of it."""
+    largest_id: int = 0
+    """Of all that it gives, where there are no problems."""
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -124,14 +126,15 @@ def read_tokenizer(path: Path, config: ModelConfig, *, model_type: str, override
             "tokenizer.json's, and so has this bundle. Vectors made with transformers 4 differ for some texts, such as "
             "those that end in white space"
         )
-    before = tokenizer.get_vocab_size()
+    largest_id = 0
     if not problems:
-        _add_tokens(tokenizer, settings, family, described, config.vocab_size)
+        changed += _add_tokens(tokenizer, settings, family, described, config.vocab_size)
+        largest_id = max([*tokenizer.get_vocab(with_added_tokens=True).values(), *tokenizer.encode("").ids], default=0)
         if config.n_token_types > 1 and any(tokenizer.encode("a").type_ids):
             problems.append(f"{path.name}: a single text has token types other than 0, which are not written")
-    if changed or tokenizer.get_vocab_size() != before:
+    if changed:
         content = tokenizer.to_str().encode()
-    return CheckpointTokenizer(json=content, problems=problems, warnings=warnings)
+    return CheckpointTokenizer(json=content, largest_id=largest_id, problems=problems, warnings=warnings)
 
 
 def _settings(folder: Path, overrides: Settings) -> tuple[dict[str, Any], list[str], list[str]]:
@@ -225,8 +228,11 @@ def _add_tokens(
     family: Family | None,
     described: Mapping[str, Any],
     vocab_size: int,
-) -> None:
-    """Make the tokens that other files name special ones, as transformers does; not those without an embedding."""
+) -> list[str]:
+    """Make the tokens that other files name special ones, as transformers does; not those without an embedding.
+
+    Returns those that were none before.
+    """
     from tokenizers import AddedToken
 
     there = {token["content"] for token in described.get("added_tokens") or []}
@@ -238,12 +244,15 @@ def _add_tokens(
     for key in ("additional_special_tokens", "extra_special_tokens"):
         value = settings.get(key) or []
         extra += value.values() if isinstance(value, dict) else value
+    added = []
     for token in dict.fromkeys([*named.values(), *map(_content, extra)]):
         if token is None or token in there:
             continue
         token_id = tokenizer.token_to_id(token)
         if (tokenizer.get_vocab_size() if token_id is None else token_id) < vocab_size:
             tokenizer.add_special_tokens([AddedToken(token, special=True)])
+            added.append(token)
+    return added
 
 
 def _content(token: Any) -> str | None:

@@ -45,7 +45,7 @@ TEXTS = [
         "- -- ---",
         "<extra> x",
     ),
-    *("<s>NOTUSED", "don't", "bell\x07"),
+    *("<s>NOTUSED", "don't", "bell\x07", "ferryman xferry"),
 ]
 CONFIG = ModelConfig(
     family=Family.BERT,
