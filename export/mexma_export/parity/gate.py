@@ -30,7 +30,7 @@ from mexma_runtime.errors import (
     TruncationWarning,
     UsageError,
 )
-from mexma_runtime.types import Dialect, Precision, Vectors
+from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
 
 UNCERTIFIED_FP16 = (
     "measured on a CPU, where onnxruntime computes chains of fp16 operators in fp32 and hides overflows: "
@@ -39,24 +39,23 @@ UNCERTIFIED_FP16 = (
 UNCERTIFIED_OWN = "PyTorch was not installed: held against our own fp32 graph alone"
 
 PROBES = (
-    *(
-        "two  spaces",
-        " in front",
-        "at the end ",
-        "tab\tand\nnew line",
-        "\u3000wide\u3000space",
-        "no\u00a0break",
-        "",
-        " ",
-    ),
-    *(
-        "e\u0301 \u00e9 \ufb01 \uff26\uff35\uff2c\uff2c",
-        "soft\u00adhyphen",
-        "zero\u200bwidth",
-        "\ufeffmark",
-        "a\u0000b",
-    ),
-    *("<mask> and <s> </s> <pad> <unk>", "[MASK] and [CLS] [SEP] [PAD] [UNK]", "a <mask>b [MASK]c", "Upper CASE"),
+    "two  spaces",
+    " in front",
+    "at the end ",
+    "tab\tand\nnew line",
+    "\u3000wide\u3000space",
+    "no\u00a0break",
+    "",
+    " ",
+    "e\u0301 \u00e9 \ufb01 \uff26\uff35\uff2c\uff2c",
+    "soft\u00adhyphen",
+    "zero\u200bwidth",
+    "\ufeffmark",
+    "a\u0000b",
+    "<mask> and <s> </s> <pad> <unk>",
+    "[MASK] and [CLS] [SEP] [PAD] [UNK]",
+    "a <mask>b [MASK]c",
+    "Upper CASE",
 )
 """Texts of which tokenizers that differ make different ids: their tokens alone are compared."""
 
@@ -195,9 +194,10 @@ def judge(
     with Encoder.from_bundle(bundle, engine=engine.name, device=device, backend=backend) as encoder:
         info = encoder.info
         embed = _counted(functools.partial(_encode, encoder), n_corpus + _n_task_texts(mining, sts), progress)
-        lengths = encoder.tokenize(corpus.texts).ragged.lengths
+        ids = encoder.tokenize((*corpus.texts, *PROBES)).ragged
+        lengths = ids.lengths[: len(corpus.texts)]
         try:
-            _require_same_ids(encoder, reference)
+            _require_same_ids(ids, reference)
             vectors = embed(corpus.texts)
             breakdown = judge_vectors(vectors, reference.vectors, lengths=lengths, languages=corpus.languages)
             invariance = measure_invariance(embed, corpus.texts, lengths, vectors)
@@ -236,14 +236,13 @@ def judge(
     )
 
 
-def _require_same_ids(encoder: Encoder, reference: ReferenceVectors) -> None:
-    """ParityError that names the first text of which the reference makes other ids."""
+def _require_same_ids(ids: Ragged, reference: ReferenceVectors) -> None:
+    """ParityError that names the first text, of the corpus and PROBES, of which the reference makes other `ids`."""
     if reference.ids is None:
         return
     texts = (*reference.corpus.texts, *PROBES)
-    ragged = encoder.tokenize(texts).ragged
     for row, (text, theirs) in enumerate(zip(texts, reference.ids, strict=True)):
-        ours = ragged[row].tolist()
+        ours = ids[row].tolist()
         if ours != theirs:
             shorter = min(len(ours), len(theirs))
             at = next((i for i in range(shorter) if ours[i] != theirs[i]), shorter)

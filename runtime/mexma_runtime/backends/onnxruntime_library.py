@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from mexma_runtime.backends.requirements import version_key
+from mexma_runtime.backends.requirements import unless_set, version_key
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.linked_files import is_linked, map_graph
 from mexma_runtime.bundle.manifest import EngineEntry
@@ -23,8 +21,10 @@ WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 FINDS_WEIGHTS = (1, 21)
 """The first release that heeds it."""
 TELEMETRY = "ORT_DISABLE_TELEMETRY"
-NO_GRAPH = -1
-"""gpu_graph_id of runs that onnxruntime neither captures nor replays: the graphs are ours."""
+"""Else onnxruntime starts a thread for it when it is imported, which a forked child waits for when it ends."""
+OURS = {"gpu_graph_id": "-1", "disable_synchronize_execution_providers": "1"}
+"""Of runs on a device: onnxruntime neither captures nor replays them, and does not wait. Graphs, stream and waiting are
+ours."""
 
 
 class OrtBinding:
@@ -49,7 +49,7 @@ class OrtSession:
 
     def __init__(self, inner: Any, kind: str, index: int) -> None:
         """`kind` and `index`: of the device, as onnxruntime names it."""
-        self._inner, self._device, self._options = inner, (kind, index), _run_options()
+        self._inner, self._device, self._options = inner, (kind, index), run_options(OURS)
         self.providers = tuple(inner.get_providers())
 
     def holds(self, n_sentences: int, longest: int) -> bool:
@@ -92,37 +92,21 @@ def open_session(
     return session
 
 
-def _run_options() -> Any:
+def run_options(settings: Mapping[str, str]) -> Any:
+    """Options of a run that prints nothing; `settings` are onnxruntime's own."""
     import onnxruntime
 
     options = onnxruntime.RunOptions()
     options.log_severity_level = SILENT
-    options.add_run_config_entry("gpu_graph_id", str(NO_GRAPH))
-    # The stream is ours, and so is the waiting.
-    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    for name, value in settings.items():
+        options.add_run_config_entry(name, value)
     return options
-
-
-@contextmanager
-def _no_telemetry() -> Iterator[None]:
-    """Keep onnxruntime from sending telemetry, for which it starts a thread when it is imported.
-
-    A forked child that ends in the usual way would wait for that thread, which it has not.
-    """
-    if TELEMETRY in os.environ:
-        yield
-        return
-    os.environ[TELEMETRY] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[TELEMETRY]
 
 
 def import_onnxruntime(*, package: str, needed_for: str, extra: str) -> Any:
     """onnxruntime; MissingDependencyError where `package` would bring it."""
     try:
-        with _no_telemetry():
+        with unless_set(TELEMETRY, "1"):
             import onnxruntime
     except ImportError as error:
         if error.name == NAME and isinstance(error, ModuleNotFoundError):

@@ -1,9 +1,11 @@
-"""What every backend checks of an engine and a library before it opens anything."""
+"""What every backend checks of an engine and a library before it opens anything, and how it is opened."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from mexma_runtime.backends.padding import INPUT_NAMES
@@ -51,3 +53,16 @@ def version_key(version: str) -> tuple[int, ...]:
     """The leading numbers of a version, to compare: 1.31.1 and 1.31.1+cpu are (1, 31, 1)."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in match.group().split(".")) if match else ()
+
+
+@contextmanager
+def unless_set(variable: str, value: str) -> Iterator[None]:
+    """Give an environment variable `value` within the block, unless it is set: other libraries do not find it."""
+    if variable in os.environ:
+        yield
+        return
+    os.environ[variable] = value
+    try:
+        yield
+    finally:
+        del os.environ[variable]

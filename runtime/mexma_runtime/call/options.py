@@ -47,7 +47,7 @@ def resolve_options(
             raise UsageError(f"prompt_name: expected one of {sorted(prompts)}, got {prompt_name!r}")
         prompt = prompts[prompt_name]
     elif prompt is None and manifest.text.default_prompt_name is not None:
-        prompt = prompts[manifest.text.default_prompt_name]
+        prompt = prompts.get(manifest.text.default_prompt_name)
     own_way = manifest.is_normalized if normalize is None else normalize
     return EncodeOptions(prompt=prompt or "", truncate=truncate, normalize=own_way, batch_size=batch_size)
 

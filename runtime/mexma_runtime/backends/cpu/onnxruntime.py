@@ -11,7 +11,7 @@ import numpy as np
 from mexma_runtime.backends.base import BackendInfo
 from mexma_runtime.backends.cpu.attention import reason_for_all_scores, require_memory, unmasked
 from mexma_runtime.backends.cpu.host import HostBackend
-from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, import_onnxruntime, open_session
+from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, import_onnxruntime, open_session, run_options
 from mexma_runtime.backends.options import CpuOptions
 from mexma_runtime.backends.padding import padded_inputs
 from mexma_runtime.backends.requirements import require_names, require_version, saturates
@@ -26,6 +26,8 @@ from mexma_runtime.vectors import rows_to_fill
 PROVIDER = "CPUExecutionProvider"
 POLICY = BatchPolicy(max_batch_tokens=512, grouping=Grouping.EQUAL)
 """Larger batches gain nothing on a CPU, and padding only costs."""
+SHRINKING = {"memory.enable_memory_arena_shrinkage": "cpu:0"}
+"""Of a run: else the arena would keep what a long sentence took."""
 SLOWER_FUSIONS = ["SkipLayerNormFusion", "BiasGeluFusion"]
 """What onnxruntime would fuse of standard operators, and takes longer for in int8 graphs (docs/measured.md)."""
 
@@ -72,7 +74,7 @@ class OnnxRuntimeCpu(HostBackend):
         self._session, self._binding = session, session.io_binding()
         self._engine, self._manifest, self.info = engine, manifest, info
         self._reason_for_all_scores = reason_for_all_scores()
-        self._options, self._shrinking = _run_options(), _run_options(shrinking=True)
+        self._options, self._shrinking = run_options({}), run_options(SHRINKING)
         self.copy_s = self.compute_s = 0.0
 
     def run(self, batch: Ragged, out: Vectors) -> None:
@@ -140,14 +142,6 @@ def _session(bundle: Bundle, engine: EngineEntry, n_threads: int, settings: dict
     change = functools.partial(unmasked, n_heads=bundle.manifest.model.n_heads)
     more = {"providers": [PROVIDER], "disabled_optimizers": SLOWER_FUSIONS}
     return open_session(bundle, engine, options, change=change, **more)
-
-
-def _run_options(*, shrinking: bool = False) -> Any:
-    options = _import_onnxruntime().RunOptions()
-    options.log_severity_level = SILENT
-    if shrinking:  # or the arena would keep what a long sentence took
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    return options
 
 
 def _import_onnxruntime() -> Any:

@@ -19,7 +19,7 @@ from mexma_runtime.backends.base import BackendInfo
 from mexma_runtime.backends.cpu.host import HostBackend
 from mexma_runtime.backends.options import CpuOptions
 from mexma_runtime.backends.padding import padded_inputs
-from mexma_runtime.backends.requirements import require_names, require_version, saturates
+from mexma_runtime.backends.requirements import require_names, require_version, saturates, unless_set
 from mexma_runtime.batching import BatchPolicy, Grouping, make_batches
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.linked_files import MappedGraph, is_linked, map_graph
@@ -62,6 +62,8 @@ NOTHING = """<net name="nothing" version="11">
 <edges><edge from-layer="0" from-port="0" to-layer="1" to-port="0"/></edges>
 </net>"""
 ONEDNN_CACHE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+"""Else oneDNN, inside of OpenVINO, keeps a thousand kernels of its own; without them nothing is slower. It reads the
+variable once in a process, before its first kernel, and OpenVINO has no setting for it."""
 
 Rows: TypeAlias = NDArray[np.int64]
 Feed: TypeAlias = dict[str, NDArray[np.int32]]
@@ -80,7 +82,7 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: CpuOptions) -> Ope
     n_threads = options.n_threads or default_threads(detect_hardware())
     settings = _settings(n_threads=n_threads, group_size=_group_size(engine, bundle.manifest))
     # Its bindings set themselves up in the first run, where two threads would wait for each other for ever.
-    with NATIVE.setting_up, _one_cache():
+    with NATIVE.setting_up, unless_set(ONEDNN_CACHE, "0"):
         backend = OpenVinoCpu(bundle, engine, settings)
         backend.run(Ragged.from_sequences([[0]]), np.empty((1, bundle.manifest.dim), dtype=np.float32))
     backend.copy_s = backend.compute_s = 0.0
@@ -288,23 +290,6 @@ def _hold_pool() -> Any:
     held = core.compile_model(core.read_model(NOTHING.encode(), b""), DEVICE)
     keep_in_forks(held)
     return held
-
-
-@contextmanager
-def _one_cache() -> Iterator[None]:
-    """Keep oneDNN, inside of OpenVINO, from keeping a thousand kernels of its own, which slows nothing.
-
-    It reads the variable once in a process, before its first kernel, and OpenVINO has no setting for it. Others that
-    bring their own oneDNN, such as PyTorch, should not find it.
-    """
-    if ONEDNN_CACHE in os.environ:
-        yield
-        return
-    os.environ[ONEDNN_CACHE] = "0"
-    try:
-        yield
-    finally:
-        del os.environ[ONEDNN_CACHE]
 
 
 def _import_openvino() -> Any:
