@@ -14,7 +14,7 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 
 from numpy.typing import ArrayLike
 
-from mexma_runtime.backends import choose, open_backends, resolve_backend_options
+from mexma_runtime.backends import choose, open_backends, require_memory_left, resolve_backend_options
 from mexma_runtime.backends.base import Backend
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
@@ -110,7 +110,7 @@ class Encoder:
         max_whole_chars: most characters of a text that are tokenized at once where no place to cut them is known, some
             300 bytes of memory each, 2^20 if not said; more get InputError. Text with white space is cut long before.
 
-        Raises BundleError, EngineUnavailableError, MissingDependencyError or UsageError.
+        Raises BundleError, DeviceMemoryError, EngineUnavailableError, MissingDependencyError or UsageError.
         """
         return cls.from_bundle(Bundle.open(Path(path).absolute(), verify=verify), **options)
 
@@ -124,6 +124,7 @@ class Encoder:
         for name, value in options.items():
             if not isinstance(value, _KINDS[name]) or (isinstance(value, bool) and name != "spinning"):
                 raise UsageError(f"{name}: expected {LoadOptions.__annotations__[name]}, got {value!r}")
+        require_memory_left()
         device = options.get("device", "cpu")
         spec, entry = choose(
             bundle,
@@ -145,6 +146,7 @@ class Encoder:
         )
         with NATIVE:
             opened = open_backends(bundle, entry, how, device, backend=spec.name)
+            require_memory_left()
             return cls(bundle, entry, opened, options)
 
     @property

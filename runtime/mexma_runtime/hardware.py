@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -51,7 +52,7 @@ class Hardware:
     """Processors' worth of time that the cgroups grant; None: no limit."""
     memory_total_bytes: int | None
     memory_available_bytes: int | None
-    """What the machine has free, and no more than the limits of the process's cgroups leave."""
+    """What the machine has free, and no more than the limits of the process and of its cgroups leave."""
 
     @property
     def n_usable_cores(self) -> int:
@@ -66,7 +67,8 @@ def detect_hardware(root: Path = Path("/")) -> Hardware:
     cpus = _allowed_cpus()
     processor, instruction_sets = parse_cpuinfo(_read(root / "proc/cpuinfo"))
     memory = parse_meminfo(_read(root / "proc/meminfo"))
-    free = [size for size in (memory.get("MemAvailable"), read_memory_left(root)) if size is not None]
+    sizes = (memory.get("MemAvailable"), read_memory_left(root), read_limit_left(root))
+    free = [size for size in sizes if size is not None]
     topology = root / "sys/devices/system/cpu"
     siblings = {cpu: _read(topology / f"cpu{cpu}/topology/thread_siblings_list") for cpu in cpus}
     return Hardware(
@@ -139,7 +141,7 @@ def count_cores(siblings: Mapping[int, str]) -> int:
 
 
 def parse_meminfo(text: str) -> dict[str, int]:
-    """/proc/meminfo's text in bytes."""
+    """The sizes in /proc/meminfo's text, or /proc/self/status's, in bytes."""
     fields = (line.split() for line in text.splitlines())
     return {words[0].rstrip(":"): int(words[1]) * 1024 for words in fields if len(words) == 3 and words[2] == "kB"}
 
@@ -171,6 +173,21 @@ def read_memory_left(root: Path = Path("/")) -> int | None:
             if all(size.isdecimal() for size in sizes):
                 left.append(max(0, int(sizes[0]) - int(sizes[1]) + cached))
     return min(left, default=None)
+
+
+def read_limit_left(root: Path = Path("/")) -> int | None:
+    """Bytes left under this process's own limits on addresses and data (`ulimit -v` and `-d`); None: no limit."""
+    used = parse_meminfo(_read(root / "proc/self/status"))
+    limits = parse_limits(_read(root / "proc/self/limits"))
+    names = (("Max address space", "VmSize"), ("Max data size", "VmData"))
+    left = (limits[limit] - used[size] for limit, size in names if limit in limits and size in used)
+    return min((max(0, n_bytes) for n_bytes in left), default=None)
+
+
+def parse_limits(text: str) -> dict[str, int]:
+    """The limits that hold now, by /proc/self/limits's text, without those that are `unlimited`."""
+    found = (re.fullmatch(r"(\D+?) +(\d+) .*", line) for line in text.splitlines())
+    return {match[1]: int(match[2]) for match in found if match}
 
 
 def parse_memory_stat(text: str) -> int:

@@ -21,6 +21,7 @@ from mexma_runtime.backends.options import (
     Graphs,
     resolve_backend_options,
 )
+from mexma_runtime.backends.requirements import require_memory_left
 from mexma_runtime.backends.several import SeveralBackends
 from mexma_runtime.backends.support import (
     BACKENDS,
@@ -53,6 +54,7 @@ __all__ = [
     "open_backend",
     "open_backends",
     "plan_platform",
+    "require_memory_left",
     "required_versions",
     "resolve_backend_options",
     "runnable_engines",

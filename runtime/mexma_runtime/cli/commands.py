@@ -15,7 +15,7 @@ import typer
 
 from mexma_runtime.cli.embed import embed_command
 from mexma_runtime.cli.options import JsonOption
-from mexma_runtime.errors import FileError, MexmaError, UsageError, file_errors
+from mexma_runtime.errors import DeviceMemoryError, FileError, MexmaError, UsageError, file_errors
 from mexma_runtime.terminal import note, progress_bars
 
 COMMANDS = "mexma.commands"
@@ -45,6 +45,10 @@ def main() -> None:
             _fail_unexpectedly(error)
         told = FileError(error.filename or "a file or standard output", "", error)
         _fail(str(told), told.exit_code)
+    except MemoryError as error:
+        if os.environ.get(SHOW_TRACEBACK):
+            raise
+        _fail(f"out of memory{f': {error}' if str(error) else ''}", DeviceMemoryError.exit_code)
     except Exception as error:
         if os.environ.get(SHOW_TRACEBACK):
             raise

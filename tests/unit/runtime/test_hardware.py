@@ -18,6 +18,7 @@ from mexma_runtime.hardware import (
     parse_meminfo,
     parse_quota,
     read_cpu_quota,
+    read_limit_left,
     read_memory_left,
     sums_int8_exactly,
 )
@@ -186,6 +187,43 @@ def test_the_tightest_memory_limit_holds_in_version_1(tmp_path: Path) -> None:
 
     assert read_memory_left(root) == 200
     assert detect_hardware(root).memory_available_bytes == 200
+
+
+LIMITS = "\n".join(  # the file's lines end with spaces
+    (
+        "Limit                     Soft Limit           Hard Limit           Units     ",
+        "Max data size             {data:<20} unlimited            bytes     ",
+        "Max nice priority         0                    0                    ",
+        "Max address space         {addresses:<20} unlimited            bytes     ",
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "data", "left"),
+    [
+        ("unlimited", "unlimited", None),
+        (10240, "unlimited", 8192),
+        ("unlimited", 4096, 3072),
+        (10240, 4096, 3072),
+        (2048, 4096, 0),
+        (1024, 4096, 0),
+    ],
+)
+def test_the_limits_of_the_process_leave_less(
+    tmp_path: Path, addresses: int | str, data: int | str, left: int | None
+) -> None:
+    root = machine(
+        tmp_path,
+        {
+            "proc/meminfo": "MemAvailable: 7 kB\n",
+            "proc/self/limits": LIMITS.format(addresses=addresses, data=data),
+            "proc/self/status": "Name:\tpython\nVmPeak:\t 9 kB\nVmSize:\t 2 kB\nVmData:\t 1 kB\n",
+        },
+    )
+
+    assert read_limit_left(root) == left
+    assert detect_hardware(root).memory_available_bytes == min(7168, 7168 if left is None else left)
 
 
 def test_a_machine_without_proc_and_sys_is_described_all_the_same(tmp_path: Path) -> None:

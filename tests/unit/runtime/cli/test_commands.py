@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import resource
 import signal
 import stat
@@ -63,6 +64,44 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing(run: Run, bundle_folder
     assert stderr.startswith(f"error: {tmp_path / 'out.npy'}: cannot be written: File too large: ")
     assert stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
+@pytest.mark.parametrize("megabytes", [300, 450])
+def test_a_limit_on_memory_ends_in_one_line(bundle_folder: Path, tmp_path: Path, megabytes: int) -> None:
+    """The first is too small for the libraries, the other for what comes after, where they would abort."""
+    (tmp_path / "in.txt").write_text("cat\n" * 4000)
+    command = [
+        *COMMAND,
+        "embed",
+        str(tmp_path / "in.txt"),
+        "--bundle",
+        str(bundle_folder),
+        "-o",
+        str(tmp_path / "out.npy"),
+    ]
+    limits = (megabytes << 20, resource.RLIM_INFINITY)
+
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limits),
+    )
+
+    assert (done.returncode, done.stderr.count("\n")) == (9, 1), done.stderr
+    assert re.match(r"error: this process may take only \d+ MB of memory more, .*`ulimit -v`", done.stderr)
+
+
+def test_no_memory_is_told_as_such(run: Run, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mexma_runtime.cli import tables
+
+    monkeypatch.setattr(tables, "show_bundle", lambda *_, **__: np.empty(1 << 60, dtype=np.uint8))
+
+    code, _, stderr = run("info", bundle_folder)
+
+    assert code == 9
+    assert stderr.startswith("error: out of memory: Unable to allocate 1.00 EiB")
 
 
 def test_each_line_is_a_sentence(run: Run, bundle_folder: Path, tmp_path: Path) -> None:
