@@ -206,6 +206,79 @@ print(fork(child), fork(lambda: None), len(list(vectors)))
     assert ended(bundle_folder, backend, body, head=LOADED + FORKED) == (0, "0 5 299\n", "")
 
 
+def test_a_fork_waits_for_what_is_under_way_and_nothing_begins_meanwhile(bundle_folder: Path) -> None:
+    """OpenVINO's threads, copied in the middle of a batch, crashed every eighth child, or it hung."""
+    body = """
+from mexma_runtime.process import NATIVE
+under_way, is_forking, n_begun = threading.Event(), threading.Event(), 0
+def work():
+    with NATIVE:
+        under_way.set()
+        assert is_forking.wait(30)
+        load().close()  # what is under way may begin more
+        time.sleep(0.2)
+        globals().update(n_begun=1)
+def late():
+    is_forking.wait()
+    time.sleep(0.1)  # the fork waits by now
+    with NATIVE:
+        globals().update(n_begun=n_begun + 10)
+threads = [threading.Thread(target=target) for target in (work, late)]
+for thread in threads:
+    thread.start()
+under_way.wait()
+def child():
+    assert n_begun == 1, n_begun
+    with NATIVE:  # which waits for nothing here
+        pass
+os.register_at_fork(before=is_forking.set)
+print(fork(child), fork(child) if n_begun == 1 else 5)
+for thread in threads:
+    thread.join()
+print(n_begun)
+"""
+    assert ended(bundle_folder, "onnxruntime", body, head=LOADED + FORKED) == (0, "5 5\n11\n", "")
+
+
+def test_a_fork_by_what_is_under_way_does_not_wait_for_itself(bundle_folder: Path) -> None:
+    body = """
+from mexma_runtime.process import NATIVE, run_aside
+def child():
+    assert load().encode(texts).shape == (300, 8)
+    os._exit(5)
+def from_within():
+    with NATIVE:
+        return fork(child)
+print(from_within(), run_aside(from_within, "aside").result())
+"""
+    assert ended(bundle_folder, "onnxruntime", body, head=LOADED + FORKED) == (0, "5 5\n", "")
+
+
+def test_a_fork_that_waits_too_long_is_told(bundle_folder: Path) -> None:
+    body = """
+import warnings
+from mexma_runtime import process
+process.LONGEST_PAUSE_S = 0.1
+warnings.simplefilter("always")
+under_way, may_end = threading.Event(), threading.Event()
+def work():
+    with process.NATIVE:
+        under_way.set()
+        may_end.wait()
+thread = threading.Thread(target=work)
+thread.start()
+under_way.wait()
+print(fork(lambda: None))
+may_end.set()
+thread.join()
+print(fork(lambda: e.close()), e.encode("a").shape)
+"""
+    code, out, errors = ended(bundle_folder, "onnxruntime", body, head=LOADED + FORKED)
+
+    assert (code, out) == (0, "5\n5 (8,)\n")
+    assert errors.count("RuntimeWarning: this process forks in the middle of a call") == 1
+
+
 def test_the_streams_of_a_fork_are_its_own(make_int8_bundle: MakeInt8Bundle) -> None:
     head = LOADED.replace('texts = ["the cat", "zebra", "a"] * 100', 'texts = ["the cat and zebra", "a cat"] * 100')
     body = """
@@ -225,6 +298,15 @@ print(fork(child))
         "5 5\n",
         "",
     )
+
+
+def test_nothing_sends_telemetry(bundle_folder: Path, tmp_path: Path) -> None:
+    """OpenVINO's package would by a thread, which forks, and keep an identity in the user's folder."""
+    body = "print([thread.name for thread in threading.enumerate()], sys.modules['openvino_telemetry'].__name__)"
+    env = {"HOME": str(tmp_path), "CI": "", "JENKINS_URL": ""}
+
+    assert ended(bundle_folder, "openvino", body, env=env) == (0, "['MainThread'] openvino_telemetry\n", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_threads_that_load_first_at_once_do_not_wait_for_each_other(bundle_folder: Path) -> None:

@@ -64,6 +64,11 @@ NOTHING = """<net name="nothing" version="11">
 ONEDNN_CACHE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 """Else oneDNN, inside of OpenVINO, keeps a thousand kernels of its own; without them nothing is slower. It reads the
 variable once in a process, before its first kernel, and OpenVINO has no setting for it."""
+TELEMETRY = "TF_BUILD"
+"""Azure's mark of a CI job, in which OpenVINO's package sends no telemetry when it is imported. Else a thread of it
+forks the process, and whoever forks meanwhile finds a child of another in `multiprocessing`, and says so when it ends.
+It has no variable of its own.
+"""
 
 Rows: TypeAlias = NDArray[np.int64]
 Feed: TypeAlias = dict[str, NDArray[np.int32]]
@@ -294,7 +299,8 @@ def _hold_pool() -> Any:
 
 def _import_openvino() -> Any:
     try:
-        import openvino
+        with unless_set(TELEMETRY, "1"):
+            import openvino
     except (ImportError, RuntimeError) as error:  # once the main thread has ended, the latter
         if isinstance(error, ModuleNotFoundError) and error.name == NAME:
             raise MissingDependencyError(
