@@ -68,7 +68,7 @@ class Judged:
         if not isinstance(job, QuantizedJob) or job.min_cosine is None or self._cosine >= job.min_cosine:
             return None
         return (
-            f"recipe {job.recipe.name}: mean cosine: expected >= {job.min_cosine:g}, got {self._cosine:.6f} with "
+            f"recipe {job.recipe.name}: mean cosine: expected >= {job.min_cosine:.9g}, got {self._cosine:.9g} with "
             f"{job.float_share:.1%} of the multiplications in float, and {job.max_float_share:.1%} are allowed: allow "
             "more by --max-float-share, or choose "
             + ("fp16" if job.recipe.is_for_tensorrt else "a closer recipe, or fp32")

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mexma_export.quantize.options import QuantizationOptions
+from mexma_runtime.backends import require_device
 from mexma_runtime.errors import UsageError
 from mexma_runtime.types import PADDED_DIALECTS, QUANTIZED, Dialect, Pooling, Precision
 
@@ -34,6 +35,10 @@ class ExportRequest:
             raise UsageError("int8 and fp8 go with a recipe and calibration text, other precisions do without")
         if self.quantization and self.quantization.min_cosine and not self.check_parity:
             raise UsageError("min_cosine is measured by the parity check: leave out --skip-parity, or --min-cosine")
+        if self.check_parity:
+            require_device(self.device)
+        elif self.device != "cpu":
+            raise UsageError(f"device: {self.device} is where engines are judged: leave out --skip-parity, or --device")
 
     @property
     def float_precisions(self) -> tuple[Precision, ...]:

@@ -76,7 +76,7 @@ class Shortfall:
     """None: the corpus was too small to measure it."""
 
     def __str__(self) -> str:
-        expected = f"{self.metric}: expected {self.expected.relation} {self.expected.bound:g}"
+        expected = f"{self.metric}: expected {self.expected.relation} {self.expected.bound:.9g}"
         if self.got is None:
             return f"{expected}, not measured: it takes two sentences or more"
         return f"{expected}, got {self.got:.9g}"

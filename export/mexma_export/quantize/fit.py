@@ -18,11 +18,14 @@ def check_fit(recipe: Recipe, groups: Sequence[str], config: ModelConfig, dialec
     And where OpenVINO would compute products of mode group in float: its groups are multiples of GROUP_STEP.
     """
     recipe.check(groups)
-    if Dialect.PORTABLE in dialects and group_size(recipe, groups, config) % GROUP_STEP:
+    size = group_size(recipe, groups, config) if Dialect.PORTABLE in dialects else 0
+    if size % GROUP_STEP or size > config.hidden_size:
         raise UsageError(
-            f"recipe {recipe.name}: OpenVINO finds scales for groups of a multiple of {GROUP_STEP} channels, "
-            f"which do not divide this model's {config.hidden_size} and {config.ffn_size}: give the products of the "
-            "portable dialect the mode token or static by a recipe of your own, or export --dialect fused"
+            f"recipe {recipe.name}: OpenVINO finds scales for groups of a multiple of {GROUP_STEP} channels, at most "
+            f"{config.hidden_size}, the narrowest product's, and this recipe's of {recipe.group_size} would be {size} "
+            f"in this model, whose products read {config.hidden_size} and {config.ffn_size}: give another group_size, "
+            "or the products of the portable dialect the mode token or static, by a recipe of your own, or export "
+            "--dialect fused"
         )
 
 

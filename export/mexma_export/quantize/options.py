@@ -56,13 +56,14 @@ class QuantizationOptions:
             raise UsageError(f"max_float_share: expected a number from 0 to 1, got {self.max_float_share}")
 
     def precisions_and_recipes(self, precisions: Sequence[Precision]) -> list[tuple[Precision, Recipe]]:
-        """What is to be written for `precisions`; UsageError where fp8 is one of them, and no recipe is for it."""
+        """What is to be written for `precisions`; UsageError where fp8 has no recipe, or a recipe no precision."""
         int8 = [(Precision.INT8, recipe) for recipe in self.recipes if Precision.INT8 in precisions]
         fp8 = [(Precision.FP8, r) for r in self.recipes if Precision.FP8 in precisions and r.is_for_tensorrt]
-        if Precision.FP8 in precisions and not fp8:
+        others = [recipe.name for recipe in self.recipes if not recipe.is_for_tensorrt]
+        if Precision.FP8 in precisions and others and (not fp8 or not int8):
             raise UsageError(
-                f"fp8 is for TensorRT alone, and {', '.join(recipe.name for recipe in self.recipes)} is not: "
-                "add --recipe tensorrt, or a recipe of your own whose floats are fp16"
+                f"fp8 is for TensorRT alone, and {', '.join(others)} is not: give --recipe tensorrt, or a recipe of "
+                "your own whose floats are fp16" + (", and for the others --precision int8" if fp8 else "")
             )
         return int8 + fp8
 

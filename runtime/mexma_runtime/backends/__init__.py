@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from mexma_runtime.backends.base import Backend
-from mexma_runtime.backends.choice import DEFAULT_RECIPES, choose, devices_of, runnable_engines, runners
+from mexma_runtime.backends.choice import DEFAULT_RECIPES, choose, devices_of, require_device, runnable_engines, runners
 from mexma_runtime.backends.gpu.backend import DeviceBackend
 from mexma_runtime.backends.gpu.buckets import STEPS
 from mexma_runtime.backends.gpu.cuda_checks import all_gpus
@@ -54,6 +54,7 @@ __all__ = [
     "open_backend",
     "open_backends",
     "plan_platform",
+    "require_device",
     "require_memory_left",
     "required_versions",
     "resolve_backend_options",

@@ -76,18 +76,23 @@ def choose(
     return next((pair for pair in fitting if _works(*pair)), fitting[0])
 
 
+def require_device(device: str) -> list[BackendSpec]:
+    """The backends for `device`. Raises as `choose` for what is no device, and what keeps a GPU from being used."""
+    specs = serving(device, None)
+    if specs[0].device != "cpu":
+        module_of(specs[0]).library_version()
+    return specs
+
+
 def runnable_engines(bundle: Bundle, device: str) -> list[tuple[str, EngineEntry]]:
     """Each backend that serves `device` and is installed, by name, with each engine that it runs here.
 
     fp32 first; of one precision, the pair that `choose` prefers. Raises as `choose` for what is no device, and what
     keeps a GPU from being used.
     """
-    specs = serving(device, None)
-    if specs[0].device != "cpu":
-        module_of(specs[0]).library_version()
     pairs = [
         (spec, engine)
-        for spec in specs
+        for spec in require_device(device)
         for engine in bundle.manifest.engines
         if engine.dialect in spec.dialects and spec.runs(engine) and _works(spec, engine)
     ]

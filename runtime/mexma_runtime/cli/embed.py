@@ -6,7 +6,8 @@ import os
 import sys
 import time
 import warnings
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -14,7 +15,7 @@ import typer
 
 from mexma_runtime.bundle.whole_files import STDOUT, is_stdout
 from mexma_runtime.cli.options import JsonOption
-from mexma_runtime.errors import TruncationWarning, UsageError, file_errors
+from mexma_runtime.errors import InputError, TruncationWarning, UsageError, file_errors
 from mexma_runtime.terminal import note, print_json, progress_bars
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def embed_command(
         os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # of the tokenizer, which has not started yet
     skipped: list[int] | None = [] if skip_bad_lines else None
 
+    name = "stdin" if file == "-" else file
     start_s = time.perf_counter()
     n_sentences = 0
     with ExitStack() as stack:
@@ -120,10 +122,7 @@ def embed_command(
         n_lines = count_lines(Path(file)) if sys.stderr.isatty() and Path(file).is_file() else 0
         vectors = encoder.encode_iter(
             read_lines(
-                lines,
-                name="stdin" if file == "-" else file,
-                skipped=skipped,
-                way_on=", or leave such lines out by --skip-bad-lines",
+                lines, name=name, skipped=skipped, way_on=", or leave such lines out by --skip-bad-lines"
             ),
             prompt_name=prompt_name,
             prompt=prompt,
@@ -131,7 +130,9 @@ def embed_command(
             normalize_embeddings=normalize,
             truncate=truncate,
         )
-        for vector in stack.enter_context(closing(vectors)):
+        stack.enter_context(closing(vectors))
+        stack.enter_context(_lines_named(name, skipped))
+        for vector in vectors:
             append(vector)
             n_sentences += 1
             if n_lines:
@@ -173,6 +174,21 @@ def _open(file: str) -> AbstractContextManager[BinaryIO]:
         return nullcontext(sys.stdin.buffer)
     with file_errors(file, "cannot be read"):
         return Path(file).open("rb")
+
+
+@contextmanager
+def _lines_named(name: str, skipped: list[int] | None) -> Iterator[None]:
+    """An InputError of the block names the line of its text, where others were `skipped`; from 1."""
+    try:
+        yield
+    except InputError as error:
+        if error.index is None:
+            raise
+        line = error.index + 1
+        for number in skipped or ():
+            line += number <= line
+        reason = str(error).removeprefix(f"input {error.index}: ")
+        raise InputError(f"{name}, line {line}: {reason}") from None
 
 
 def _note_columns(file: str) -> None:

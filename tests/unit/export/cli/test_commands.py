@@ -19,9 +19,18 @@ from mexma_export.cli.parity import register_parity
 from mexma_export.cli.standin import register_standin
 from mexma_export.corpus.sample import load_sample
 from mexma_export.quantize.recipe import load_recipe
+from mexma_runtime.backends import gpu_lines
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import MANIFEST_NAME
-from mexma_runtime.errors import FileError, MexmaError, MissingDependencyError, ParityError, SourceError, UsageError
+from mexma_runtime.errors import (
+    EngineUnavailableError,
+    FileError,
+    MexmaError,
+    MissingDependencyError,
+    ParityError,
+    SourceError,
+    UsageError,
+)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +122,32 @@ def test_what_is_built_of_a_bundle_is_told_its_command(
     assert f"mexma build {tiny_bundle} --target tensorrt, plan or triton" in said
     said = str(failure(app, "export", tiny_checkpoint, *words))
     assert ("mexma build BUNDLE --target tensorrt, plan or triton" in said) == bool(words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--device", "nonsense"), "device: expected 'cpu', 'cuda' or 'cuda:N', got 'nonsense'"),
+        (("--device", "cuda", "--skip-parity"), "device: cuda is where engines are judged: leave out --skip-parity"),
+        (("--precision", "fp8", "--recipe", "fast", "--recipe", "tensorrt"), "and for the others --precision int8"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused_before_the_work(
+    words: tuple[str, ...], said: str, app: typer.Typer, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    error = failure(app, "export", tiny_checkpoint, "--out", tmp_path / "out", *words)
+    assert isinstance(error, UsageError)
+    assert said in str(error)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(bool(gpu_lines()), reason="a GPU is here")
+def test_a_gpu_that_is_not_there_is_told_before_the_work(
+    app: typer.Typer, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    error = failure(app, "export", tiny_checkpoint, "--out", tmp_path / "out", "--device", "cuda")
+    assert isinstance(error, EngineUnavailableError | MissingDependencyError)
     assert not list(tmp_path.iterdir())
 
 

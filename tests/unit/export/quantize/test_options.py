@@ -26,8 +26,17 @@ def test_int8_is_by_every_recipe_and_fp8_by_those_for_tensorrt() -> None:
     options = QuantizationOptions(recipes=(FAST, TENSORRT))
     assert options.precisions_and_recipes((INT8, FP8)) == [(INT8, FAST), (INT8, TENSORRT), (FP8, TENSORRT)]
     assert options.precisions_and_recipes((Precision.FP32, INT8)) == [(INT8, FAST), (INT8, TENSORRT)]
-    with pytest.raises(UsageError, match="fp8 is for TensorRT alone, and fast is not: add --recipe tensorrt"):
-        QuantizationOptions(recipes=(FAST,)).precisions_and_recipes((FP8,))
+
+
+def test_fp8_without_a_recipe_and_a_recipe_without_a_precision_are_refused() -> None:
+    refusal = "fp8 is for TensorRT alone, and fast is not: give --recipe tensorrt, or a recipe .* whose floats are fp16"
+    for recipes, precisions, ending in (
+        ((FAST,), (FP8,), "$"),
+        ((FAST,), (INT8, FP8), "$"),
+        ((FAST, TENSORRT), (FP8,), ", and for the others --precision int8$"),
+    ):
+        with pytest.raises(UsageError, match=refusal + ending):
+            QuantizationOptions(recipes=recipes).precisions_and_recipes(precisions)
 
 
 def test_numbers_follow_from_precision_and_recipe() -> None:

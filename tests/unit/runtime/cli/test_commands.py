@@ -156,7 +156,7 @@ def test_the_command_can_what_the_class_can(run: Run, bundle_folder: Path, tmp_p
     (tmp_path / "in.txt").write_text("cat\n" + "b " * 20)
     code, _, stderr = run("embed", tmp_path / "in.txt", "--bundle", bundle_folder, "-o", out, "--no-truncate")
     assert code == 8
-    assert "input 1: more than 16 tokens" in stderr
+    assert f"{tmp_path / 'in.txt'}, line 2: more than 16 tokens" in stderr
 
 
 def test_no_lines_give_no_rows(run: Run, bundle_folder: Path, tmp_path: Path) -> None:
@@ -212,6 +212,9 @@ def test_lines_that_are_not_utf8_can_be_left_out_and_are_listed(run: Run, bundle
     assert ", 49, ... (--json lists all)\n" in stderr
     (tmp_path / "in.txt").write_bytes(b"fine")
     assert json.loads(run(*words)[1])["skipped_lines"] == []
+    (tmp_path / "in.txt").write_bytes(b"\xff\nfine\n\xff\n\xff\n" + b"b " * 20 + b"\n\xff\n")
+    code, _, stderr = run(*words, "--no-truncate")
+    assert (code, stderr.startswith(f"error: {tmp_path / 'in.txt'}, line 5: more than 16 tokens")) == (8, True)
 
 
 def test_columns_are_embedded_whole_and_told(run: Run, bundle_folder: Path, tmp_path: Path) -> None:
