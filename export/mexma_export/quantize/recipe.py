@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -181,16 +182,18 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
     except ValueError as error:
         raise UsageError(f"recipe {where}: not JSON: {error}") from None
     problems = []
+    is_upgraded = False
     if isinstance(data, dict):
-        if type(data.get("schema")) is int and data["schema"] == 1:
-            data = _upgraded(data)
+        if type(data.get("schema")) is int and data["schema"] == 1 and data.keys().isdisjoint(_SCHEMA_1.values()):
+            data, is_upgraded = _upgraded(data), True
         schema = data.pop("schema", None)
         if type(schema) is not int or schema != SCHEMA:
             problems.append(f"schema: expected {SCHEMA}, got {json.dumps(schema)}")
     try:
         recipe: Recipe = parse(Recipe, data)
     except MismatchError as error:
-        raise _refused(where, problems + error.problems) from None
+        problems += error.problems
+        raise _refused(where, _in_words_of_schema_1(problems) if is_upgraded else problems) from None
     if recipe.is_for_tensorrt:
         if recipe.modes.keys() != {Dialect.PORTABLE}:
             problems.append("floats: fp16 is for TensorRT, which takes the portable dialect: leave others out of modes")
@@ -213,11 +216,14 @@ _SCHEMA_1 = {
 
 def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
     """A recipe of schema 1 as schema 2 has it; what is neither is left as it is, to be refused."""
-    if data.keys() & set(_SCHEMA_1.values()):
-        return data
     data = {_SCHEMA_1.get(name, name): value for name, value in data.items()}
     rounding = Rounding.GPTQ if data.get("rounding") == "compensated" else data.get("rounding")
     return {**data, "rounding": rounding, "schema": SCHEMA}
+
+
+def _in_words_of_schema_1(problems: Sequence[str]) -> list[str]:
+    old = {new: name for name, new in _SCHEMA_1.items()}
+    return [re.sub(r"\w+", lambda word: old.get(word[0], word[0]), problem) for problem in problems]
 
 
 def _refused(where: str, problems: Sequence[str]) -> UsageError:

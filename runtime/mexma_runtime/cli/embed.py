@@ -121,9 +121,7 @@ def embed_command(
         # Only a person waits for a bar, and only a file can be read twice.
         n_lines = count_lines(Path(file)) if sys.stderr.isatty() and Path(file).is_file() else 0
         vectors = encoder.encode_iter(
-            read_lines(
-                lines, name=name, skipped=skipped, way_on=", or leave such lines out by --skip-bad-lines"
-            ),
+            read_lines(lines, name=name, skipped=skipped, way_on=", or leave such lines out by --skip-bad-lines"),
             prompt_name=prompt_name,
             prompt=prompt,
             batch_size=batch_size,

@@ -171,7 +171,8 @@ def test_recipes_of_schema_1_are_read() -> None:
         ({"clip_ratios": [1.0]}, r"(?s)missing fields: .*unknown fields: .*migrations"),
         ({"schema": 2}, r"unknown fields: .*migrations"),
         ({"rounding": "up"}, r"rounding: expected"),
-        ({"clippings": [2]}, r"clip_ratios: expected"),
+        ({"clippings": [2]}, r"clippings: expected"),
+        ({"copied": 1, "migrations": None}, r"(?s)unknown fields: copied\n.*migrations: expected"),
     ):
         with pytest.raises(UsageError, match=said):
             parse_recipe(json.dumps({**old, **wrong}), where="x")
