@@ -47,6 +47,8 @@ PUNCTUATION = (
 )
 STEADY = HAN + LETTERS + SYMBOLS + PUNCTUATION
 """Starters that are second in no canonical composition, and alone between each other in their grapheme cluster."""
+EXPANDING = r"\u3300-\u33ff\ufb00-\ufb06\ufdf0-\ufdfb"
+"""Squared words, ligatures, Arabic phrases: as steady, and a normaliser may make several characters of them."""
 GLUE = r"\u200c\u200d\ufe0e\ufe0f\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff"
 """What holds emoji sequences together: starters in no composition, of three or four bytes. After a character of three
 bytes, a cluster with one has at least six, and Precompiled takes such clusters character by character."""
@@ -85,6 +87,8 @@ class SplitRules:
     """The same of characters that the normaliser deletes."""
     inner: re.Pattern[str] | None
     """Unigram: a character that the text may be cut in front of, within a word."""
+    expanding: re.Pattern[str] | None
+    """A character that may be written as what the normaliser makes of it, if no added token has a part of that."""
 
 
 def split_rules(tokenizer: Tokenizer) -> SplitRules | None:
@@ -137,6 +141,10 @@ def split_rules(tokenizer: Tokenizer) -> SplitRules | None:
         squeezed=_run_of(squeezable),
         deleted=_run_of(deleted),
         inner=re.compile(f"(?:[{STEADY}{_CONTROLS}]|{glue})") if has_unigrams else None,
+        # A token that is a single word looks at its neighbours before they are normalised.
+        expanding=None
+        if any(token.single_word for token in added)
+        else _between(f"[{EXPANDING}]", STEADY + EXPANDING + spaces),
     )
 
 
@@ -185,6 +193,10 @@ def _flat(step: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
     if step is None:
         return []
     return [inner for item in step[key] for inner in _flat(item, key)] if step["type"] == "Sequence" else [step]
+
+
+def _between(char: str, neighbours: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![^{neighbours}]){char}(?=[{neighbours}]|\Z)")
 
 
 def _run_of(characters: str) -> re.Pattern[str] | None:

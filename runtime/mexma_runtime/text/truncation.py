@@ -25,7 +25,11 @@ from tokenizers import Encoding, Tokenizer
 
 from mexma_runtime.errors import InputError
 from mexma_runtime.process import NATIVE
-from mexma_runtime.text.split_rules import SplitRules, normalized, words
+from mexma_runtime.text.split_rules import STEADY, SplitRules, normalized, words
+
+STARTER = "\u4e00"
+"""A character that no neighbour changes."""
+_SPELLED = re.compile(rf"{STARTER}([{STEADY}]+(?: [{STEADY}]+)*){STARTER}")
 
 
 class TextCutter:
@@ -36,6 +40,8 @@ class TextCutter:
         self._tokenizer, self._rules, self._step, self._max_whole_chars = tokenizer, rules, step, max_whole_chars
         # No cached_property: Python 3.11 computes one under a lock of its own, which a fork may find taken for ever.
         self._longest_piece = lru_cache(partial(longest_piece, tokenizer))
+        self._spelled = lru_cache(self._becomes)
+        self._of_added_tokens = set("".join(rules.contents))
         self._is_inner = lru_cache(maxsize=1 << 16)(self._stands_for_itself)
 
     def first_ids(self, text: str, n_wanted: int, *, index: int | None = None) -> list[int]:
@@ -48,6 +54,9 @@ class TextCutter:
         while start < len(text) and len(ids) < n_wanted:
             n_missing = n_wanted - len(ids)
             end = self._near_cut(text, start)
+            if end is None and (spelled := self._spelled_out(text[start:])) != text[start:]:
+                text, start = spelled, 0
+                continue
             if end is None:
                 agreed = self._agreed(text, start, len(text), n_missing)
                 if agreed is not None:
@@ -89,6 +98,23 @@ class TextCutter:
 
     def _has_added_token(self, text: str) -> bool:
         return any(content in text for content in self._rules.contents)
+
+    def _spelled_out(self, text: str) -> str:
+        """A text that is normalised to the same, with characters written as what becomes of them.
+
+        So white space in that is found, and how much is tokenized is known: a million of U+FDFA are 18 million letters.
+        """
+        if self._rules.expanding is None:
+            return text
+        return self._rules.expanding.sub(lambda match: self._spelled(match.group()), text)
+
+    def _becomes(self, char: str) -> str:
+        """What `char` is normalised to, alone in its cluster; itself, where that is changed again or by its neighbours,
+        is more than steady characters and single spaces within, or has a part of an added token."""
+        becomes = normalized(self._tokenizer, f"{STARTER}{char}{STARTER}")
+        found = _SPELLED.fullmatch(becomes)
+        is_fixed = found is not None and normalized(self._tokenizer, becomes) == becomes
+        return found[1] if found and is_fixed and set(char + found[1]).isdisjoint(self._of_added_tokens) else char
 
     def _shrunk(self, piece: str) -> str:
         """A shorter text of the same ids, for a piece between two hard cuts.
@@ -144,7 +170,7 @@ class TextCutter:
 
     def _stands_for_itself(self, char: str) -> bool:
         """Whether `char` always becomes one character within a word."""
-        around = f"\u4e00{char}\u4e00"
+        around = f"{STARTER}{char}{STARTER}"
         becomes = normalized(self._tokenizer, around)
         inner = self._rules.inner
         return (

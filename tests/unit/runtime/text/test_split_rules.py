@@ -10,6 +10,7 @@ from tokenizers.normalizers import Normalizer
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from mexma_runtime.text.split_rules import (
+    EXPANDING,
     GLUE,
     HAN,
     LETTERS,
@@ -40,7 +41,7 @@ def seconds() -> set[str]:
 
 
 def test_steady_characters_are_alone(seconds: set[str]) -> None:
-    for char in members(STEADY):
+    for char in members(STEADY + EXPANDING):
         assert unicodedata.combining(char) == 0
         assert char not in seconds
         assert char not in SPACING_LETTERS
@@ -63,7 +64,7 @@ def test_classes_are_what_they_are_called(seconds: set[str]) -> None:
     assert not any(unicodedata.category(char)[0] in "PZ" for char in members(HAN + LETTERS + SYMBOLS))
     assert all(unicodedata.combining(char) for char in MARKS)
     assert {chr(point) for point in PREPENDED_SIGNS} <= set(members(PREPENDED))
-    assert not set(members(PREPENDED)) & set(members(STEADY))
+    assert not set(members(PREPENDED + EXPANDING)) & set(members(STEADY))
 
 
 def tokenizer(normalizer: Normalizer | None, pre_tokenizer: PreTokenizer | None, *added: AddedToken) -> Tokenizer:

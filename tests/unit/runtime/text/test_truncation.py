@@ -40,13 +40,15 @@ CHARSMAP = {
     "Ａ": "A",
     "ſ": "s",
     "™": "TM",
+    "ﷺ": "صلى الله عليه وسلم",
+    "㍿": "株式会社",
     " \u0301": "´",  # white space that a mark takes away
     "\u0600 ": "x",  # and one that a prepended sign takes away
 }
 UNITS = [
     *" \t\n\r\u3000\u00a0\u2003\u200b\x85\0\x01\ufffd\u00ad\u200d\ufe0f\ue000",
     *"\u0301\u0323\u034f\u302f\u0941\u3099\u0600\u0d4e\u0e33",
-    *"aabbzAÉİß19.,!?-_'\"[]<>中国日がカ가각\u1100\u1161\u11a8ㄱㅏﾊﾞﬁⅧ½™ﷺſ≠▁…😀👨❤🏽🇫𒀀",
+    *"aabbzAÉİß19.,!?-_'\"[]<>中国日がカ가각\u1100\u1161\u11a8ㄱㅏﾊﾞﬁⅧ½™ﷺ㍿㎯ſ≠▁…😀👨❤🏽🇫𒀀",
     *[
         "<s>",
         "<pad>",
@@ -231,6 +233,9 @@ EDGES = {
     "a run of three, not to the end of the word": "-=-" * 2000 + "the",
     "two characters that normalise to one": "ſ\u200d" * 2000,
     "one character that normalises to two": "™" * 2000 + "a",
+    "one character that normalises to four words": "ﷺ" * 2000 + "a",
+    "characters that normalise to many": "ﬁﷺ㍿㎯" * 600 + "\u0301 the",
+    "such characters beside what they may not touch": "ﷺ\u0301\u0600ﷺ<mask>ﷺ ﷻﬁ[MASK]ﬁ" * 300,
     "an added token far behind a space": "the" + " " * 3000 + "<mask> the",
     "white space between a sign and an added token": "the\u0600   <mask> " * 300,
     "an added token in a long word": "a" * 2000 + "aab" + "a" * 2000,
@@ -263,6 +268,11 @@ CUT = {
     "line ends": "\r\n" * 100_000,
     "a space now and then": ("a" * 20_000 + " ") * 10,
 }
+EXPANDED = {
+    "spaces in what one character becomes": "ﷺ" * 30_000,
+    "such characters among others": "ﬁﷺ㍿①" * 10_000,
+}
+"""Where the normaliser makes more of them."""
 WHOLE = {
     "one letter": "a" * 200_001,
     "two letters": "ha" * 100_000,
@@ -274,8 +284,15 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("name", ["minilm", "nfkc", "precompiled"])
-@pytest.mark.parametrize("text", CUT.values(), ids=CUT.keys())
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        pytest.param(name, text, id=f"{kind}-{name}")
+        for kind, text in (CUT | EXPANDED).items()
+        for name in ("minilm", "nfkc", "precompiled")
+        if name != "minilm" or kind in CUT
+    ],
+)
 def test_long_texts_are_tokenized_in_pieces(
     tokenizers: dict[str, Tokenizer], name: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
