@@ -15,18 +15,20 @@ destructor would wait for threads that are not there. So it is kept for ever.
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import ctypes
+import math
 import os
 import sys
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from mexma_runtime.errors import EncoderClosedError
 
@@ -36,11 +38,57 @@ PF_FORKNOEXEC = 0x40
 LONGEST_PAUSE_S = 60.0
 """How long a fork waits for what is under way: longer than a batch, or an engine's opening, takes."""
 
+POLL_S = 0.1
+
+
+class Begun(Generic[Result]):
+    """Work that is under way; calling it, in any thread, does it.
+
+    A concurrent.futures.Future would keep others waiting for ever where an interrupt meets its condition's lock.
+    """
+
+    def __init__(self, native: NativeWork, work: Callable[[], Result]) -> None:
+        self.thread: int | None = None
+        """That which does it."""
+        self._native, self._work = native, work
+        self._result: Result
+        self._error: BaseException | None = None
+        self._is_done = False
+        self._undone = threading.Lock()
+        self._undone.acquire()
+
+    def __call__(self) -> None:
+        """Do it."""
+        self._native.do(self)
+
+    def work(self) -> None:
+        """Keep what comes of it."""
+        try:
+            self._result = self._work()
+        except BaseException as error:  # noqa: BLE001 - whoever waits for the result gets it
+            self._error = error
+        self._is_done = True
+        self._undone.release()
+
+    def wait(self, seconds: float = -1) -> bool:
+        """Whether it is done after so many seconds; -1: however long it takes."""
+        if not self._is_done and self._undone.acquire(timeout=seconds):
+            self._undone.release()
+        return self._is_done
+
+    def result(self) -> Result:
+        """Wait for what comes of it: returned or raised."""
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        return self._result
+
 
 class NativeWork:
     """What is under way in libraries, by `with` or `begin`: the process ends, and forks, when there is none.
 
-    Whatever a thread does while it is counted already belongs to that.
+    Whatever a thread does while it is counted already belongs to that. Nothing here is added up: an interrupt between
+    two statements leaves nothing behind that is waited for.
     """
 
     def __init__(self) -> None:
@@ -48,22 +96,28 @@ class NativeWork:
         """Whether this process was forked from another Python, whose libraries it has inherited."""
         self.setting_up = threading.Lock()
         """For a library that cannot be set up by two threads at once."""
+        self.settling_s = 0.0
+        """How long a library's threads may go on when nothing is under way any more."""
         # Whoever holds it may have to destroy an engine, which is counted.
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._own = _Depth()
-        self._n_under_way = self._n_pauses = 0
+        self._threads: set[int] = set()
+        self._begun: weakref.WeakSet[Begun[Any]] = weakref.WeakSet()
+        self._forking: set[int] = set()
         self._is_ending = False
 
     def __enter__(self) -> None:
-        """Wait for `resume` after `pause`. SystemExit, or EncoderClosedError, where it is too late to begin."""
+        """Wait while the process forks. SystemExit, or EncoderClosedError, where it is too late to begin."""
         if sys.is_finalizing():
             raise EncoderClosedError("the interpreter has ended, and the engine with it: embed before, or in atexit")
         if not self._own.depth:
-            with self._changed:
-                self._changed.wait_for(lambda: not self._n_pauses)
+            thread = threading.get_ident()
+            with self._lock:
+                self._changed.wait_for(lambda: self._forking <= {thread})
                 if self._is_ending and not _is_main_thread():
                     raise SystemExit
-                self._n_under_way += 1
+                self._threads.add(thread)
         self._own.depth += 1
 
     def __exit__(
@@ -71,39 +125,41 @@ class NativeWork:
     ) -> None:
         self._own.depth -= 1
         if not self._own.depth:
-            self._add(-1)
+            with self._lock:
+                self._threads.discard(threading.get_ident())
+                self._changed.notify_all()
 
-    def begin(self, work: Callable[[], Result]) -> tuple[Future[Result], Callable[[], None]]:
-        """Count `work` as under way. What is returned second does it, in any thread, and has to be called."""
-        future: Future[Result] = Future()
-
-        def run() -> None:
-            self._own.depth += 1
-            try:
-                future.set_result(work())
-            except BaseException as error:  # noqa: BLE001 - whoever waits for the result gets it
-                future.set_exception(error)
-            finally:
-                self._own.depth -= 1
-                self._add(-1)
-
+    def begin(self, work: Callable[[], Result]) -> Begun[Result]:
+        """Count `work` as under way, until what is returned was called, or forgotten."""
+        begun = Begun(self, work)
         with self:
-            self._add(1)
-        return future, run
+            self._begun.add(begun)
+        return begun
+
+    def do(self, begun: Begun[Any]) -> None:
+        """Do what was begun, in this thread."""
+        self._own.depth += 1
+        begun.thread = threading.get_ident()
+        try:
+            begun.work()
+        finally:
+            self._own.depth -= 1
+            with self._lock:
+                self._begun.discard(begun)
+                self._changed.notify_all()
 
     def end(self) -> None:
         """Let no other thread begin anything, and wait for what is under way."""
-        with self._changed:
+        with self._lock:
             self._is_ending = True
-            self._wait_for_others(is_counted=self._own.depth > 0)
+            self._wait_for_others()
 
     def pause(self) -> None:
         """Let no other thread begin anything until `resume`, and wait for what is under way; RuntimeWarning if long."""
-        is_counted = self._own.depth > 0
-        self._own.depth += 1  # it may have to destroy engines while it waits
-        with self._changed:
-            self._n_pauses += 1
-            is_quiet = self._wait_for_others(is_counted=is_counted, timeout_s=LONGEST_PAUSE_S)
+        with self._lock:
+            self._forking.add(threading.get_ident())
+            is_quiet = self._wait_for_others(LONGEST_PAUSE_S)
+        time.sleep(self.settling_s)
         if not is_quiet:
             warnings.warn(
                 f"this process forks in the middle of a call that has not ended for {LONGEST_PAUSE_S:.0f} s: the child "
@@ -114,25 +170,27 @@ class NativeWork:
 
     def resume(self) -> None:
         """End what `pause` began."""
-        self._own.depth -= 1
-        with self._changed:
-            self._n_pauses -= 1
+        with self._lock:
+            self._forking.discard(threading.get_ident())
             self._changed.notify_all()
 
     def begin_again(self) -> None:
         """In a forked process: others may have held the locks, and what they had begun is not here."""
-        depth = self._own.depth - 1
+        own, settling_s = self._own, self.settling_s
         self.__init__()  # type: ignore[misc]
-        self.is_fork, self._own.depth, self._n_under_way = True, depth, int(depth > 0)
+        self.is_fork, self._own, self.settling_s = True, own, settling_s
+        if own.depth:
+            self._threads.add(threading.get_ident())
 
-    def _wait_for_others(self, *, is_counted: bool, timeout_s: float | None = None) -> bool:
-        """Whether only the caller, if it `is_counted`, is under way before the timeout."""
-        return self._changed.wait_for(lambda: self._n_under_way <= is_counted, timeout_s)
-
-    def _add(self, n: int) -> None:
-        with self._changed:
-            self._n_under_way += n
-            self._changed.notify_all()
+    def _wait_for_others(self, timeout_s: float = math.inf) -> bool:
+        """Whether nothing of other threads is under way before the timeout."""
+        deadline = time.monotonic() + timeout_s
+        thread = threading.get_ident()
+        while self._threads - self._forking - {thread} or any(begun.thread != thread for begun in self._begun):
+            if time.monotonic() >= deadline:
+                return False
+            self._changed.wait(POLL_S)  # what was begun and dropped notifies nobody
+        return True
 
 
 class _Depth(threading.local):
@@ -146,18 +204,18 @@ NATIVE = NativeWork()
 _kept: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def run_aside(work: Callable[[], Result], name: str) -> Future[Result]:
-    """Begin `work` in a thread of that name; in the caller's where no other can be had.
+def run_aside(work: Callable[[], Result]) -> Begun[Result]:
+    """Begin `work` in another thread; in the caller's where no other can be had.
 
     A pool would refuse it once the main thread has ended, though others go on; and from Python 3.12 on, no thread can
-    be started then.
+    be started then. threading.Thread waits for its start in a way that an interrupt can make last for ever.
     """
-    future, run = NATIVE.begin(work)
+    begun = NATIVE.begin(work)
     try:
-        threading.Thread(target=run, name=name, daemon=True).start()
+        _thread.start_new_thread(begun, ())
     except RuntimeError:
-        run()
-    return future
+        begun()
+    return begun
 
 
 def keep_in_forks(engine: object) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from mexma_runtime.call.scheduler import Call
-from mexma_runtime.process import run_aside
+from mexma_runtime.process import Begun, run_aside
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -21,21 +20,28 @@ def run_ahead(work: Callable[[Item], Result], items: Iterable[Item], call: Call)
     and by the next `call.check()` wherever that is. No work is under way when the iterator has ended, closed early or
     not.
     """
-    ahead: Future[Result] | None = None
+    ahead: Begun[Result] | None = None
+
+    def work_on(item: Item) -> Result:
+        try:
+            return work(item)
+        except BaseException as error:
+            call.fail(error)
+            raise
+
     try:
         for item in items:
             done = [] if ahead is None else [_result(ahead, call)]
-            ahead = run_aside(functools.partial(work, item), "mexma-prefetch")
-            ahead.add_done_callback(lambda future: call.fail(future.exception()))
+            ahead = run_aside(functools.partial(work_on, item))
             yield from done
         if ahead is not None:
             yield _result(ahead, call)
     finally:
         if ahead is not None and not call.is_lost():
-            wait([ahead])
+            ahead.wait()
 
 
-def _result(future: Future[Result], call: Call) -> Result:
+def _result(begun: Begun[Result], call: Call) -> Result:
     call.check()
-    call.wait(lambda seconds: bool(wait([future], seconds).done))
-    return future.result()
+    call.wait(begun.wait)
+    return begun.result()

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,10 +51,11 @@ class Scheduler:
         self.process = os.getpid()
         """The one whose engine it is."""
         self._mutex = threading.Lock()
-        self._n_calls = 0
-        self._is_taken = False
+        # An interrupt between two statements must not leave a place, or the engine, taken for ever.
+        self._calls: weakref.WeakSet[Call] = weakref.WeakSet()
+        self._owner: Call | None = None
         self._is_closed = False
-        self._queue: deque[threading.Lock] = deque()
+        self._queue: deque[tuple[Call, threading.Lock]] = deque()
 
     def call(self, *, timeout_s: float | None = None, cancel: CancelSignal | None = None, max_pending: int = 1) -> Call:
         """A context manager that holds one place among the admitted calls, and up to `max_pending` batches."""
@@ -65,56 +67,55 @@ class Scheduler:
             if self._is_closed:
                 return False
             self._is_closed = True
-        self.take(_wait_forever, closing=True)
+        last = self.call()
+        self.take(last, closing=True)
         return True
 
-    def enter(self) -> None:
+    def enter(self, call: Call) -> None:
         """Admit one call."""
         with self._mutex:
             self._refuse_if_closed()
-            if self._n_calls > self._max_waiting:
+            if len(self._calls) > self._max_waiting:
                 raise EncoderBusyError(
-                    f"{self._n_calls} calls are running or waiting, all that max_waiting={self._max_waiting} admits: "
-                    "try again later, or load the encoder with a larger max_waiting"
+                    f"{len(self._calls)} calls are running or waiting, all that max_waiting={self._max_waiting} "
+                    "admits: try again later, or load the encoder with a larger max_waiting"
                 )
-            self._n_calls += 1
+            self._calls.add(call)
 
-    def leave(self) -> None:
-        """End one admitted call."""
+    def leave(self, call: Call) -> None:
+        """End one admitted call; where an interrupt has kept it from passing on the engine, that is done here."""
+        self.pass_on(call)
         with self._mutex:
-            self._n_calls -= 1
+            self._calls.discard(call)
 
-    def take(self, wait: Callable[[IsReady], None], *, closing: bool = False) -> None:
-        """Take the engine; where it is taken, queue up and `wait`, which may raise to give up."""
+    def take(self, call: Call, *, closing: bool = False) -> None:
+        """Give `call` the engine; where it is taken, queue up and `call.wait`, which may raise.
+
+        Whatever happens, `pass_on` follows.
+        """
         with self._mutex:
             if not closing:
                 self._refuse_if_closed()
-            if not self._is_taken:
-                self._is_taken = True
+            if self._owner is None:
+                self._owner = call
                 return
             granted = threading.Lock()
             granted.acquire()
-            self._queue.append(granted)
-        try:
-            wait(lambda seconds: granted.acquire(timeout=seconds))
-            if not closing:
-                self._refuse_if_closed()
-        except BaseException:
-            with self._mutex:
-                gave_up_in_time = granted in self._queue
-                if gave_up_in_time:
-                    self._queue.remove(granted)
-            if not gave_up_in_time:
-                self.pass_on()
-            raise
+            self._queue.append((call, granted))
+        call.wait(lambda seconds: granted.acquire(timeout=seconds))
+        if not closing:
+            self._refuse_if_closed()
 
-    def pass_on(self) -> None:
-        """Hand the engine to whoever has waited longest."""
+    def pass_on(self, call: Call) -> None:
+        """Hand the engine, if `call` has it, to whoever has waited longest; let `call` wait no more."""
         with self._mutex:
-            if self._queue:
-                self._queue.popleft().release()
+            if self._owner is not call:
+                self._queue = deque(waiting for waiting in self._queue if waiting[0] is not call)
+            elif self._queue:
+                self._owner, granted = self._queue.popleft()
+                granted.release()
             else:
-                self._is_taken = False
+                self._owner = None
 
     def _refuse_if_closed(self) -> None:
         if self._is_closed:
@@ -135,7 +136,7 @@ class Call:
         self.pending = PendingBatches(max_pending)
 
     def __enter__(self) -> Call:
-        self._scheduler.enter()
+        self._scheduler.enter(self)
         return self
 
     def __exit__(
@@ -144,7 +145,7 @@ class Call:
         if self.is_lost():
             return
         failure = self.pending.finish_in_any_case()
-        self._scheduler.leave()
+        self._scheduler.leave(self)
         if failure and (error is None or not isinstance(failure, Exception)):
             raise failure
 
@@ -152,12 +153,12 @@ class Call:
     def turn(self) -> Iterator[None]:
         """Hold the engine for one batch; raises as `check` does, and EncoderClosedError."""
         self.check()
-        self._scheduler.take(self.wait)
         try:
+            self._scheduler.take(self)
             with NATIVE:
                 yield
         finally:
-            self._scheduler.pass_on()
+            self._scheduler.pass_on(self)
 
     def check(self) -> None:
         """Raise EncodeCancelledError, EncodeTimeoutError or what `fail` was given, where the call should end.
@@ -192,8 +193,3 @@ class Call:
             if is_ready(step_s):
                 return
             self.check()
-
-
-def _wait_forever(is_ready: IsReady) -> None:
-    while not is_ready(FOREVER_S):
-        pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import re
 import subprocess
@@ -145,14 +146,14 @@ for half in halves:
 
 
 def test_work_is_done_where_no_thread_can_be_had(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: threading.Thread) -> None:
+    def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
     with Encoder.load(bundle_folder, n_threads=1) as encoder:
         texts = ["the cat", "a"] * 100
         expected = encoder.encode(texts)
-        monkeypatch.setattr(threading.Thread, "start", refuse)
-        assert run_aside(threading.get_ident, "here").result() == threading.get_ident()
+        monkeypatch.setattr(_thread, "start_new_thread", refuse)
+        assert run_aside(threading.get_ident).result() == threading.get_ident()
         np.testing.assert_array_equal(encoder.encode(texts), expected)
 
 
@@ -249,7 +250,7 @@ def child():
 def from_within():
     with NATIVE:
         return fork(child)
-print(from_within(), run_aside(from_within, "aside").result())
+print(from_within(), run_aside(from_within).result())
 """
     assert ended(bundle_folder, "onnxruntime", body, head=LOADED + FORKED) == (0, "5 5\n", "")
 

@@ -7,7 +7,6 @@ import os
 import queue
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -64,6 +63,10 @@ NOTHING = """<net name="nothing" version="11">
 ONEDNN_CACHE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 """Else oneDNN, inside of OpenVINO, keeps a thousand kernels of its own; without them nothing is slower. It reads the
 variable once in a process, before its first kernel, and OpenVINO has no setting for it."""
+SETTLING_S = 0.02
+"""After a batch, TBB's threads look for more for a moment, which a fork must not copy. A process that embeds all the
+time in a model of one layer was forked 300 times at once behind a batch, and ten children waited for ever; of 200 that
+were forked 2 ms later, none."""
 TELEMETRY = "TF_BUILD"
 """Azure's mark of a CI job, in which OpenVINO's package sends no telemetry when it is imported. Else a thread of it
 forks the process, and whoever forks meanwhile finds a child of another in `multiprocessing`, and says so when it ends.
@@ -172,11 +175,12 @@ class OpenVinoCpu(HostBackend):
             finally:
                 streams.put(request)
 
-        others = [run_aside(compute, "mexma-stream") for _ in range(min(self._n_streams, len(parts)) - 1)]
+        others = [run_aside(compute) for _ in range(min(self._n_streams, len(parts)) - 1)]
         try:
             compute()
         finally:
-            wait(others)
+            for other in others:
+                other.wait()
         for other in others:
             other.result()
 
@@ -283,6 +287,7 @@ def _refusing(path: Path) -> Iterator[None]:
 def _prepare_forks() -> None:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=_hold_pool)
+    NATIVE.settling_s = SETTLING_S
 
 
 @functools.cache

@@ -7,7 +7,6 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from mexma_runtime.backends.base import BackendInfo, Finish
@@ -17,7 +16,7 @@ from mexma_runtime.batching import Grouping
 from mexma_runtime.bundle.tuning import Sample
 from mexma_runtime.device_vectors import DeviceRows, DeviceVectors
 from mexma_runtime.errors import DeviceMemoryError, EncoderClosedError, UsageError
-from mexma_runtime.process import NATIVE
+from mexma_runtime.process import NATIVE, Begun
 from mexma_runtime.types import Ragged, Vectors
 
 Result = TypeVar("Result")
@@ -112,13 +111,13 @@ class Worker:
         self._end = weakref.finalize(self, self._works.put, None)
         self._end.atexit = False
 
-    def submit(self, work: Callable[..., Result], *arguments: Any) -> Future[Result]:
+    def submit(self, work: Callable[..., Result], *arguments: Any) -> Begun[Result]:
         """Run `work` in the thread, after all that was submitted before."""
         if not self._end.alive:
             raise EncoderClosedError("this engine was closed: load the bundle again")
-        future, run = NATIVE.begin(functools.partial(work, *arguments))
-        self._works.put(run)
-        return future
+        begun = NATIVE.begin(functools.partial(work, *arguments))
+        self._works.put(begun)
+        return begun
 
     def run(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """The same, and wait for it."""

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import linecache
+import sys
 import threading
 import time
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import pytest
 
+from mexma_runtime import process
+from mexma_runtime.call import scheduler as scheduling
 from mexma_runtime.call.scheduler import Scheduler
 from mexma_runtime.errors import (
     EncodeCancelledError,
@@ -15,6 +21,7 @@ from mexma_runtime.errors import (
     MexmaError,
     UsageError,
 )
+from mexma_runtime.process import NATIVE, run_aside
 
 PATIENCE_S = 20
 
@@ -162,7 +169,7 @@ def test_a_waiting_call_can_be_cancelled() -> None:
         assert n_queued(scheduler) == 0
 
 
-def test_giving_up_while_being_granted_passes_the_turn_on() -> None:
+def test_giving_up_while_being_granted_passes_the_turn_on(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = Scheduler(max_waiting=5)
     with scheduler.call() as call:
         call_turn = call.turn()
@@ -172,10 +179,50 @@ def test_giving_up_while_being_granted_passes_the_turn_on() -> None:
             call_turn.__exit__(None, None, None)
             raise EncodeTimeoutError("too late by a hair")
 
-        with pytest.raises(EncodeTimeoutError):
-            scheduler.take(wait_and_raise)
-        with call.turn():
-            pass
+        with scheduler.call() as other:
+            monkeypatch.setattr(other, "wait", wait_and_raise)
+            with pytest.raises(EncodeTimeoutError), other.turn():
+                pass
+            with call.turn():
+                pass
+
+
+def test_an_interrupt_anywhere_leaves_nothing_taken() -> None:
+    """At each line of ours that a call runs through, in turn, as signals come between two statements."""
+    scheduler, files = Scheduler(max_waiting=0), (scheduling.__file__, process.__file__)
+
+    def call() -> None:
+        with scheduler.call() as call, call.turn():
+            run_aside(int).result()
+
+    def interrupted_at(line: int) -> bool:
+        n_lines = 0
+
+        def trace(frame: FrameType, event: str, argument: object) -> Any:
+            nonlocal n_lines
+            # No signal comes between the end of such a block and its lock's release.
+            is_lock = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().startswith("with self._")
+            n_lines += event == "line" and not is_lock
+            if event == "line" and n_lines == line and not is_lock:
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(lambda frame, *_: trace if frame.f_code.co_filename in files else None)
+        try:
+            call()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+    n_interrupts = 0
+    while interrupted_at(n_interrupts + 1):
+        n_interrupts += 1
+        assert Started(call).join() is None
+        assert NATIVE._wait_for_others(PATIENCE_S)
+    assert n_interrupts > 40
 
 
 def test_an_error_inside_a_turn_passes_it_on() -> None:
