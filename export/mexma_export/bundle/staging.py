@@ -9,24 +9,22 @@ import hashlib
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from mexma_runtime.bundle.bundle import check_size, content_name, read_manifest, sha256_of
 from mexma_runtime.bundle.manifest import LOCAL, MANIFEST_NAME, FileEntry, Manifest
-from mexma_runtime.bundle.whole_files import write_whole
+from mexma_runtime.bundle.whole_files import flush_to_disk, write_whole
 from mexma_runtime.errors import BundleError, FileError, UsageError, file_errors
 
 TEMPORARY = ".new-"
 SPARE_BYTES = 64 << 20
 """Left free on the disk beside what is written."""
 
-_NOT_FLUSHED = {errno.EIO, errno.ENOSPC, errno.EDQUOT}
-"""Of the errors of fsync, what tells that something was lost. Others a file system gives that flushes no folders:
-network shares, FUSE and WSL, each in its own way."""
 _OURS = re.compile(
-    r"\.new-.*|\.bundle\.json\.\d+\.part|weights\.[0-9a-f]{16}\.bin|model\..+\.[0-9a-f]{16}\.onnx"
+    r"\.new-.*|\.bundle\.json\.[0-9a-f]+\.part|weights\.[0-9a-f]{16}\.bin|model\..+\.[0-9a-f]{16}\.onnx"
     r"|tokenizer\.[0-9a-f]{16}\.json"
 )
 
@@ -101,7 +99,7 @@ class Staging:
     def keep(self, path: Path, name: str, *, sha256: str | None = None) -> FileEntry:
         """Flush the complete file `path` to the disk and give it its final name."""
         with path.open("rb") as file:
-            os.fsync(file.fileno())
+            self._flush(file.fileno(), "files")
         entry = FileEntry(name=name, sha256=sha256 or sha256_of(path), size=path.stat().st_size)
         path.replace(self.folder / name)
         return entry
@@ -122,7 +120,9 @@ class Staging:
             check_size(self.folder / entry.name, entry)
         self._flush_names()  # of the new files, before a manifest lists them
         # Behind a link lies a store of files by their content, such as the hub client's cache.
-        write_whole(self.folder / MANIFEST_NAME, manifest.to_json().encode(), replaces_link=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # `keep` has told it already
+            write_whole(self.folder / MANIFEST_NAME, manifest.to_json().encode(), replaces_link=True)
         self._flush_names()
         self.previous = manifest
 
@@ -135,13 +135,13 @@ class Staging:
             self._warn(f"it cannot be locked ({error.strerror}): see to it that no other export writes there meanwhile")
 
     def _flush_names(self) -> None:
-        try:
-            os.fsync(self._lock)
-        except OSError as error:
-            if error.errno in _NOT_FLUSHED:
-                raise FileError(self.folder, "cannot be flushed to the disk", error) from None
+        with file_errors(self.folder, "cannot be flushed to the disk"):
+            self._flush(self._lock, "folders")
+
+    def _flush(self, descriptor: int, kind: str) -> None:
+        if error := flush_to_disk(descriptor):
             self._warn(
-                f"this file system flushes no folders ({error.strerror}): after a power failure the bundle may be the "
+                f"this file system flushes no {kind} ({error.strerror}): after a power failure the bundle may be the "
                 "old one, or incomplete: `mexma info --verify` tells"
             )
 

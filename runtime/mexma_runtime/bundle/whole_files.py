@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import glob
+import hashlib
 import os
+import re
+import secrets
 import shutil
 import stat
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +25,13 @@ from mexma_runtime.errors import FileError
 STDOUT = Path("-")
 
 _NO_NEW_FILE = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_RENAME = (errno.EBUSY, errno.EPERM, errno.EACCES)
+"""Of a file that is mounted by itself, or another user's in a sticky folder."""
+_LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
+"""Of the errors of fsync, what tells that something was lost. Others a file system gives that flushes no files, or no
+folders: network shares, FUSE and WSL, each in its own way."""
+_MAX_NAME_BYTES = 200
+"""Of the file's name in its hidden file's: file systems take 255."""
 
 
 class WholeFile:
@@ -37,7 +48,7 @@ class WholeFile:
     def __init__(self, path: Path, *, replaces_link: bool = False) -> None:
         self._path = self._where = path
         self._left = ""
-        self._place = path if replaces_link else Path(os.path.realpath(path))
+        self._place = path if replaces_link or _is_nameless(path) else Path(os.path.realpath(path))
         self._part: Path | None = None
         with self._errors():
             self._stream = _open_stream(path)
@@ -99,21 +110,30 @@ class WholeFile:
         elif self._part is None:
             self._overwrite()
         else:
-            os.fsync(self._file.fileno())
+            self._flush(self._file)
             try:
                 self._part.replace(self._place)
             except OSError as error:
-                if error.errno != errno.EBUSY:  # which a file has that is mounted by itself
+                if error.errno not in _NO_RENAME:
                     raise
                 self._overwrite()
 
     def _overwrite(self) -> None:
-        self._left = "what is there now is not whole"
         self._file.seek(0)
         with self._place.open("wb") as file:
+            self._left = "what is there now is not whole"
             shutil.copyfileobj(self._file, file)
-            file.flush()
-            os.fsync(file.fileno())
+            self._flush(file)
+
+    def _flush(self, file: BinaryIO) -> None:
+        file.flush()
+        if error := flush_to_disk(file.fileno()):
+            warnings.warn(
+                f"{self._path}: this file system flushes no files ({error.strerror}): after a power failure it may be "
+                "incomplete",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def _open_temporary(self) -> BinaryIO:
         self._where = Path(tempfile.gettempdir())
@@ -121,11 +141,15 @@ class WholeFile:
 
     def _open_part(self) -> BinaryIO:
         """The hidden file, locked; or a temporary one where no file can be made beside one that can be written."""
-        self._sweep()
-        part = self._place.with_name(f".{self._place.name}.{os.getpid()}.part")
+        if _is_nameless(self._path):
+            return self._open_temporary()
+        _require_replaceable(self._place)
+        stem = _stem(self._place.name)
+        self._sweep(stem)
         while True:
+            part = self._place.with_name(f"{stem}{secrets.token_hex(8)}.part")
             try:
-                file = part.open("w+b")
+                file = part.open("x+b")
             except OSError as error:
                 is_there = os.access(self._place, os.W_OK) and not self._place.is_symlink()
                 if is_there and error.errno in _NO_NEW_FILE:
@@ -141,10 +165,9 @@ class WholeFile:
                     return file
             file.close()
 
-    def _sweep(self) -> None:
-        prefix, suffix = f".{self._place.name}.", ".part"
-        for path in self._place.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
-            if path.name.removeprefix(prefix).removesuffix(suffix).isdecimal():
+    def _sweep(self, stem: str) -> None:
+        for path in self._place.parent.glob(f"{glob.escape(stem)}*.part"):
+            if re.fullmatch("[0-9a-f]+", path.name.removeprefix(stem).removesuffix(".part")):
                 with suppress(OSError), path.open("rb") as left:  # a living process has it, or has just renamed it
                     fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.unlink()
@@ -169,6 +192,17 @@ def write_whole(path: Path, data: bytes | memoryview, *, replaces_link: bool = F
     """
     with WholeFile(path, replaces_link=replaces_link) as file:
         file.write(data)
+
+
+def flush_to_disk(descriptor: int) -> OSError | None:
+    """Flush an open file or folder; the error of a file system that flushes none. OSError where something was lost."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in _LOST:
+            raise
+        return error
+    return None
 
 
 def require_writable(path: Path, *, replaces_link: bool = False) -> None:
@@ -201,6 +235,36 @@ def _open_stream(path: Path) -> BinaryIO | None:
     if stat.S_ISREG(mode):
         return None
     return path.open("wb")  # which refuses a folder
+
+
+def _is_nameless(path: Path) -> bool:
+    """Whether there is a file at `path` that has no name: /dev/fd/3 of one that was removed, or never had any."""
+    try:
+        there = path.stat()
+    except OSError:
+        return False
+    try:
+        return not os.path.samestat(there, Path(os.path.realpath(path)).stat())
+    except FileNotFoundError:
+        return True
+
+
+def _require_replaceable(path: Path) -> None:
+    """OSError where neither a rename nor writing will change the file at `path`: an immutable or mounted one."""
+    try:
+        os.close(os.open(path, os.O_RDWR))
+    except (FileNotFoundError, PermissionError) as error:
+        if error.errno == errno.EPERM:
+            raise
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            raise
+
+
+def _stem(name: str) -> str:
+    """What the names of hidden files of `name` begin with."""
+    is_long = len(os.fsencode(name)) > _MAX_NAME_BYTES
+    return f".{hashlib.sha256(os.fsencode(name)).hexdigest() if is_long else name}."
 
 
 def _keep_rights(path: Path, file: BinaryIO) -> None:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable
@@ -229,6 +230,16 @@ def test_a_file_system_that_flushes_no_folders_is_written_and_told_once(
         publish(staging, "one")
     (told,) = staging.warnings
     assert f"flushes no folders ({os.strerror(number)}): after a power failure" in told
+    assert Bundle.open(tmp_path, verify=True).manifest.files
+
+
+def test_a_file_system_that_flushes_nothing_is_written_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", refusing(errno.EINVAL))
+    with Staging(tmp_path) as staging:
+        publish(staging, "one")
+    assert [re.findall("flushes no (files|folders)", told) for told in staging.warnings] == [["files"], ["folders"]]
     assert Bundle.open(tmp_path, verify=True).manifest.files
 
 

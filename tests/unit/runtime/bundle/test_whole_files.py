@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -82,7 +83,8 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(
     tmp_path: Path, holder: subprocess.Popen[bytes]
 ) -> None:
     path = tmp_path / "file"
-    theirs = tmp_path / f".file.{holder.pid}.part"
+    (theirs,) = tmp_path.glob(".file.*.part")
+    (tmp_path / ".file.123.part").touch()  # as earlier versions called theirs
     others = [tmp_path / name for name in (".file.notes.part", ".file.1.parts", ".other.1.part", "file.1.part")]
     for other in others:
         other.touch()
@@ -95,6 +97,75 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(
     write_whole(path, b"ours")
 
     assert sorted(tmp_path.iterdir()) == sorted([path, *others])
+
+
+def test_two_writers_do_not_meet(tmp_path: Path) -> None:
+    """In containers that share a folder both may be process 1."""
+    path = tmp_path / "file"
+    with WholeFile(path) as one, WholeFile(path) as two:
+        one.write(b"one")
+        two.write(b"two!")
+    assert path.read_bytes() == b"one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 255)
+    with WholeFile(path) as file:
+        file.write(b"new")
+        (part,) = tmp_path.iterdir()
+    part.touch()  # as a killed process leaves it
+    write_whole(path, b"newer")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"newer"]
+
+
+def test_a_file_without_a_name_is_written_itself(tmp_path: Path) -> None:
+    for is_gone in (False, True):
+        with (tmp_path / "file").open("w+b") if is_gone else tempfile.TemporaryFile(dir=tmp_path) as file:
+            (tmp_path / "file").unlink(missing_ok=True)
+            file.write(b"a long old one")
+            file.flush()
+            path = Path(f"/dev/fd/{file.fileno()}")
+            with pytest.raises(ZeroDivisionError), WholeFile(path) as whole:
+                whole.write(bytes(1 // 0))
+            assert path.read_bytes() == b"a long old one"
+            write_whole(path, b"new")
+            file.seek(0)
+            assert file.read() == b"new"
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EROFS])
+def test_a_file_that_nobody_may_change_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """One that is immutable, or mounted read-only, in a folder that takes others."""
+    path, opened = tmp_path / "file", os.open
+    path.write_bytes(b"old")
+
+    def refuse(name: Any, flags: int, *how: Any, **more: Any) -> int:
+        if name == path and flags & (os.O_RDWR | os.O_WRONLY):
+            raise OSError(number, os.strerror(number))
+        return opened(name, flags, *how, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(FileError, match="file: cannot be written"):
+        require_writable(path)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+def test_a_file_system_that_flushes_no_files_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(number: int, descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    for number in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+        monkeypatch.setattr(os, "fsync", partial(refuse, number))
+        with pytest.warns(RuntimeWarning, match="file: this file system flushes no files"):
+            write_whole(tmp_path / "file", b"new")
+    monkeypatch.setattr(os, "fsync", partial(refuse, errno.EIO))
+    with pytest.raises(FileError, match="Input/output error"):
+        write_whole(tmp_path / "file", b"newer")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"new"]
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
@@ -226,12 +297,14 @@ def test_a_file_in_a_folder_that_takes_no_other_is_written_itself(
     path.write_bytes(b"a long old one")
     number, rename, opened = path.stat().st_ino, Path.replace, Path.open
 
-    def mounted(self: Path, target: Path) -> Path:
-        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+    def stay(reason: int, target: Path) -> Path:
+        raise OSError(reason, os.strerror(reason))
 
-    monkeypatch.setattr(Path, "replace", mounted)
-    write_whole(path, b"new")
-    assert (path.read_bytes(), path.stat().st_ino, list(tmp_path.iterdir())) == (b"new", number, [path])
+    for reason in (errno.EBUSY, errno.EPERM):  # mounted by itself; another user's in a sticky folder
+        monkeypatch.setattr(Path, "replace", partial(stay, reason))
+        write_whole(path, b"new")
+        assert (path.read_bytes(), path.stat().st_ino, list(tmp_path.iterdir())) == (b"new", number, [path])
+        path.write_bytes(b"a long old one")
     monkeypatch.setattr(Path, "replace", rename)
 
     def refuse_parts(self: Path, mode: str = "r") -> IO[Any]:
