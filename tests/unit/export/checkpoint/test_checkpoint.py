@@ -77,9 +77,9 @@ def test_all_that_is_wrong_with_the_tensors_is_told_at_once(folder: Path) -> Non
         tensors["adapter.weight"] = np.zeros(1, np.float32)
 
     edit_tensors(folder, damage)
-    edit_json(folder / "sentence_bert_config.json", max_seq_length=514)
+    edit_json(folder / "sentence_bert_config.json", max_seq_length=2)
     assert problems_of(folder) == [
-        "sentence_bert_config.json: a limit of 514 tokens; the position table serves 3 to 512",
+        "sentence_bert_config.json: a limit of 2 tokens; the position table serves 3 to 512",
         "embeddings.word_embeddings.weight: expected [8192, 64] from config.json, got [8191, 64]",
         "embeddings.LayerNorm.bias: missing, expected [64]",
         f"{QUERY}: expected weights in F64, F32, F16, BF16, got I32",
