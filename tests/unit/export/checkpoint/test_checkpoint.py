@@ -114,6 +114,32 @@ def test_a_folder_without_config_is_no_checkpoint(folder: Path) -> None:
     assert problems_of(folder) == ["no config.json: expected a checkpoint in the hub's layout"]
 
 
+def test_weights_without_tensors_are_told_in_a_line(folder: Path) -> None:
+    save_file({}, folder / SINGLE)
+    assert problems_of(folder) == ["the files of the weights hold no tensors"]
+    (folder / SINGLE).unlink()
+    (folder / INDEX).write_text('{"weight_map": {}}', encoding="utf-8")
+    assert problems_of(folder) == ["the files of the weights hold no tensors"]
+
+
+def test_a_tokenizer_that_the_runtime_cannot_use_is_refused(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    edit_json(path, model=tokenizer["model"] | {"unk_id": None})
+    (problem,) = problems_of(folder)
+    assert problem.startswith("tokenizer.json: ")
+    assert "unk_id" in problem
+    text: dict[str, Any] = {"Sequence": {"id": "A", "type_id": 0}}
+    between = {
+        "type": "TemplateProcessing",
+        "single": [text, {"SpecialToken": {"id": "<s>", "type_id": 0}}, text],
+        "pair": [text, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+    }
+    edit_json(path, model=tokenizer["model"], post_processor=between)
+    assert problems_of(folder) == ["tokenizer.json: it does not put special tokens around a text's own: not supported"]
+
+
 def test_a_tokenizer_with_ids_beyond_the_embeddings_is_refused(folder: Path) -> None:
     edit_json(folder / "config.json", vocab_size=1000)
     edit_tensors(
