@@ -90,7 +90,8 @@ def read_tokenizer(
         tokenizer.no_padding()
         tokenizer.no_truncation()
         changed = _rebuild(tokenizer, family, arguments, described) if family else []
-        is_extended = _add_tokens(tokenizer, arguments.tokens(family), described, config.vocab_size)
+        tokens = arguments.tokens(family, padding_token=(described.get("padding") or {}).get("pad_token"))
+        is_extended = _add_tokens(tokenizer, tokens, described, config.vocab_size)
         if family and _surround(tokenizer, family, arguments, problems):
             changed.append("post-processor")
         if changed and family and not family.is_rebuilt_by_4:

@@ -47,9 +47,13 @@ class TokenizerArguments:
         text: str | None = token["content"] if isinstance(token, dict) else token
         return text
 
-    def tokens(self, family: Family | None) -> list[AddedToken]:
-        """All special tokens, in the order in which transformers adds those that are not there."""
-        own = {name: self.values.get(name, family.tokens.get(name) if family else None) for name in SPECIAL_TOKENS}
+    def tokens(self, family: Family | None, *, padding_token: str | None) -> list[AddedToken]:
+        """All special tokens, in the order in which transformers adds those that are not there.
+
+        `padding_token` is the one of tokenizer.json's padding, which a general class has unless a file names another.
+        """
+        defaults = family.tokens if family else {"pad_token": padding_token}
+        own = {name: self.values.get(name, defaults.get(name)) for name in SPECIAL_TOKENS}
         extra = self.values.get(EXTRA if EXTRA in self.values else ADDITIONAL)
         if extra is None and EXTRA not in self.values and family:
             extra = family.extra

@@ -101,11 +101,11 @@ def test_values_that_change_nothing_pass(table: dict[str, Rule], content: dict[s
         (TOKENIZER_CONFIG, {"extra_special_tokens": 5}),
         (TOKENIZER_CONFIG, {"extra_special_tokens": [TOKEN]}),
         (TOKENIZER_CONFIG, {"extra_special_tokens": {"cls_token": "<a>"}}),
-        *(
-            (TOKENIZER_CONFIG, {"added_tokens_decoder": wrong})
-            for wrong in ([], {"a": TOKEN}, {"0": "<a>"}, {"0": None})
-        ),
-        *((TOKENIZER_CONFIG, {"strip_accents": wrong}) for wrong in ("false", 1, 0)),
+        (TOKENIZER_CONFIG, {"added_tokens_decoder": []}),
+        (TOKENIZER_CONFIG, {"added_tokens_decoder": {"a": TOKEN}}),
+        (TOKENIZER_CONFIG, {"added_tokens_decoder": {"0": "<a>"}}),
+        (TOKENIZER_CONFIG, {"added_tokens_decoder": {"0": None}}),
+        *((TOKENIZER_CONFIG, {"strip_accents": value}) for value in ("false", 1, 0)),
         (TOKENIZER_OPTIONS, {"add_bos_token": None}),
         (TOKENIZER_OPTIONS, {"add_eos_token": False}),
         (TOKENIZER_OPTIONS, {"tokenizer_type": "bert"}),

@@ -285,6 +285,15 @@ def test_models_that_a_class_makes_otherwise_are_refused(
         assert problems[0].startswith(f"tokenizer.json: model.{problem}")
 
 
+@pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "BertTokenizer"])
+def test_a_padding_token_of_tokenizer_json_is_special(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(folders["minilm"], tmp_path / "minilm"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_padding(pad_token="ferry")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert check(folder, "minilm", {"tokenizer_class": name}) == []
+
+
 def test_a_panic_of_the_library_is_a_problem(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(folders["bpe"], tmp_path / "bpe"))
     path = folder / "tokenizer.json"
