@@ -12,8 +12,9 @@ from mexma_export.checkpoint.sentence import SentenceSettings, read_settings
 from mexma_export.checkpoint.settings_keys import CONFIG, judge_keys
 from mexma_export.checkpoint.sources import Source
 from mexma_export.checkpoint.tensors import TensorInfo, read_headers, weight_files
-from mexma_export.checkpoint.tokenizer import read_tokenizer
+from mexma_export.checkpoint.tokenizer import read_tokenizer, try_tokenizer
 from mexma_runtime.errors import CheckpointError
+from mexma_runtime.text.tokenizer import TokenizerSpec
 from mexma_runtime.types import Pooling
 
 
@@ -51,6 +52,8 @@ def load_checkpoint(source: Source, *, pooling: Pooling | None = None) -> Checkp
         overrides=settings.tokenizer_options if settings else {},
     )
     found, file_problems = read_headers(weight_files(source.folder))
+    if not found and not file_problems:
+        file_problems = ["the files of the weights hold no tensors"]
     # Of files that cannot be read at all, nothing else is worth telling.
     tensors, tensor_problems = match_tensors(config, found) if found else ({}, [])
     problems = [*problems, *tokenizer.problems, *file_problems, *tensor_problems]
@@ -59,6 +62,9 @@ def load_checkpoint(source: Source, *, pooling: Pooling | None = None) -> Checkp
     if tokenizer.largest_id >= config.vocab_size:
         reason = f"gives ids up to {tokenizer.largest_id}, but config.json has {config.vocab_size} embeddings"
         raise CheckpointError(source.tokenizer, [reason])
+    spec = TokenizerSpec(max_tokens=settings.max_tokens, lower_case=settings.lower_case)
+    if problems := try_tokenizer(tokenizer.json, spec):
+        raise CheckpointError(source.folder, problems)
     warnings = judge_keys("config.json", described, CONFIG)[1] + [*settings.warnings, *tokenizer.warnings]
     return Checkpoint(
         source=source,

@@ -91,6 +91,8 @@ def read_config(config: dict[str, Any]) -> tuple[ModelConfig | None, list[str]]:
         else:
             problems.append(f"config.json: {field}: expected a positive integer, got {value!r}")
     padding_id = config.get("pad_token_id", 0 if family is Family.BERT else 1)
+    if family is Family.BERT and (padding_id is None or (type(padding_id) is int and padding_id < 0)):
+        padding_id = 0  # no vector of BERT depends on it: its positions do not
     if type(padding_id) is not int or not 0 <= padding_id < sizes.get("vocab_size", 1 << 62):
         problems.append(f"config.json: pad_token_id: expected an id of the vocabulary, got {padding_id!r}")
     epsilon = config.get("layer_norm_eps", 1e-12)

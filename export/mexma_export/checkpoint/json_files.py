@@ -12,14 +12,17 @@ LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def read_json(path: Path) -> Any:
-    """The JSON of a file; None where there is no file; CheckpointError where it is not JSON, FileError."""
+    """The JSON of a file; None where there is no file; CheckpointError where it is null or not JSON, FileError."""
     try:
         with file_errors(path, "cannot be read"):
             content = path.read_bytes() if path.exists() else None
-        return None if content is None else json.loads(content.decode("utf-8"))
+        value = None if content is None else json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         reason = "a pointer of Git LFS: download the file itself" if is_lfs_pointer(path) else error
         raise CheckpointError(path, [f"not JSON: {reason}"]) from None
+    if value is None and content is not None:
+        raise CheckpointError(path, ["expected a JSON object or list, got null"])
+    return value
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from mexma_export.checkpoint.config import ModelConfig
+from mexma_export.checkpoint.config import Family, ModelConfig
 from mexma_export.checkpoint.tensors import DTYPES, TensorInfo
 
-PREFIXES = ("", "roberta.", "xlm_roberta.", "bert.", "model.")
-"""What a model saved with a head puts before the encoder's names."""
+PREFIXES = {Family.XLM_ROBERTA: "roberta.", Family.BERT: "bert."}
+"""What a model saved with a head puts before the encoder's names: transformers' base_model_prefix."""
 
 IGNORED = re.compile(
     r"(pooler\.dense|lm_head|cls|classifier|qa_outputs)\..*|(embeddings\.)?position_ids|embeddings\.token_type_ids"
@@ -80,6 +81,13 @@ def match_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> tuple
             problems.append(f"{tensor.name}: {unclaimed[name].name} is another name for it: expected one of them")
         unclaimed[name] = tensor
     prefix = find_prefix(unclaimed, wanted)
+    if prefix not in ("", PREFIXES[config.family]):
+        problems.append(
+            f"the encoder's tensors stand under {prefix!r}, and transformers reads them bare or under "
+            f"{PREFIXES[config.family]!r} alone: rename them, or load the model that they are of by transformers and "
+            "save_pretrained() its encoder"
+        )
+        return {}, problems
     for expected in wanted:
         name = prefix + expected.theirs
         info = unclaimed.pop(name, None)
@@ -106,5 +114,12 @@ def _of_today(name: str) -> str:
 
 
 def find_prefix(names: Collection[str], expected: list[ExpectedTensor]) -> str:
-    """The prefix under which most of the `expected` tensors stand among `names`."""
-    return max(PREFIXES, key=lambda prefix: sum(prefix + tensor.theirs in names for tensor in expected))
+    """The prefix under which most of the `expected` tensors stand among `names`; "" where none does."""
+    endings = {tensor.theirs for tensor in expected}
+    found = Counter("")
+    for name in names:
+        parts = name.split(".")
+        for at in range(len(parts)):
+            if ".".join(parts[at:]) in endings:
+                found[".".join(parts[:at]) + "." if at else ""] += 1
+    return max(found, key=lambda prefix: (found[prefix], -len(prefix)), default="")

@@ -16,8 +16,9 @@ from mexma_export.checkpoint.settings_keys import (
     POOLING,
     PROCESSOR,
     SENTENCE_TRANSFORMERS,
-    TOKENIZER_CONFIG,
+    TOKENIZER_OPTIONS,
     TRANSFORMER,
+    is_text,
     judge_keys,
 )
 from mexma_runtime.bundle.manifest import Setting
@@ -170,8 +171,12 @@ def _read_modules(folder: Path, modules: Any, found: _Findings) -> tuple[str | N
         return None, False
     if len({name for _, _, name in kinds}) < len(kinds):
         found.problems.append("modules.json: two modules of one name, of which sentence-transformers keeps the last")
-    if kinds[0][1]:
+    if Path(kinds[0][1]) != Path():
         found.problems.append(f"modules.json: the Transformer lies in {kinds[0][1]!r}; expected the folder itself")
+    for _, path, _ in kinds[1:]:
+        if Path(path) == Path() or Path(path).is_absolute() or ".." in Path(path).parts or "\0" in path:
+            found.problems.append(f"modules.json: path {path!r}: expected a folder below the checkpoint's")
+            return None, False
     if len(kinds) == 3:
         path = f"{kinds[2][1]}/config.json"
         there = read_object(folder / path)
@@ -205,7 +210,7 @@ def _read_pooling(folder: Path, path: str, found: _Findings) -> Setting | None:
     named = config.get("pooling_mode")  # how sentence-transformers 6 writes it
     modes: list[Any] = named if isinstance(named, list) else [named]
     if named is None:
-        keys = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
+        keys = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
         modes = [_POOLING_MODES.get(key, key) for key in keys]
         if keys and "pooling_mode_mean_tokens" not in config:
             found.problems.append(
@@ -237,7 +242,7 @@ def _tokenizer_options(name: str, transformer: Mapping[str, Any], found: _Findin
             found.problems.append(f"{name}: {key} {options!r}: expected an object")
             continue
         options = {option: value for option, value in options.items() if option not in HUB_OPTIONS}
-        found.judge(name, options, TOKENIZER_CONFIG, prefix=f"{key}.")
+        found.judge(name, options, TOKENIZER_OPTIONS, prefix=f"{key}.")
         return options
     return {}
 
@@ -252,6 +257,7 @@ def _read_limit(
 ) -> tuple[int, str]:
     """The most tokens of a text, special ones included, and the file that says so."""
     asked, of_tokenizer = transformer.get("max_seq_length"), tokenizer_options.get("model_max_length")
+    key = "max_seq_length" if of_tokenizer is None else "model_max_length"
     if of_tokenizer is not None:
         limit, source = of_tokenizer, name
         if asked not in (None, of_tokenizer):
@@ -263,6 +269,12 @@ def _read_limit(
         limit, source = asked, name
     else:
         limit, source = _tokenizer_limit(folder, config)
+    if type(limit) is int and limit > config.max_tokens:
+        found.warnings.append(
+            f"{source}: {key} {limit}: the position table serves {config.max_tokens}, at which texts are cut; "
+            "sentence-transformers fails at longer ones"
+        )
+        limit, source = config.max_tokens, "config.json"
     if type(limit) is not int or not 3 <= limit <= config.max_tokens:
         found.problems.append(
             f"{source}: a limit of {limit!r} tokens; the position table serves 3 to {config.max_tokens}"
@@ -286,7 +298,7 @@ def _read_prompts(folder: Path, found: _Findings) -> tuple[dict[str, str], str |
     default = config.get("default_prompt_name")
     if isinstance(prompts, dict):
         prompts = {name: "" if text is None else text for name, text in prompts.items()}
-        if all(isinstance(text, str) for text in prompts.values()) and default in (None, *PROMPTS, *prompts):
+        if all(map(is_text, (*prompts, *prompts.values()))) and default in (None, *PROMPTS, *prompts):
             return prompts, default
     found.problems.append("config_sentence_transformers.json: prompts: expected texts by name, the default among them")
     return {}, None

@@ -47,7 +47,7 @@ def resolve_source(
     where something cannot be found or fetched, UsageError where the words contradict each other.
     """
     folder, model_id, commit = _find_folder(source, revision, progress)
-    _refuse_old_layout(folder)
+    _refuse_folder_above(folder)
     notes: list[str] = []
     if tokenizer is not None:
         path = _find_tokenizer(tokenizer)
@@ -65,10 +65,15 @@ def resolve_source(
     return Source(folder=folder, model_id=model_id, revision=commit, tokenizer=path, notes=tuple(notes))
 
 
-def _refuse_old_layout(folder: Path) -> None:
-    """SourceError where the model lies in a folder below, as sentence-transformers once saved it."""
+def _refuse_folder_above(folder: Path) -> None:
+    """SourceError where the model lies in a folder below, as in the hub's cache and in an old layout."""
     if (folder / "config.json").is_file():
         return
+    if (folder / "snapshots").is_dir():
+        commits = ", ".join(sorted(path.name for path in (folder / "snapshots").iterdir())) or "none"
+        raise SourceError(
+            f"{folder}: a repository of the hub's cache: name {folder}/snapshots/COMMIT (there: {commits})"
+        )
     for path in sorted(folder.glob("0_*/config.json")):
         raise SourceError(
             f"{folder}: the model lies in {path.parent.name}, an old layout of sentence-transformers: load it there, "

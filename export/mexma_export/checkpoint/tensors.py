@@ -59,6 +59,8 @@ def weight_files(folder: Path) -> list[Path]:
         if missing:
             raise CheckpointError(folder, [f"{INDEX} names {name}, which is missing" for name in missing])
         return [folder / name for name in names]
+    if (folder / SINGLE).is_dir():
+        raise CheckpointError(folder, [f"{SINGLE} is a folder: expected a file"])
     others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".incomplete", ".bin"))
     there = f" Of what is there, transformers loads nothing by itself: {', '.join(others)}." if others else ""
     reason = (

@@ -250,8 +250,8 @@ def _require_same_ids(ids: Ragged, reference: ReferenceVectors) -> None:
                 f"tokens differ from those of {reference.description}, so vectors are not compared: of the text "
                 f"{text[:80]!r} it makes {len(theirs)} tokens and tokenizer.json {len(ours)}; from token {at} on it "
                 f"has ids {theirs[at : at + 5]} and tokenizer.json {ours[at : at + 5]}. A file beside tokenizer.json "
-                "changes what transformers makes of it: tokenizer_config.json, special_tokens_map.json or "
-                "added_tokens.json"
+                "changes what transformers makes of it: tokenizer_config.json, special_tokens_map.json, "
+                "added_tokens.json or sentence_bert_config.json"
             )
 
 

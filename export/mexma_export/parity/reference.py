@@ -52,6 +52,7 @@ class Reference:
         self.attention = model.config._attn_implementation
         self.threads = torch.get_num_threads()
         self.dim = model.config.hidden_size
+        self._padding_id = max(model.config.pad_token_id or 0, 0)  # BERT's may be null or negative
 
     def encode(
         self,
@@ -103,7 +104,7 @@ class Reference:
 
         def inputs(rows: NDArray[np.intp]) -> Any:
             shape = (len(rows), max(lengths[row] for row in rows))
-            ids = torch.full(shape, self._model.config.pad_token_id)
+            ids = torch.full(shape, self._padding_id)
             mask = torch.zeros(shape, dtype=torch.int64)
             for i, row in enumerate(rows):
                 ids[i, : lengths[row]] = torch.tensor(sequences[row])
@@ -213,7 +214,7 @@ def load_reference(
     if not any((tokenizer_folder / file).is_file() for file in files):  # transformers then makes up an empty one
         raise CheckpointError(tokenizer_folder, [f"no tokenizer: expected one of {', '.join(files)}"])
     if their_tokenizer.pad_token is None:  # a tokenizer.json by itself does not name it
-        their_tokenizer.pad_token = their_tokenizer.convert_ids_to_tokens(model.config.pad_token_id)
+        their_tokenizer.pad_token = their_tokenizer.convert_ids_to_tokens(max(model.config.pad_token_id or 0, 0))
     if lower_case:
         _lower_case(their_tokenizer, tokenizer_folder)
     return Reference(model.eval(), their_tokenizer, pooling=pooling, normalize=normalize, max_tokens=max_tokens)

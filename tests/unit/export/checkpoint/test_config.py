@@ -64,6 +64,15 @@ def test_padding_has_the_familys_default_id() -> None:
         assert config.padding_id == expected
 
 
+@pytest.mark.parametrize("padding_id", [None, -1])
+def test_bert_needs_no_padding(padding_id: int | None) -> None:
+    config, problems = read_config(BERT | {"pad_token_id": padding_id})
+    assert problems == []
+    assert config is not None
+    assert config.padding_id == 0
+    assert read_config(BERT | {"pad_token_id": BERT["vocab_size"]})[0] is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -78,6 +87,10 @@ def test_padding_has_the_familys_default_id() -> None:
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling {'type': 'linear'}: expected {}"),
         ({"rope_parameters": {"rope_theta": 10000.0}}, "rope_parameters {'rope_theta': 10000.0}: expected {}"),
         ({"is_decoder": True}, "is_decoder True: expected False: only encoders are written"),
+        ({"is_causal": True}, "is_causal True: expected False: only encoders are written"),
+        ({"model_name": "camembertv2-base"}, "model_name 'camembertv2-base': expected null: transformers may choose"),
+        ({"hidden_act": None}, "hidden_act None: expected 'gelu' or 'gelu_python'"),
+        ({"pad_token_id": -1}, "pad_token_id: expected an id of the vocabulary, got -1"),
         ({"add_cross_attention": True}, "add_cross_attention True: expected False"),
         ({"hidden_size": 1000}, "hidden_size 1000 is not a multiple of num_attention_heads 16"),
         ({"hidden_size": 0}, "hidden_size: expected a positive integer, got 0"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 import transformers
 
 from mexma_export.checkpoint.config import read_config
-from mexma_export.checkpoint.naming import IGNORED, PREFIXES, expected_tensors, find_prefix
+from mexma_export.checkpoint.naming import IGNORED, expected_tensors, find_prefix, match_tensors
+from mexma_export.checkpoint.tensors import TensorInfo
 
 SIZES = {
     "vocab_size": 40,
@@ -52,10 +54,31 @@ def test_the_prefix_is_found_whichever_tensor_is_missing() -> None:
     config, _ = read_config(make("XLMRobertaModel", "XLMRobertaConfig").config.to_dict())
     assert config is not None
     expected = expected_tensors(config)
-    for prefix in PREFIXES:
+    for prefix in ("", "roberta.", "0.auto_model.", "encoder."):
         for missing in expected:
             names = {prefix + tensor.theirs for tensor in expected if tensor is not missing}
             assert find_prefix(names, expected) == prefix
+    assert find_prefix({"lm_head.bias"}, expected) == ""
+
+
+@pytest.mark.parametrize(("config_name", "own"), [("XLMRobertaConfig", "roberta."), ("BertConfig", "bert.")])
+def test_a_prefix_that_transformers_does_not_read_is_one_problem(config_name: str, own: str) -> None:
+    config, _ = read_config(make(config_name.replace("Config", "Model"), config_name).config.to_dict())
+    assert config is not None
+    for prefix in ("", "bert.", "roberta.", "xlm_roberta.", "model.", "module.", "0.auto_model.", f"module.{own}"):
+        names = [prefix + tensor.theirs for tensor in expected_tensors(config)]
+        found = {
+            name: TensorInfo(name=name, shape=tensor.shape, dtype="F32", file=Path())
+            for name, tensor in zip(names, expected_tensors(config), strict=True)
+        }
+        matched, problems = match_tensors(config, found)
+        if prefix in ("", own):
+            assert (len(matched), problems) == (len(names), [])
+        else:
+            (problem,) = problems
+            assert problem.startswith(f"the encoder's tensors stand under {prefix!r}, and transformers reads them bare")
+            assert f"{own!r} alone" in problem
+            assert matched == {}
 
 
 def test_nothing_of_the_encoder_is_ignored() -> None:

@@ -78,6 +78,7 @@ CLS_FILES = {
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
         ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}, "mean"),
         ({"pooling_mode": "cls", "pooling_mode_mean_tokens": True}, "cls"),
+        ({"pooling_mode_cls_token": 1, "pooling_mode_mean_tokens": 0, "pooling_mode_max_tokens": None}, "cls"),
     ],
 )
 def test_pooling_is_read_from_old_and_new_files(
@@ -100,7 +101,7 @@ def test_pooling_is_read_from_old_and_new_files(
         ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False}, "pooling_mode_max_tokens"),
         ({"pooling_mode": 5}, "5"),
         ({"pooling_mode": {"cls": 1}}, "{'cls': 1}"),
-        ({"pooling_mode_cls_token": 1}, "not said"),
+        ({"pooling_mode_cls_token": 0, "pooling_mode_mean_tokens": False}, "not said"),
         ({}, "not said"),
     ],
 )
@@ -175,6 +176,10 @@ def test_normalize_comes_from_modules_json(tmp_path: Path) -> None:
             [module | {"type": module["type"].rsplit(".")[-1]} for module in CLS],
             "modules.json: Transformer + Pooling: only",
         ),
+        *(
+            ([CLS[0], CLS[1] | {"path": path}], f"path {path!r}: expected a folder below the checkpoint's")
+            for path in ("", ".", "../1_Pooling", "1_Pooling/..", "/1_Pooling", "1_\0")
+        ),
         (
             [modules("Transformer")[0] | {"path": "0_Transformer"}, modules("Transformer", "Pooling")[1]],
             "the Transformer lies in '0_Transformer'; expected the folder itself",
@@ -212,11 +217,29 @@ def test_the_token_limit_comes_from_the_narrowest_file_that_sentence_transformer
     assert (settings.max_tokens, settings.max_tokens_source) == (384, "tokenizer_config.json")
 
 
-@pytest.mark.parametrize("limit", [513, 514, 2, 0, -1, "256", 256.0, [256], True])
+@pytest.mark.parametrize("limit", [2, 0, -1, "256", 256.0, [256], True])
 def test_a_limit_that_the_position_table_does_not_serve_is_refused(tmp_path: Path, limit: Any) -> None:
     write(tmp_path, CLS_FILES | {"sentence_bert_config.json": {"max_seq_length": limit}})
     expected = f"sentence_bert_config.json: a limit of {limit!r} tokens; the position table serves 3 to 512"
     assert problems_of(tmp_path) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"max_seq_length": 514}, "max_seq_length"),
+        ({"tokenizer_args": {"model_max_length": 514}}, "model_max_length"),
+    ],
+)
+def test_a_limit_above_the_position_tables_is_cut_and_told(tmp_path: Path, settings: dict[str, Any], key: str) -> None:
+    read_settings = read(write(tmp_path, CLS_FILES | {"sentence_bert_config.json": settings}))
+    assert (read_settings.max_tokens, read_settings.max_tokens_source) == (512, "config.json")
+    (warning,) = read_settings.warnings
+    assert warning.startswith(f"sentence_bert_config.json: {key} 514: the position table serves 512")
+
+
+def test_the_transformer_may_lie_in_a_dot(tmp_path: Path) -> None:
+    assert read(write(tmp_path, CLS_FILES | {"modules.json": [CLS[0] | {"path": "."}, CLS[1]]})).pooling_mode == "cls"
 
 
 def test_the_tokenizers_limit_may_be_wrong_as_well(tmp_path: Path) -> None:
@@ -256,6 +279,8 @@ def test_prompts(tmp_path: Path) -> None:
     "content",
     [
         {"prompts": {"query": 1}},
+        {"prompts": {"query": "\ud800"}},
+        {"prompts": {"\ud800": "query: "}},
         {"prompts": ["query: "]},
         {"prompts": "query: "},
         {"prompts": {"query": ""}, "default_prompt_name": "passage"},
@@ -274,7 +299,13 @@ def test_prompts_that_are_no_prompts_are_refused(tmp_path: Path, content: Any) -
     "sentence_bert_config.json tokenizer_config.json 1_Pooling/config.json config_sentence_transformers.json".split(),
 )
 @pytest.mark.parametrize(
-    ("content", "message"), [("{", "not JSON"), ("[1]", "expected a JSON object, got list"), ("\udcff", "not JSON")]
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "expected a JSON object, got list"),
+        ("null", "expected a JSON object or list, got null"),
+        ("\udcff", "not JSON"),
+    ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
     write(tmp_path, CLS_FILES)
@@ -288,7 +319,7 @@ def test_problems_are_told_together(tmp_path: Path) -> None:
         tmp_path,
         {
             "modules.json": modules("Transformer", "Pooling", "Dense"),
-            "sentence_bert_config.json": {"max_seq_length": 1024},
+            "sentence_bert_config.json": {"max_seq_length": 2},
             "config_sentence_transformers.json": {"default_prompt_name": "passage"},
         },
     )

@@ -49,6 +49,12 @@ def test_other_folders_are_not(tmp_path: Path, path: str) -> None:
     assert (source.model_id, source.revision) == (folder.name, None)
 
 
+def test_a_repository_of_the_hubs_cache_names_its_commits(tmp_path: Path) -> None:
+    make(tmp_path / "models--a--b" / "snapshots" / COMMIT, "config.json")
+    with pytest.raises(SourceError, match=rf"name .*/models--a--b/snapshots/COMMIT \(there: {COMMIT}\)"):
+        resolve_source(str(tmp_path / "models--a--b"))
+
+
 def test_the_tokenizer_may_lie_elsewhere(tmp_path: Path) -> None:
     model = make(tmp_path / "model", "config.json")
     other = make(tmp_path / "other", "tokenizer.json")

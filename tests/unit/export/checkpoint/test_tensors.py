@@ -64,6 +64,12 @@ def test_a_pickle_is_refused_with_the_reason_and_the_way_on(tmp_path: Path) -> N
         weight_files(tmp_path)
 
 
+def test_a_folder_in_place_of_the_weights_is_named(tmp_path: Path) -> None:
+    (tmp_path / SINGLE).mkdir()
+    with pytest.raises(CheckpointError, match=f"{SINGLE} is a folder: expected a file"):
+        weight_files(tmp_path)
+
+
 def test_headers_say_shape_and_type_of_every_tensor(tmp_path: Path) -> None:
     save_file({"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.int64)}, tmp_path / "1.safetensors")
     save_file({"c": np.zeros((), np.float16)}, tmp_path / "2.safetensors")

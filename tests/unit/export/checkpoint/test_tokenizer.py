@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer
 
 from mexma_export.checkpoint.config import Family, ModelConfig
-from mexma_export.checkpoint.tokenizer import BY_MODEL_TYPE, read_tokenizer
+from mexma_export.checkpoint.tokenizer import BY_MODEL_TYPE, library_errors, read_tokenizer
 from mexma_runtime.errors import FileError
 
 TEXTS = [
@@ -93,15 +94,16 @@ def ids_of(content: bytes) -> list[list[int]]:
 def check(folder: Path, kind: str, settings: dict[str, Any] | None, **files: Any) -> list[str]:
     """Equal ids, or problems, which are returned."""
     model_type = files.pop("model_type", MODEL_TYPES[kind])
+    overrides = files.pop("overrides", {})
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
     if settings is not None:
         files["tokenizer_config"] = settings
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-    read = read_tokenizer(folder / "tokenizer.json", CONFIG, model_type=model_type, overrides={})
+    read = read_tokenizer(folder / "tokenizer.json", CONFIG, model_type=model_type, overrides=overrides)
     if read.problems:
         return read.problems
-    theirs = AutoTokenizer.from_pretrained(folder)
+    theirs = AutoTokenizer.from_pretrained(folder, **overrides)
     expected = [theirs(text).input_ids for text in TEXTS]
     ours = ids_of(read.json)
     wrong = [(text, a, b) for text, a, b in zip(TEXTS, ours, expected, strict=True) if a != b]
@@ -115,7 +117,7 @@ CLASSES = [
     None,
     "PreTrainedTokenizerFast",
     "TokenizersBackend",
-    *(f"{n}{f}" for n in BY_MODEL_TYPE.values() for f in ("", "Fast")),
+    *(f"{n}{f}" for n in (*BY_MODEL_TYPE.values(), "DistilBertTokenizer") for f in ("", "Fast")),
 ]
 
 
@@ -154,6 +156,178 @@ def test_berts_settings(folders: dict[str, Path], tmp_path: Path, settings: dict
     folder = Path(shutil.copytree(folders["minilm"], tmp_path / "minilm"))
     problems = check(folder, "minilm", settings)
     assert bool(problems) == ("added_tokens_decoder" in settings)
+
+
+EXTRA, ADDITIONAL = "extra_special_tokens", "additional_special_tokens"
+FERRY = {"content": "ferry", "single_word": True, "lstrip": True}
+TYPED_FERRY = FERRY | {"__type": "AddedToken"}
+TOKENS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    ({EXTRA: ["<extra>"], ADDITIONAL: ["ferry"]}, {}, {}),
+    ({EXTRA: [], ADDITIONAL: ["ferry"]}, {}, {}),
+    ({EXTRA: {"image_token": "<extra>"}, ADDITIONAL: ["ferry"]}, {}, {}),
+    ({EXTRA: ["<extra>"]}, {ADDITIONAL: ["ferry"]}, {}),
+    ({EXTRA: None}, {ADDITIONAL: ["ferry"]}, {}),
+    ({EXTRA: ["<extra>"]}, {EXTRA: ["ferry"]}, {}),
+    ({EXTRA: ["<extra>"]}, {EXTRA: [FERRY]}, {}),
+    ({EXTRA: ["<extra>"]}, {EXTRA: {"image_token": "ferry"}}, {}),
+    ({EXTRA: [TYPED_FERRY]}, {}, {}),
+    ({EXTRA: [TYPED_FERRY | {"normalized": True}]}, {}, {}),
+    ({ADDITIONAL: ["<extra>"]}, {EXTRA: ["ferry"]}, {}),
+    ({ADDITIONAL: ["<extra>"]}, {ADDITIONAL: ["ferry"]}, {}),
+    ({ADDITIONAL: None}, {}, {}),
+    ({}, {ADDITIONAL: ["ferry"]}, {}),
+    ({}, {ADDITIONAL: ["ferry"]}, {ADDITIONAL: ["<extra>"]}),
+    ({EXTRA: ["ferry"]}, {}, {EXTRA: ["<extra>"]}),
+    ({}, {"mask_token": "x"}, {"mask_token": "ferry"}),
+    ({}, {"mask_token": "ferry"}, {"mask_token": None}),
+    ({"mask_token": "<extra>", "image_token": "xferry", "bos_token": "ferry"}, {}, {}),
+    ({"mask_token": None, "pad_token": None}, {}, {}),
+    ({"image_token": FERRY}, {}, {}),
+    ({"image_token": TYPED_FERRY}, {}, {}),
+    ({}, {"image_token": FERRY, "mask_token": FERRY}, {}),
+    ({}, {}, {"image_token": "ferry"}),
+    *(({f"{name}_token": "<extra>"}, {}, {}) for name in ("cls", "sep", "bos", "eos", "pad")),
+]
+"""Of tokenizer_config.json, special_tokens_map.json and processor_kwargs."""
+
+
+@pytest.mark.parametrize(("settings", "special", "overrides"), TOKENS, ids=str)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("minilm", "BertTokenizer"),
+        ("bpe", "RobertaTokenizer"),
+        ("unigram", "CamembertTokenizer"),
+        ("unigram", "PreTrainedTokenizerFast"),
+    ],
+)
+def test_tokens_of_three_files(
+    folders: dict[str, Path],
+    tmp_path: Path,
+    kind: str,
+    name: str,
+    settings: dict[str, Any],
+    special: dict[str, Any],
+    overrides: dict[str, Any],
+) -> None:
+    folder = Path(shutil.copytree(folders[kind], tmp_path / kind))
+    files = {"special_tokens_map": special} if special else {}
+    assert check(folder, kind, settings | {"tokenizer_class": name}, overrides=overrides, **files) == []
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config", "special_tokens_map", "sentence_bert_config"])
+@pytest.mark.parametrize(
+    ("kind", "needed"),
+    [
+        ("minilm", ("cls", "sep", "unk")),
+        ("bpe", ("cls", "sep", "unk")),
+        ("unigram", ("bos", "eos", "unk")),
+    ],
+)
+def test_a_token_that_a_class_needs_may_not_be_null(
+    folders: dict[str, Path], tmp_path: Path, kind: str, needed: tuple[str, ...], where: str
+) -> None:
+    folder = Path(shutil.copytree(folders[kind], tmp_path / kind))
+    null = {f"{name}_token": None for name in needed}
+    files = {where: null} if where != "sentence_bert_config" else {"overrides": null}
+    problems = check(folder, kind, None, **files)
+    assert [problem.split(" null: expected")[0] for problem in sorted(problems)] == sorted(
+        f"{where}.json: {name}_token" for name in needed
+    )
+    general = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    assert check(folder, kind, null | general) == []
+
+
+MODELS: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
+    ("minilm", {"unk_token": "ferry"}, {}, "unk_token 'ferry': expected '[UNK]'"),
+    ("minilm", {}, {"unk_token": "ferry"}, "unk_token '[UNK]': expected 'ferry'"),
+    ("minilm", {"unk_token": "ferry"}, {"unk_token": "ferry"}, None),
+    ("minilm", {"max_input_chars_per_word": 50}, {}, "max_input_chars_per_word 50: expected 100"),
+    ("unigram", {"unk_id": 2}, {}, "unk_id 2: expected 3"),
+    ("unigram", {"unk_id": None}, {}, "unk_id None: expected 3"),
+    ("unigram", {"unk_id": 2}, {"tokenizer_class": "CamembertTokenizer"}, "unk_id 2: expected 3"),
+    (
+        "unigram",
+        {"unk_id": 2},
+        {"tokenizer_class": "CamembertTokenizer", "unk_token": "</s>"},
+        None,
+    ),
+    ("unigram", {}, {"tokenizer_class": "CamembertTokenizer", "unk_token": "nope"}, "unk_id 3: expected 0"),
+    ("bpe", {"unk_token": "<unk>", "fuse_unk": True}, {}, None),
+    ("bpe", {"unk_token": "<unk>", "lacks": "\u0143"}, {}, "unk_token '<unk>': expected None"),
+    ("bpe", {"lacks": "\u0143"}, {}, None),
+    ("bpe", {"continuing_subword_prefix": "", "end_of_word_suffix": "", "dropout": 0.0}, {}, None),
+    ("bpe", {"end_of_word_suffix": "</w>"}, {}, "end_of_word_suffix '</w>': expected None"),
+    ("bpe", {"dropout": 0.5}, {"tokenizer_class": "PreTrainedTokenizerFast"}, "dropout 0.5: expected null"),
+]
+
+
+@pytest.mark.parametrize(("kind", "model", "settings", "problem"), MODELS, ids=str)
+def test_models_that_a_class_makes_otherwise_are_refused(
+    folders: dict[str, Path],
+    tmp_path: Path,
+    kind: str,
+    model: dict[str, Any],
+    settings: dict[str, Any],
+    problem: str | None,
+) -> None:
+    folder = Path(shutil.copytree(folders[kind], tmp_path / kind))
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["model"] |= model
+    if lacks := content["model"].pop("lacks", None):
+        del content["model"]["vocab"][lacks]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    problems = check(folder, kind, settings)
+    if problem is None:
+        assert problems == []
+    else:
+        assert problems[0].startswith(f"tokenizer.json: model.{problem}")
+
+
+@pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "BertTokenizer"])
+def test_a_padding_token_of_tokenizer_json_is_special(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(folders["minilm"], tmp_path / "minilm"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_padding(pad_token="ferry")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert check(folder, "minilm", {"tokenizer_class": name}) == []
+
+
+def test_a_panic_of_the_library_is_a_problem(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders["bpe"], tmp_path / "bpe"))
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["model"]["continuing_subword_prefix"] = "##"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    (problem,) = check(folder, "bpe", {})
+    assert problem.startswith("tokenizer.json: the tokenizers library cannot read it: ")
+
+
+def test_what_the_library_refuses_while_it_is_rebuilt_is_a_problem(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders["minilm"], tmp_path / "minilm"))
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["model"]["vocab"] = {}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    (problem,) = check(folder, "minilm", {})
+    assert problem.startswith("tokenizer.json: ")
+    assert "[UNK]" in problem
+
+
+def test_an_interruption_is_none_of_the_librarys_errors() -> None:
+    problems: list[str] = []
+    with pytest.raises(KeyboardInterrupt), library_errors(problems, "tokenizer.json"):
+        raise KeyboardInterrupt
+    assert problems == []
+
+
+def test_a_token_around_texts_that_has_no_embedding_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders["minilm"], tmp_path / "minilm"))
+    (folder / "tokenizer_config.json").write_text('{"sep_token": "<extra>"}', encoding="utf-8")
+    path = folder / "tokenizer.json"
+    read = read_tokenizer(path, replace(CONFIG, vocab_size=30522), model_type="bert", overrides={})
+    assert read.problems == ["tokenizer.json: no token '<extra>', which goes around every text"]
 
 
 def test_what_stands_in_place_of_a_setting_is_heeded(folders: dict[str, Path]) -> None:
@@ -199,6 +373,11 @@ def test_a_space_in_front(folders: dict[str, Path], tmp_path: Path, kind: str, s
     assert check(Path(shutil.copytree(folders[kind], tmp_path / kind)), kind, settings) == []
 
 
+def test_a_null_of_sentencepiece_is_no_space_in_front(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders["unigram"], tmp_path / "unigram"))
+    assert check(folder, "unigram", {"add_prefix_space": None}) == []
+
+
 @pytest.mark.parametrize("kind", MODEL_TYPES)
 def test_files_that_older_versions_wrote(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
     folder = Path(shutil.copytree(folders[kind], tmp_path / kind))
@@ -230,7 +409,7 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     read = read_tokenizer(tmp_path / "tokenizer.json", CONFIG, model_type="bert", overrides={})
     (problem,) = read.problems
-    assert problem.startswith("tokenizer.json: the tokenizers library cannot read it: it is a pointer of Git LFS")
+    assert problem.startswith("tokenizer.json: it is a pointer of Git LFS")
 
 
 def test_a_file_that_the_system_refuses_is_named() -> None:

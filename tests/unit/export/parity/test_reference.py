@@ -103,6 +103,16 @@ def test_minilm_is_what_sentence_transformers_computes(minilm: Reference, minilm
     assert minilm.versions.torch == torch.__version__
 
 
+@pytest.mark.parametrize("padding_id", [None, -1])
+def test_bert_needs_no_padding_id(tiny_folder: Path, padding_id: int | None) -> None:
+    with load_tiny(tiny_folder) as reference:
+        expected = reference.encode_ids([[2, 5, 3], [2, 3]])
+    config = json.loads((tiny_folder / "config.json").read_text(encoding="utf-8"))
+    write(tiny_folder / "config.json", config | {"pad_token_id": padding_id})
+    with load_tiny(tiny_folder) as reference:
+        assert_same(reference.encode_ids([[2, 5, 3], [2, 3]]), expected)
+
+
 def test_do_lower_case_is_what_sentence_transformers_makes_of_it(tiny_folder: Path) -> None:
     texts = ["Hello WORLD", "hello world", "hello " * 9, "", "hello there WORLD"]
     theirs = SentenceTransformer(str(tiny_folder), device="cpu", local_files_only=True)
