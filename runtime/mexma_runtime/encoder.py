@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
+import sys
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, TypedDict, Unpack, get_type_hints, overload
 
 from numpy.typing import ArrayLike
 
@@ -123,9 +125,11 @@ class Encoder:
             )
         for name, value in options.items():
             if not isinstance(value, _KINDS[name]) or (isinstance(value, bool) and name != "spinning"):
-                raise UsageError(f"{name}: expected {LoadOptions.__annotations__[name]}, got {value!r}")
+                raise UsageError(f"{name}: expected {_HINTS[name]}, got {value!r}")
         require_memory_left()
         device = options.get("device", "cpu")
+        if not all(isinstance(one, str) for one in device):
+            raise UsageError(f"device: expected a str or several, got {device!r}")
         spec, entry = choose(
             bundle,
             device=device,
@@ -316,7 +320,7 @@ class Encoder:
         )
         if isinstance(sentences, (str, bytes, Mapping)) or not isinstance(sentences, Iterable):
             raise InputError(f"expected an iterable of str, got {type(sentences).__name__}")
-        if not isinstance(window, Integral) or window < 1:
+        if not isinstance(window, Integral) or not 1 <= window <= sys.maxsize:
             raise UsageError(f"window: expected 1 or more, got {window!r}")
         return self._iterate(iter(sentences), window, options, cancel)
 
@@ -402,6 +406,10 @@ class Encoder:
             warnings.warn(self._truncation(n_truncated, n_done), stacklevel=2)
 
     def _call(self, timeout_s: float | None, cancel: CancelSignal | None) -> Call:
+        if timeout_s is not None and (not isinstance(timeout_s, Real) or math.isnan(timeout_s)):
+            raise UsageError(f"timeout: expected seconds, got {timeout_s!r}")
+        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+            raise UsageError(f"cancel: expected a threading.Event or the like, got {cancel!r}")
         return self._scheduler.call(timeout_s=timeout_s, cancel=cancel, max_pending=self._backend.info.n_pending)
 
     def _truncation(self, n_truncated: int, n_texts: int) -> TruncationWarning:
@@ -420,6 +428,8 @@ _KINDS: dict[str, Any] = {
     "device": str | Sequence,
 }
 """The types of LoadOptions, to be checked."""
+_HINTS = get_type_hints(LoadOptions)
+"""The same, to be told."""
 
 
 def _report_rows(report: Progress, n_texts: int, n_rows: int) -> None:

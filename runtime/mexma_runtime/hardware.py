@@ -89,7 +89,13 @@ def default_threads(hardware: Hardware, environment: Mapping[str, str] = os.envi
     passed over.
     """
     first = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(first) if first.isdecimal() and int(first) > 0 else hardware.n_usable_cores
+    is_number = first.isdecimal() and len(first) < 10 and 0 < int(first) <= most_threads()
+    return int(first) if is_number else hardware.n_usable_cores
+
+
+def most_threads() -> int:
+    """More than anybody computes one batch with; each is started and costs megabytes."""
+    return max(64, 16 * (os.cpu_count() or 1))
 
 
 def describe_processor(*, uses_onednn: bool = False) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mexma_runtime.errors import file_errors
+from mexma_runtime.errors import FileError, file_errors
 
 N_FINISHED = 4
 """Bars of what is done that stay on the screen."""
@@ -26,8 +27,15 @@ def note(message: str) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout, for a script."""
+    require_stdout()
     with file_errors("standard output", "cannot be written"):
         sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def require_stdout() -> None:
+    """FileError where standard output is closed: to be told before long work, and not behind it."""
+    if sys.stdout is None:
+        raise FileError("standard output", "cannot be written", OSError(errno.EBADF, "it is closed"))
 
 
 @contextmanager

@@ -60,6 +60,9 @@ class Ragged:
     """int64 `(n + 1,)`: sentence `i` is `ids[offsets[i]:offsets[i + 1]]`."""
 
     def __post_init__(self) -> None:
+        for name in ("ids", "offsets"):
+            if not isinstance(value := getattr(self, name), np.ndarray):
+                raise InputError(f"Ragged.{name}: expected a NumPy array, got {type(value).__name__}")
         if self.ids.dtype != np.int32 or self.ids.ndim != 1:
             raise InputError(f"Ragged.ids: expected int32 (total,), got {self.ids.dtype} {self.ids.shape}")
         if self.offsets.dtype != np.int64 or self.offsets.ndim != 1 or self.offsets.size == 0:
@@ -84,7 +87,7 @@ class Ragged:
     @classmethod
     def from_sequences(cls, sequences: Iterable[Sequence[int]]) -> Ragged:
         """Lay sequences of token ids end to end."""
-        arrays = [np.asarray(sequence, dtype=np.int32) for sequence in sequences]
+        arrays = [_as_ids(sequence, index) for index, sequence in enumerate(sequences)]
         ids = np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int32)
         return cls.from_lengths(ids, [array.size for array in arrays])
 
@@ -106,6 +109,17 @@ class Ragged:
         offsets = _offsets(lengths)
         source = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
         return Ragged(ids=self.ids[source], offsets=offsets)
+
+
+def _as_ids(sequence: Sequence[int], index: int) -> NDArray[np.int32]:
+    """int32 `(length,)`; InputError where something is no whole number of 32 bits."""
+    found = np.asarray(sequence)
+    if found.size and (found.dtype.kind not in "iu" or found.ndim != 1):
+        raise InputError(f"expected a sequence of whole numbers, got {found.dtype} {found.shape}", index=index)
+    ids = found.astype(np.int32).reshape(-1)
+    if not np.array_equal(ids, found.reshape(-1)):
+        raise InputError("expected token ids of 32 bits", index=index)
+    return ids
 
 
 def _offsets(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -59,6 +60,8 @@ class TargetOptions:
             raise UsageError("--profile and --hardware-compatible are for --target tensorrt or plan")
         if self.over_tensorrt and target is not BuildTarget.TRITON:
             raise UsageError("--over-tensorrt is for --target triton")
+        if not re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII):
+            raise UsageError(f"--name: expected letters, digits, ., - and _, got {self.name!r}")
         if is_plan:
             plan_platform(self.device)
 

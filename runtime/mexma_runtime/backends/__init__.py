@@ -38,7 +38,13 @@ from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.bundle.plans import Platform
 from mexma_runtime.bundle.tuning import Tuning, choose_limit, writable_file, write_tuning
-from mexma_runtime.errors import DeviceError, EngineUnavailableError, MissingDependencyError, UsageError
+from mexma_runtime.errors import (
+    DeviceError,
+    EngineUnavailableError,
+    MissingDependencyError,
+    UsageError,
+    file_errors,
+)
 
 __all__ = [
     "BACKENDS",
@@ -90,6 +96,10 @@ def open_backend(
             f"engine {engine.name} is for {' or '.join(runners(engine)) or 'no backend'}, not for {spec.name} on "
             f"{spec.device}"
         )
+    for name in (engine.file, *engine.weights):
+        path = bundle.path(name)
+        with file_errors(path, "cannot be read"):  # the libraries do not say why
+            path.open("rb").close()
     module = module_of(spec)
     if isinstance(options, CpuOptions):
         return cast("CpuModule", module).open_engine(bundle, engine, options)

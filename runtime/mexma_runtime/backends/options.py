@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from mexma_runtime.bundle.tuning import Tuning
 from mexma_runtime.errors import UsageError
+from mexma_runtime.hardware import most_threads
 
 Word = TypeVar("Word", bound=StrEnum)
 
@@ -41,8 +42,9 @@ class CpuOptions:
     """Whether idle threads wait busily: lower latency, more processor time. OpenVINO's never do."""
 
     def __post_init__(self) -> None:
-        if self.n_threads is not None and self.n_threads < 1:
-            raise UsageError(f"n_threads: expected 1 or more, got {self.n_threads}")
+        most = most_threads()
+        if self.n_threads is not None and not 1 <= self.n_threads <= most:
+            raise UsageError(f"n_threads: expected 1 to {most}, got {self.n_threads}")
 
 
 @dataclass(frozen=True, kw_only=True)

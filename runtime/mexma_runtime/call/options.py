@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 
+import numpy as np
+
 from mexma_runtime.bundle.manifest import Manifest
 from mexma_runtime.errors import InputError, UsageError
-from mexma_runtime.text.tokenizer import refuse_surrogates
+from mexma_runtime.text.tokenizer import is_unicode, refuse_surrogates
 
 PROMPTS = {"query": "", "document": ""}
 """Names that every model knows, as in sentence-transformers: empty unless the checkpoint says more."""
@@ -36,11 +38,19 @@ def resolve_options(
     batch_size: int | None = None,
 ) -> EncodeOptions:
     """Fill in the checkpoint's own ways; prompts are chosen as sentence-transformers does."""
-    if batch_size is not None and (not isinstance(batch_size, Integral) or batch_size < 1):
+    if batch_size is not None and (
+        not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1
+    ):
         raise UsageError(f"batch_size: expected 1 or more, got {batch_size!r}")
+    choices: tuple[tuple[str, object], ...] = (("truncate", truncate), ("normalize_embeddings", normalize))
+    for name, choice in choices:
+        if not isinstance(choice, bool | np.bool_) and (choice is not None or name == "truncate"):
+            raise UsageError(f"{name}: expected True or False, got {choice!r}")
     for name, words in (("prompt_name", prompt_name), ("prompt", prompt)):
         if words is not None and not isinstance(words, str):
             raise UsageError(f"{name}: expected a str, got {type(words).__name__}")
+        if words is not None and not is_unicode(words):
+            raise UsageError(f"{name}: expected valid Unicode, got {words!a}")
     prompts = PROMPTS | manifest.text.prompts
     if prompt is None and prompt_name is not None:
         if prompt_name not in prompts:

@@ -20,14 +20,17 @@ from mexma_runtime.terminal import note, progress_bars
 
 COMMANDS = "mexma.commands"
 """The entry points that add commands: functions that take the typer app."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 UNEXPECTED_EXIT_CODE = 70
 SHOW_TRACEBACK = "MEXMA_TRACEBACK"
 
 
 def main() -> None:
     """Run the command line; a MexmaError becomes one line on stderr and its own exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    _open_closed_streams()
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+            signal.signal(number, _stop)
     try:
         try:
             build_app()()
@@ -139,8 +142,22 @@ def _root(
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    # Unlike the signals' own effects, this lets `with` blocks clean up, and the exit code is a shell's.
+    # Unlike the signals' own effects, this lets `with` blocks clean up, which no second signal disturbs, and the exit
+    # code is a shell's.
+    for other in SIGNALS:
+        signal.signal(other, lambda *_: None)  # with SIG_IGN, Python tells of one that has come already
     sys.exit(128 + number)
+
+
+def _open_closed_streams() -> None:
+    """Else the next file that is opened takes the number of a closed stream, and gets what libraries print there."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - to the end of the process
 
 
 def _flush_stdout() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -16,11 +18,14 @@ import typer
 from mexma_runtime.bundle.whole_files import STDOUT, is_stdout
 from mexma_runtime.cli.options import JsonOption
 from mexma_runtime.errors import InputError, TruncationWarning, UsageError, file_errors
-from mexma_runtime.terminal import note, print_json, progress_bars
+from mexma_runtime.terminal import note, print_json, progress_bars, require_stdout
 
 if TYPE_CHECKING:
     from mexma_runtime.encoder import Encoder
 
+WINDOW_TEXTS = 4096
+"""Of a file that is looked at before any of it is embedded."""
+WAY_ON = ", or leave such lines out by --skip-bad-lines"
 N_LISTED = 20
 """Lines that were skipped, in a note."""
 COLUMN_SUFFIXES = (".tsv", ".csv", ".jsonl")
@@ -88,10 +93,12 @@ def embed_command(
     """Embed each line of a file, in bounded memory; OUT appears when it is complete."""
     from mexma_runtime.cli.npy_file import npy_writer
     from mexma_runtime.encoder import Encoder
-    from mexma_runtime.text.lines import count_lines, read_lines
+    from mexma_runtime.text.lines import read_lines
 
     if as_json and is_stdout(output):
         raise UsageError("--json and the vectors would both be on stdout: choose a file for the vectors by -o")
+    if as_json:
+        require_stdout()
     _note_columns(file)
     if threads is not None:
         os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # of the tokenizer, which has not started yet
@@ -114,14 +121,18 @@ def embed_command(
                 spinning=spinning,
             )
         )
+        _refuse_to_overwrite(encoder.info.bundle, output)
         caught = stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always")
         append = stack.enter_context(npy_writer(output, dim=encoder.info.dim))
         report = stack.enter_context(progress_bars())
-        # Only a person waits for a bar, and only a file can be read twice.
-        n_lines = count_lines(Path(file)) if sys.stderr.isatty() and Path(file).is_file() else 0
+        texts = read_lines(lines, name=name, skipped=skipped, way_on=WAY_ON)
+        n_texts = 0
+        if Path(file).is_file():  # and can be read twice: what is wrong with it is told before any of it is embedded
+            refuse_long = functools.partial(encoder.tokenize, prompt_name=prompt_name, prompt=prompt, truncate=False)
+            n_texts = _check_lines(file, [] if skip_bad_lines else None, None if truncate else refuse_long)
         vectors = encoder.encode_iter(
-            read_lines(lines, name=name, skipped=skipped, way_on=", or leave such lines out by --skip-bad-lines"),
+            texts,
             prompt_name=prompt_name,
             prompt=prompt,
             batch_size=batch_size,
@@ -133,8 +144,8 @@ def embed_command(
         for vector in vectors:
             append(vector)
             n_sentences += 1
-            if n_lines:
-                report("embedding", n_sentences + len(skipped or ()), n_lines)
+            if n_texts:
+                report("embedding", n_sentences, n_texts)
     seconds = time.perf_counter() - start_s
     for warning in caught:
         note(f"warning: {warning.message}")
@@ -174,19 +185,40 @@ def _open(file: str) -> AbstractContextManager[BinaryIO]:
         return Path(file).open("rb")
 
 
+def _check_lines(file: str, skipped: list[int] | None, refuse: Callable[[list[str]], object] | None) -> int:
+    """The number of texts in a file, which is read whole; InputError for the first that `refuse` does not take."""
+    from mexma_runtime.text.lines import read_lines
+
+    n_texts = 0
+    with _open(file) as lines:
+        texts = read_lines(lines, name=file, skipped=skipped, way_on=WAY_ON)
+        while window := list(islice(texts, WINDOW_TEXTS)):
+            if refuse:
+                with _lines_named(file, skipped, n_texts):
+                    refuse(window)
+            n_texts += len(window)
+    return n_texts
+
+
 @contextmanager
-def _lines_named(name: str, skipped: list[int] | None) -> Iterator[None]:
-    """An InputError of the block names the line of its text, where others were `skipped`; from 1."""
+def _lines_named(name: str, skipped: list[int] | None, first_index: int = 0) -> Iterator[None]:
+    """An InputError of the block, which counts texts from `first_index`, names the line; others were `skipped`."""
     try:
         yield
     except InputError as error:
         if error.index is None:
             raise
-        line = error.index + 1
+        line = first_index + error.index + 1
         for number in skipped or ():
             line += number <= line
         reason = str(error).removeprefix(f"input {error.index}: ")
         raise InputError(f"{name}, line {line}: {reason}") from None
+
+
+def _refuse_to_overwrite(bundle: str, output: Path) -> None:
+    there = Path(os.path.realpath(output))
+    if there.exists() and any(path.exists() and path.samefile(there) for path in Path(bundle).iterdir()):
+        raise UsageError(f"{output}: a file of the bundle itself: choose another output")
 
 
 def _note_columns(file: str) -> None:

@@ -68,16 +68,6 @@ def file_lines(path: Path) -> list[str]:
         return list(read_lines(file, name=str(path)))
 
 
-def count_lines(path: Path) -> int:
-    """The lines of a file, those that are not UTF-8 included."""
-    n_lines, last = 0, b"\n"
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            n_lines += piece.count(b"\n")
-            last = piece[-1:]
-    return n_lines + (last != b"\n")
-
-
 def _require_text(head: bytes, name: str) -> None:
     """InputError says what else the file is."""
     kinds = (kind for beginning, kind in _KINDS.items() if re.match(beginning.encode(), head))

@@ -180,6 +180,15 @@ def _special_tokens(tokenizer: Tokenizer, path: Path) -> tuple[list[int], list[i
     raise BundleError(path, "it does not put special tokens around a text's own: not supported")
 
 
+def is_unicode(text: str) -> bool:
+    """Whether `text` has no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def refuse_surrogates(texts: Sequence[str], first_index: int) -> None:
     """InputError for the first text, counted from `first_index`, that is not valid Unicode."""
     for index, text in enumerate(texts, first_index):

@@ -225,17 +225,35 @@ def test_an_option_of_another_type_is_refused_by_name(bundle_folder: Path, optio
         Encoder.load(bundle_folder, **option)
 
 
+def test_what_an_option_may_be_is_told_as_it_is_written(bundle_folder: Path) -> None:
+    wrong: dict[str, Any] = {"precision": 5}
+    with pytest.raises(UsageError, match=r"precision: expected str \| None, got 5"):
+        Encoder.load(bundle_folder, **wrong)
+    for device in (b"cpu", [None]):
+        with pytest.raises(UsageError, match="device: expected a str or several, got "):
+            Encoder.load(bundle_folder, device=device)  # type: ignore[arg-type]
+
+
 def test_an_argument_of_another_type_is_refused_by_name(bundle_folder: Path) -> None:
     options: dict[str, Any] = {"n_threads": np.int64(1)}
     counts: dict[str, Any] = {"batch_size": np.int64(1)}
     with Encoder.load(bundle_folder, **options) as encoder:
-        for argument in ({"batch_size": "3"}, {"batch_size": 1.5}, {"out": [1]}):
+        arguments: list[dict[str, Any]] = [
+            *({"batch_size": value} for value in ("3", 1.5, True)),
+            *({"timeout": value} for value in ("1", float("nan"))),
+            *({"cancel": value} for value in (True, object())),
+            *({"truncate": value} for value in ("no", None)),
+            {"normalize_embeddings": "no"},
+            {"out": [1]},
+        ]
+        for argument in arguments:
             with pytest.raises(UsageError, match=f"{next(iter(argument))}: expected .*, got "):
                 encoder.encode(["a"], **argument)
         with pytest.raises(InputError, match="expected an iterable of str, got NoneType"):
             encoder.encode_iter(None)  # type: ignore[arg-type]
-        with pytest.raises(UsageError, match="window: expected 1 or more, got '2'"):
-            encoder.encode_iter(["a"], window="2")  # type: ignore[arg-type]
+        for window in ("2", 10**30):
+            with pytest.raises(UsageError, match="window: expected 1 or more, got "):
+                encoder.encode_iter(["a"], window=window)  # type: ignore[arg-type]
         assert encoder.encode(["a"], **counts).shape == (1, encoder.info.dim)
 
 

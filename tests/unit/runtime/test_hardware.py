@@ -271,7 +271,7 @@ def test_threads_stay_under_the_quota(n_cores: int, quota: float | None, usable:
     assert hardware.n_usable_cores == usable
     for asked, taken in {"1": 1, "3": 3, "32": 32, "4,2": 4, " 2 ": 2}.items():
         assert default_threads(hardware, {"OMP_NUM_THREADS": asked}) == taken
-    for nothing in ("", "0", "-1", "many", "1.5", ",2"):
+    for nothing in ("", "0", "-1", "many", "1.5", ",2", "9" * 9, "9" * 20):
         assert default_threads(hardware, {"OMP_NUM_THREADS": nothing}) == usable
     assert default_threads(hardware, {}) == usable
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -51,6 +53,8 @@ def test_a_row_that_is_not_there_is_an_index_error(row: int) -> None:
     [
         (np.zeros(2, np.int64), np.array([0, 2]), "Ragged.ids: expected int32 .*got int64"),
         (np.zeros((1, 2), np.int32), np.array([0, 2]), "Ragged.ids"),
+        ([0, 0], np.array([0, 2]), "Ragged.ids: expected a NumPy array, got list"),
+        (np.zeros(2, np.int32), [0, 2], "Ragged.offsets: expected a NumPy array, got list"),
         (np.zeros(2, np.int32), np.array([0, 2], np.int32), "Ragged.offsets: expected int64"),
         (np.zeros(0, np.int32), np.zeros(0, np.int64), "Ragged.offsets: expected int64"),
         (np.zeros(2, np.int32), np.array([1, 2]), "expected to rise from 0 to 2"),
@@ -58,6 +62,20 @@ def test_a_row_that_is_not_there_is_an_index_error(row: int) -> None:
         (np.zeros(2, np.int32), np.array([0, 2, 1, 2]), "expected to rise from 0 to 2"),
     ],
 )
-def test_what_is_not_ragged_is_refused(ids: np.ndarray, offsets: np.ndarray, said: str) -> None:
+def test_what_is_not_ragged_is_refused(ids: Any, offsets: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         Ragged(ids=ids, offsets=offsets)
+
+
+@pytest.mark.parametrize(
+    ("sequence", "said"),
+    [
+        ([1.7, 2.9], r"expected a sequence of whole numbers, got float64 \(2,\)"),
+        (["12"], "expected a sequence of whole numbers, got <U2"),
+        ([[1], [2]], r"expected a sequence of whole numbers, got int64 \(2, 1\)"),
+        ([1, 1 << 40], "expected token ids of 32 bits"),
+    ],
+)
+def test_ids_are_whole_numbers_of_32_bits(sequence: list[Any], said: str) -> None:
+    with pytest.raises(InputError, match=f"input 1: {said}"):
+        Ragged.from_sequences([[1], sequence])

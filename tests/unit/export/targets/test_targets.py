@@ -63,6 +63,8 @@ def test_the_bundle_stays_as_it_is(app: typer.Typer, tiny_bundle: Path, tmp_path
             ("--target", "triton", "--out", "x", "--hardware-compatible", "ampere-plus"),
             "--profile and --hardware-compatible are",
         ),
+        (("--target", "triton", "--out", "x", "--name", "../../evil"), "--name: expected letters, digits"),
+        (("--target", "triton", "--out", "x", "--name", ""), "--name: expected letters, digits"),
         (("--target", "plan", "--out", "x", "--over-tensorrt"), "--over-tensorrt is for --target triton"),
     ],
 )

@@ -4,6 +4,7 @@ import pytest
 
 from mexma_runtime.backends.options import Attention, CpuOptions, GpuOptions, Graphs, resolve_backend_options
 from mexma_runtime.errors import UsageError
+from mexma_runtime.hardware import most_threads
 
 
 def test_each_kind_of_device_has_options_of_its_own() -> None:
@@ -22,7 +23,8 @@ def test_each_kind_of_device_has_options_of_its_own() -> None:
         ("cpu", {"memory_limit": 1, "attention": "flash", "graphs": "never"}, "^graphs=never is for a GPU"),
         ("cuda", {"n_threads": 1}, "n_threads=1 is for CPUs, and device='cuda' was asked for: leave it out"),
         ("cuda", {"attention": "slow"}, "attention: expected one of efficient, flash, got 'slow'"),
-        ("cpu", {"n_threads": 0}, "n_threads: expected 1 or more, got 0"),
+        ("cpu", {"n_threads": 0}, f"n_threads: expected 1 to {most_threads()}, got 0"),
+        ("cpu", {"n_threads": 1 << 31}, "n_threads: expected 1 to .*, got 2147483648"),
     ],
 )
 def test_what_is_for_the_other_or_means_nothing_is_refused(kind: str, asked: dict[str, object], said: str) -> None:

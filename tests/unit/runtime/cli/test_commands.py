@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import onnxruntime
@@ -22,7 +24,7 @@ import pytest
 from mexma_runtime import Encoder
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import MANIFEST_NAME, Certificate, ProductMode
-from mexma_runtime.cli.commands import main
+from mexma_runtime.cli.commands import SIGNALS, main
 from mexma_runtime.types import Vectors
 
 MakeBundle = Callable[..., Path]
@@ -33,7 +35,7 @@ COMMAND = [sys.executable, "-m", "mexma_runtime"]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Runs `mexma` in this process: exit code, stdout, stderr."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def run_main(*arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["mexma", *map(str, arguments)])
@@ -265,7 +267,61 @@ def test_standard_output_that_is_full_or_closed(bundle_folder: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "error: -: standard input is closed: name a file\n")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_closed_streams_are_done_without_or_told_before_the_work(bundle_folder: Path, tmp_path: Path) -> None:
+    text, out = tmp_path / "in.txt", tmp_path / "out.npy"
+    text.write_text("the cat\n")
+    embed = f"{sys.executable} -m mexma_runtime embed {text} --bundle {bundle_folder} -o {out}"
+    for closed in ("2>&-", "<&- >&- 2>&-"):
+        subprocess.run(["bash", "-c", f"{embed} {closed}"], check=True)
+        assert np.load(out).shape == (1, 8)
+        out.unlink()
+    done = subprocess.run(["bash", "-c", f"{embed} --json >&-"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (10, "error: standard output: cannot be written: it is closed\n")
+    assert list(tmp_path.iterdir()) == [text]
+
+
+def test_a_file_is_looked_at_before_any_of_it_is_embedded(
+    run: Run, bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    text, words = tmp_path / "in.txt", ("--bundle", bundle_folder, "-o", tmp_path / "out.npy")
+    monkeypatch.setattr(Encoder, "encode_iter", refuse)
+    text.write_bytes(b"the cat\n" * 5000 + b"\xff\n")
+    assert "line 5001: not UTF-8" in run("embed", text, *words)[2]
+    text.write_bytes(b"\xff\n" + b"the cat\n" * 5000 + b"b " * 20)
+    _, _, stderr = run("embed", text, *words, "--no-truncate", "--skip-bad-lines")
+    assert stderr.startswith(f"error: {text}, line 5002: more than 16 tokens")
+
+
+def test_a_file_of_the_bundle_is_no_output(run: Run, make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_bundle()
+    (tmp_path / "in.txt").write_text("the cat\n")
+    (tmp_path / "link").symlink_to(folder / "bundle.json")
+    for output in (folder / "weights.bin", tmp_path / "link"):
+        code, _, stderr = run("embed", tmp_path / "in.txt", "--bundle", folder, "-o", output)
+        assert (code, "a file of the bundle itself" in stderr) == (2, True)
+    Bundle.open(folder, verify=True)
+
+
+def test_what_may_not_be_read_of_a_bundle_is_told(
+    run: Run, bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def refuse(self: Path, mode: str = "r", **how: Any) -> IO[Any]:
+        if self.name == "weights.bin":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(self, mode, **how)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    (tmp_path / "in.txt").write_text("the cat\n")
+    code, _, stderr = run("embed", tmp_path / "in.txt", "--bundle", bundle_folder, "-o", tmp_path / "out.npy")
+    assert (code, f"{bundle_folder / 'weights.bin'}: cannot be read: Permission denied" in stderr) == (10, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_leaves_no_half_file(bundle_folder: Path, tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "out.npy"
     command = [*COMMAND, "embed", "-", "--bundle", str(bundle_folder), "-o", str(out)]
@@ -278,6 +334,7 @@ def test_an_interrupted_run_leaves_no_half_file(bundle_folder: Path, tmp_path: P
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(number)
+        process.send_signal(signal.SIGINT)  # an impatient second one
         _, stderr = process.communicate(timeout=60)
 
     assert process.returncode == 128 + number
