@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.metadata
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -144,9 +146,14 @@ def _root(
 def _stop(number: int, frame: FrameType | None) -> None:
     # Unlike the signals' own effects, this lets `with` blocks clean up, which no second signal disturbs, and the exit
     # code is a shell's.
-    for other in SIGNALS:
-        signal.signal(other, lambda *_: None)  # with SIG_IGN, Python tells of one that has come already
+    _take_signals(lambda *_: None)  # with SIG_IGN, Python tells of one that has come already
+    atexit.register(_take_signals, signal.SIG_IGN)  # when it ends it gives up all handlers but that one
     sys.exit(128 + number)
+
+
+def _take_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    for number in SIGNALS:
+        signal.signal(number, handler)
 
 
 def _open_closed_streams() -> None:
