@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from numbers import Integral, Real
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypedDict, Unpack, get_type_hints, overload
 
@@ -114,7 +113,7 @@ class Encoder:
 
         Raises BundleError, DeviceMemoryError, EngineUnavailableError, MissingDependencyError or UsageError.
         """
-        return cls.from_bundle(Bundle.open(Path(path).absolute(), verify=verify), **options)
+        return cls.from_bundle(Bundle.open(path, verify=verify), **options)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, **options: Unpack[LoadOptions]) -> Encoder:

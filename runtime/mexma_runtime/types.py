@@ -111,6 +111,15 @@ class Ragged:
         return Ragged(ids=self.ids[source], offsets=offsets)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether `text` has no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _as_ids(sequence: Sequence[int], index: int) -> NDArray[np.int32]:
     """int32 `(length,)`; InputError where something is no whole number of 32 bits."""
     found = np.asarray(sequence)

@@ -24,10 +24,13 @@ class LanguageFile:
 def language_files(folder: Path) -> list[LanguageFile]:
     """The text files of `folder`, by name: `LANGUAGE.txt`, or `NAME.SOURCE-TARGET.LANGUAGE` with one of the two.
 
-    Hidden files, Markdown, READMEs and licences are passed over. UsageError where another file has no such name, both
-    kinds are there, or nothing is.
+    Hidden files, Markdown, READMEs, licences and folders are passed over. UsageError where another file has no such
+    name or is none, both kinds are there, or nothing is.
     """
-    files = [_language_file(path) for path in sorted(folder.iterdir()) if path.is_file() and not _is_about(path)]
+    paths = [path for path in sorted(folder.iterdir()) if not path.is_dir() and not _is_about(path)]
+    files = [_language_file(path) for path in paths]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise UsageError(f"{missing[0]}: expected a text file, got a link to nothing, or what is no file")
     if not files:
         raise UsageError(f"{folder}: no text files: expected LANGUAGE.txt or NAME.SOURCE-TARGET.LANGUAGE")
     if len({file.pair is None for file in files}) > 1:

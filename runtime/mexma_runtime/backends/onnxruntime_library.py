@@ -9,9 +9,10 @@ import numpy as np
 
 from mexma_runtime.backends.requirements import unless_set, version_key
 from mexma_runtime.bundle.bundle import Bundle
-from mexma_runtime.bundle.linked_files import is_linked, map_graph
+from mexma_runtime.bundle.linked_files import is_linked, map_graph, relocated
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.errors import EngineUnavailableError, MissingDependencyError
+from mexma_runtime.types import is_unicode
 
 NAME = "onnxruntime"
 SILENT = 4
@@ -74,19 +75,21 @@ def open_session(
     """
     import onnxruntime as ort
 
-    path, mapped = bundle.path(engine.file), None
-    if is_linked(bundle, engine) or (change and version_key(ort.__version__) < FINDS_WEIGHTS):
+    path, mapped = bundle.path(engine.file).resolve(), None
+    is_apart = is_linked(bundle, engine)
+    if not is_apart and not change:
+        return ort.InferenceSession(str(path), options, **more)
+    graph, folder = relocated(bundle, engine) if is_apart else (path.read_bytes(), path.parent)
+    if version_key(ort.__version__) >= FINDS_WEIGHTS and is_unicode(str(folder)):
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))
+    else:
         mapped = map_graph(bundle, engine)
+        graph = mapped.graph
         values = [
             ort.OrtValue.ortvalue_from_numpy_with_onnx_type(tensor.values, tensor.element_type)
             for tensor in mapped.weights
         ]
         options.add_external_initializers([tensor.name for tensor in mapped.weights], values)
-    elif change:
-        options.add_session_config_entry(WEIGHTS_FOLDER, str(path.resolve().parent))
-    else:
-        return ort.InferenceSession(str(path), options, **more)
-    graph = mapped.graph if mapped else path.read_bytes()
     session = ort.InferenceSession(change(graph) if change else graph, options, **more)
     session.weights = mapped  # it takes their addresses alone
     return session

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mexma_runtime.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
-from mexma_runtime.errors import BundleError
+from mexma_runtime.errors import BundleError, file_errors
 
 READ_BYTES = 1 << 22
 
@@ -22,14 +24,16 @@ class Bundle:
 
     @classmethod
     def open(
-        cls, folder: str | Path, *, verify: bool = False, progress: Callable[[int, int], None] | None = None
+        cls, folder: str | os.PathLike[str], *, verify: bool = False, progress: Callable[[int, int], None] | None = None
     ) -> Bundle:
         """Read bundle.json and check the files: all sizes, and the sha256 of all but the weights.
 
         `verify` checks the weights' sha256 too (seconds a gigabyte); `progress` is called with bytes done and in all.
-        Raises BundleError that names the file and the reason.
+        Raises BundleError that names the file and the reason, FileError for one that the system does not let be read.
         """
         folder = Path(folder)
+        with file_errors(folder, "cannot be found"):
+            folder = folder.absolute()  # wherever this process goes
         manifest = read_manifest(folder)
         if manifest is None:
             present = "the folder does not exist" if not folder.is_dir() else "the folder holds no bundle.json"
@@ -54,15 +58,25 @@ class Bundle:
 def read_manifest(folder: Path) -> Manifest | None:
     """bundle.json of `folder`, or None where there is none; BundleError where it cannot be read."""
     path = folder / MANIFEST_NAME
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except UnicodeDecodeError as error:
-        raise BundleError(path, f"not UTF-8 ({error}): the file is damaged: remove it and export again") from None
-    except OSError as error:
-        raise BundleError(path, f"cannot be read: {error.strerror}") from None
+    with file_errors(path, "cannot be read"):
+        try:
+            _require_file(path)
+            text = path.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except UnicodeDecodeError as error:
+            raise BundleError(path, f"not UTF-8 ({error}): the file is damaged: remove it and export again") from None
     return Manifest.from_json(text, path=path)
+
+
+def _require_file(path: Path) -> int:
+    """Its size; BundleError where something else is there, or a link to nothing, FileNotFoundError where nothing is."""
+    if path.is_symlink() and not path.exists():
+        raise BundleError(path, f"is a link to {path.readlink()}, which is not there")
+    there = path.stat()
+    if not stat.S_ISREG(there.st_mode):
+        raise BundleError(path, "is no file")
+    return there.st_size
 
 
 def sha256_of(path: Path) -> str:
@@ -85,20 +99,18 @@ def content_name(stem: str, sha256: str, suffix: str) -> str:
 
 def check_size(path: Path, entry: FileEntry) -> None:
     """BundleError unless the file at `path` is there with the size of its `entry`."""
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        raise BundleError(path, f"{reason}: copy the bundle again, or export again") from None
+    with file_errors(path, "cannot be read"):
+        try:
+            size = _require_file(path)
+        except FileNotFoundError:
+            raise BundleError(path, "is missing: copy the bundle again, or export again") from None
     if size != entry.size:
         raise BundleError(path, f"expected {entry.size} bytes, got {size}: copy the bundle again, or export again")
 
 
 def _check_hash(path: Path, entry: FileEntry) -> None:
-    try:
+    with file_errors(path, "cannot be read"):
         actual = sha256_of(path)
-    except OSError as error:
-        raise BundleError(path, f"cannot be read: {error.strerror}") from None
     if actual != entry.sha256:
         raise BundleError(
             path, f"expected sha256 {entry.sha256}, got {actual}: damaged or another file; copy or export again"

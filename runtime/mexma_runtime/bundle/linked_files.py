@@ -1,13 +1,18 @@
 """Engines whose files are links, as the hub client's cache and mounted volumes have them.
 
 onnxruntime (since 1.24) and OpenVINO (since 2026.2) open no weights that, links followed, lie outside of the graph's
-folder. Such weights are mapped here and handed over beside the graph: nothing is copied.
+folder. onnxruntime is given the graph with the real places of its weights, below a folder that has all of them. For
+OpenVINO they are mapped here and handed over beside the graph, which it computes with as they are; onnxruntime would
+copy them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +22,7 @@ from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.bundle.protobuf import bytes_field, fields, integer_field, numbers, texts
 from mexma_runtime.errors import BundleError
+from mexma_runtime.types import is_unicode
 
 DTYPES: dict[int, Any] = {
     1: np.float32,
@@ -73,10 +79,35 @@ class MappedGraph:
 
 
 def is_linked(bundle: Bundle, engine: EngineEntry) -> bool:
-    """Whether the files of `engine`, links followed, lie elsewhere than side by side under their own names."""
+    """Whether the files of `engine`, links followed, lie elsewhere than side by side under their own names.
+
+    Or in a folder whose name is no Unicode, which the libraries do not take.
+    """
     paths = [bundle.path(name) for name in (engine.file, *engine.weights)]
     real = [path.resolve() for path in paths]
-    return len({path.parent for path in real}) > 1 or [path.name for path in paths] != [path.name for path in real]
+    are_apart = len({path.parent for path in real}) > 1 or [path.name for path in paths] != [path.name for path in real]
+    return are_apart or not is_unicode(str(real[0]))
+
+
+def relocated(bundle: Bundle, engine: EngineEntry) -> tuple[bytes, Path]:
+    """The graph of `engine` with the real places of its weights, and the folder that they are told from.
+
+    BundleError where the file is no ONNX graph.
+    """
+    path = bundle.path(engine.file)
+    real = {name: bundle.path(name).resolve() for name in engine.weights}
+    folder = Path(os.path.commonpath([there.parent for there in real.values()] or [path.resolve().parent]))
+    places = {name: there.relative_to(folder).as_posix() for name, there in real.items()}
+
+    def moved(tensor: bytes) -> bytes:
+        return _replaced(tensor, TENSOR_EXTERNAL_DATA, lambda entry: _replaced(entry, VALUE, place))
+
+    def place(value: bytes) -> bytes:
+        return places.get(value.decode(), value.decode()).encode()
+
+    with _is_graph(path):
+        model = _replaced(path.read_bytes(), MODEL_GRAPH, lambda graph: _replaced(graph, GRAPH_INITIALIZER, moved))
+    return model, folder
 
 
 def map_graph(bundle: Bundle, engine: EngineEntry) -> MappedGraph:
@@ -85,13 +116,26 @@ def map_graph(bundle: Bundle, engine: EngineEntry) -> MappedGraph:
     graph = path.read_bytes()
     # Private and writable, as OpenVINO takes no other memory without a copy; nobody writes to it.
     files = {name: np.memmap(bundle.path(name), dtype=np.uint8, mode="c") for name in engine.weights}
-    try:
+    with _is_graph(path):
         (body,) = (value for number, value, _ in fields(graph) if number == MODEL_GRAPH)
         tensors = (value for number, value, _ in fields(body) if number == GRAPH_INITIALIZER)
         weights = [_mapped(tensor, files) for tensor in tensors if numbers(tensor, TENSOR_LOCATION) == [EXTERNAL]]
+    return MappedGraph(graph=graph, weights=weights)
+
+
+@contextmanager
+def _is_graph(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise BundleError(path, f"not a graph of this bundle ({error}): copy or export again") from None
-    return MappedGraph(graph=graph, weights=weights)
+
+
+def _replaced(message: bytes, wanted: int, change: Callable[[bytes], bytes]) -> bytes:
+    """`message` with other values of the field of number `wanted`."""
+    return b"".join(
+        bytes_field(number, change(value)) if number == wanted else raw for number, value, raw in fields(message)
+    )
 
 
 def _mapped(tensor: bytes, files: Mapping[str, NDArray[np.uint8]]) -> MappedTensor:

@@ -227,6 +227,8 @@ def _open_stream(path: Path) -> BinaryIO | None:
         if sys.stdout is None:  # closed, and its number may be another file's by now
             raise OSError(errno.EBADF, "standard output is closed")
         sys.stdout.flush()
+        with suppress(OSError):  # some parents leave it so that a write takes what there is room for
+            os.set_blocking(1, True)
         return os.fdopen(os.dup(1), "wb")
     try:
         mode = path.stat().st_mode

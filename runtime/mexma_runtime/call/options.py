@@ -10,7 +10,8 @@ import numpy as np
 
 from mexma_runtime.bundle.manifest import Manifest
 from mexma_runtime.errors import InputError, UsageError
-from mexma_runtime.text.tokenizer import is_unicode, refuse_surrogates
+from mexma_runtime.text.tokenizer import refuse_surrogates
+from mexma_runtime.types import is_unicode
 
 PROMPTS = {"query": "", "document": ""}
 """Names that every model knows, as in sentence-transformers: empty unless the checkpoint says more."""

@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
@@ -146,6 +146,8 @@ def embed_command(
             n_sentences += 1
             if n_texts:
                 report("embedding", n_sentences, n_texts)
+        if n_sentences < n_texts:
+            raise InputError(f"{file}: of {n_texts} lines {n_sentences} were left: it was changed while it was read")
     seconds = time.perf_counter() - start_s
     for warning in caught:
         note(f"warning: {warning.message}")
@@ -180,6 +182,8 @@ def _open(file: str) -> AbstractContextManager[BinaryIO]:
     if file == "-":
         if sys.stdin is None:
             raise UsageError("-: standard input is closed: name a file")
+        with suppress(OSError, ValueError):  # some parents leave it so that a read gives what is there
+            os.set_blocking(sys.stdin.fileno(), True)
         return nullcontext(sys.stdin.buffer)
     with file_errors(file, "cannot be read"):
         return Path(file).open("rb")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import re
+import unicodedata
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -16,6 +17,8 @@ HEAD_BYTES = 1 << 12
 """Of a file, looked at before its lines are."""
 MIN_NULS, MIN_NUL_SHARE = 8, 1 / 8
 """A head that has so many NULs is of no text in UTF-8; fewer are text, as they are to a tokenizer."""
+MIN_UTF_16_NUL_SHARE = 1 / 4
+"""Of what would be UTF-8, NULs and all."""
 
 _UNPACK = "unpack it first, as by {} FILE"
 _RECODE = "convert it: iconv -f {} -t UTF-8 FILE"
@@ -76,14 +79,34 @@ def _require_text(head: bytes, name: str) -> None:
 
 
 def _by_nuls(head: bytes) -> tuple[str, str] | None:
-    r"""UTF-16 without a mark, in which every `\n` has a NUL on the same side; or something binary."""
-    even, odd = head[0::2], head[1::2]
-    for order, high, low in (("LE", odd, even), ("BE", even, odd)):
-        n_ends = sum(pair == (0, 10) for pair in zip(high, low, strict=False))
-        is_all_ends = n_ends == head.count(b"\n")
-        if 0 in high and 0 not in low and is_all_ends and (n_ends or 2 * high.count(0) >= len(high) > 1):
-            return f"UTF-16 ({order})", _RECODE.format(f"UTF-16{order}")
+    """UTF-16 without a mark, or something binary. A text in UTF-8 may have a few NULs, too."""
     n_nuls = head.count(0)
+    if n_nuls >= len(head) * MIN_UTF_16_NUL_SHARE or (n_nuls and not _is_utf_8(head)):
+        for order in ("LE", "BE"):
+            if _is_utf_16(head, f"utf-16-{order}"):
+                return f"UTF-16 ({order})", _RECODE.format(f"UTF-16{order}")
     if n_nuls >= MIN_NULS and n_nuls >= MIN_NUL_SHARE * len(head):
         return f"something binary, with {n_nuls} NULs in its first {len(head)} bytes", _WRITE_OUT
     return None
+
+
+def _is_utf_8(head: bytes) -> bool:
+    """Whether it is valid, and without the control characters that UTF-16 has for the upper half of others."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return re.search("[\x01-\x08\x0e-\x1f]", text) is None
+
+
+def _is_utf_16(head: bytes, codec: str) -> bool:
+    """Whether all are characters of texts, Latin letters, spaces or line ends among them, which have a NUL each.
+
+    In the other order of bytes a line end is U+0A00, which is none.
+    """
+    try:
+        text = codecs.getincrementaldecoder(codec)().decode(head)
+    except UnicodeDecodeError:
+        return False
+    kinds = {unicodedata.category(char) for char in text if char not in "\t\n\r"}
+    return kinds.isdisjoint({"Cc", "Cn", "Co"}) and any(char < "\u0100" for char in text)

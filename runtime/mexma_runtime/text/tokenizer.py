@@ -141,7 +141,7 @@ def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def _load(path: Path, content: bytes | None) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_file(str(path)) if content is None else Tokenizer.from_buffer(content)
+        tokenizer = Tokenizer.from_buffer(path.read_bytes() if content is None else content)
     except Exception as error:  # noqa: BLE001 - tokenizers raises nothing more precise
         raise BundleError(
             path, f"tokenizers {tokenizers.__version__} cannot read it ({error}): upgrade tokenizers, or export again"
@@ -178,15 +178,6 @@ def _special_tokens(tokenizer: Tokenizer, path: Path) -> tuple[list[int], list[i
         if content and ids[n_prefix:end] == content and all(mask[end:]):
             return ids[:n_prefix], ids[end:]
     raise BundleError(path, "it does not put special tokens around a text's own: not supported")
-
-
-def is_unicode(text: str) -> bool:
-    """Whether `text` has no half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def refuse_surrogates(texts: Sequence[str], first_index: int) -> None:

@@ -253,7 +253,7 @@ def _settings(*, n_threads: int, group_size: int) -> dict[str, Any]:
 def _read(path: Path, mapped: MappedGraph | None) -> Any:
     with _refusing(path):
         core = _import_openvino().Core()
-        return _with_weights(core, mapped) if mapped else core.read_model(str(path))
+        return _with_weights(core, mapped) if mapped else core.read_model(str(path.resolve()))
 
 
 def _with_weights(core: Any, mapped: MappedGraph) -> Any:

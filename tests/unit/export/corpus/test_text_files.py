@@ -46,3 +46,12 @@ def test_a_folder_that_cannot_be_understood_is_refused(tmp_path: Path, names: tu
     touch(tmp_path, *names)
     with pytest.raises(UsageError, match=message):
         language_files(tmp_path)
+
+
+def test_a_language_does_not_vanish(tmp_path: Path) -> None:
+    (tmp_path / "eng.txt").touch()
+    (tmp_path / "notes").mkdir()
+    assert len(language_files(tmp_path)) == 1
+    (tmp_path / "fra.txt").symlink_to("nowhere")
+    with pytest.raises(UsageError, match=r"fra\.txt: expected a text file, got a link to nothing"):
+        language_files(tmp_path)

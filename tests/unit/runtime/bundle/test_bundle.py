@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -114,8 +115,29 @@ def test_a_file_that_cannot_be_read_is_refused(make_bundle: MakeBundle) -> None:
     files = [dataclasses.replace(f, size=path.stat().st_size) if f.name == path.name else f for f in manifest.files]
     text = dataclasses.replace(manifest, files=files).to_json()
     (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
-    with pytest.raises(BundleError, match=r"tokenizer\.json: cannot be read: Is a directory"):
+    with pytest.raises(BundleError, match=r"tokenizer\.json: is no file"):
         Bundle.open(folder)
+
+
+def test_links_to_nothing_and_what_is_no_file_are_told(make_bundle: MakeBundle) -> None:
+    for name in ("tokenizer.json", MANIFEST_NAME):
+        path = make_bundle() / name
+        path.unlink()
+        path.symlink_to("elsewhere")
+        with pytest.raises(BundleError, match=f"{name}: is a link to elsewhere, which is not there"):
+            Bundle.open(path.parent)
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(BundleError, match=f"{name}: is no file"):
+            Bundle.open(path.parent)
+
+
+def test_a_bundle_stays_where_it_is(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_bundle()
+    monkeypatch.chdir(folder.parent)
+    bundle = Bundle.open(folder.name)
+    monkeypatch.chdir("/")
+    assert bundle.path("tokenizer.json").is_file()
 
 
 def test_a_folder_that_is_no_bundle_says_how_to_make_one(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import pytest
 from onnx import numpy_helper
 
 from mexma_runtime import Encoder
+from mexma_runtime.backends import onnxruntime_library
 from mexma_runtime.bundle.bundle import Bundle
-from mexma_runtime.bundle.linked_files import is_linked, map_graph
+from mexma_runtime.bundle.linked_files import is_linked, map_graph, relocated
 from mexma_runtime.errors import BundleError
 from mexma_runtime.types import Dialect
 
@@ -65,7 +66,20 @@ def weights_elsewhere(bundle: Path, tmp: Path) -> Path:
     return folder
 
 
-KEEPS = [hub_cache, sharded_hub_cache, volume, weights_elsewhere]
+def all_elsewhere(bundle: Path, tmp: Path) -> Path:
+    """All files in another folder, under their own names."""
+    (tmp / "links").mkdir()
+    for path in bundle.iterdir():
+        (tmp / "links" / path.name).symlink_to(path)
+    return tmp / "links"
+
+
+def no_unicode(bundle: Path, tmp: Path) -> Path:
+    """In a folder whose name is of another encoding."""
+    return Path(shutil.copytree(bundle, tmp / "caf\udce9"))
+
+
+KEEPS = [hub_cache, sharded_hub_cache, volume, weights_elsewhere, all_elsewhere, no_unicode]
 
 
 @pytest.mark.parametrize("keep", KEEPS)
@@ -84,6 +98,24 @@ def test_a_bundle_opens_wherever_its_files_lie(tiny_bundle: Path, tmp_path: Path
             Encoder.load(folder, engine=engine, backend=backend) as linked,
         ):
             np.testing.assert_array_equal(linked.encode(TEXTS), plain.encode(TEXTS), err_msg=engine)
+
+
+def test_onnxruntime_maps_linked_weights_itself(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it is handed over it would copy; before 1.21 there was no other way."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    folder = sharded_hub_cache(tiny_bundle, tmp_path)
+    monkeypatch.setattr(onnxruntime_library, "map_graph", refuse)
+    with Encoder.load(folder, backend="onnxruntime") as encoder:
+        vectors = encoder.encode(TEXTS)
+    monkeypatch.undo()
+    monkeypatch.setattr(onnxruntime_library, "FINDS_WEIGHTS", (999,))
+    with Encoder.load(folder, backend="onnxruntime") as encoder:
+        np.testing.assert_array_equal(encoder.encode(TEXTS), vectors)
 
 
 def test_a_linked_folder_is_no_linked_file(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -116,5 +148,6 @@ def test_what_is_no_graph_is_told(tiny_bundle: Path, tmp_path: Path, content: by
     bundle = Bundle.open(tmp_path / "bundle")
     engine = bundle.manifest.engines[0]
     bundle.path(engine.file).write_bytes(content)
-    with pytest.raises(BundleError, match=engine.file):
-        map_graph(bundle, engine)
+    for read in (map_graph, relocated) if content else (map_graph,):
+        with pytest.raises(BundleError, match=engine.file):
+            read(bundle, engine)

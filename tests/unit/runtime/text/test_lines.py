@@ -15,6 +15,7 @@ from mexma_runtime.text.lines import HEAD_BYTES, file_lines, read_lines
 
 TEXT = "Die Fähre fährt mittags.\nIt rains.\n"
 ASCII = "It rains.\nA kitten.\n"
+CHINESE = "上海很美。\n一人下雨。\n" * 3
 RUSSIAN = "Привет\nлюди\n"
 
 
@@ -34,6 +35,7 @@ RUSSIAN = "Привет\nлюди\n"
         ("a\ufeffb\n".encode(), ["a\ufeffb"]),
         (b"a\0b\nc\n", ["a\0b", "c"]),
         (b"\0", ["\0"]),
+        (b"hello world!\0\n", ["hello world!\0"]),
         ("上".encode() * 3000 + b"\nb", ["上" * 3000, "b"]),
     ],
 )
@@ -82,6 +84,8 @@ def zipped() -> bytes:
         (ASCII.encode("utf-16-be"), r"got UTF-16 \(BE\): convert it: iconv -f UTF-16BE"),
         (RUSSIAN.encode("utf-16-le"), r"got UTF-16 \(LE\)"),
         (RUSSIAN.encode("utf-16-be"), r"got UTF-16 \(BE\)"),
+        (CHINESE.encode("utf-16-le"), r"got UTF-16 \(LE\)"),
+        (CHINESE.encode("utf-16-be"), r"got UTF-16 \(BE\)"),
         ("One line".encode("utf-16-le"), r"got UTF-16 \(LE\)"),
         ((ASCII * 1000).encode("utf-16-le"), r"got UTF-16 \(LE\)"),
         (ASCII.encode("utf-32-le"), "got something binary, with 60 NULs in its first 80 bytes"),

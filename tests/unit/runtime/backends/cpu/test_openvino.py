@@ -22,7 +22,7 @@ from mexma_runtime.batching import BatchPolicy, Grouping
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry, ProductMode
 from mexma_runtime.errors import BundleError, EngineUnavailableError, MexmaError, MissingDependencyError, UsageError
-from mexma_runtime.hardware import VNNI, describe_processor, detect_hardware
+from mexma_runtime.hardware import VNNI, describe_processor, detect_hardware, most_threads
 from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
 
 MakeBundle = Callable[..., Path]
@@ -112,11 +112,11 @@ def test_info_says_what_runs(bundle: Bundle) -> None:
 
 
 def test_more_threads_than_there_are_processors_are_not_claimed(bundle: Bundle) -> None:
-    assert opened(bundle, n_threads=10_000).info.n_threads <= detect_hardware().n_logical_cpus
+    assert opened(bundle, n_threads=most_threads()).info.n_threads <= detect_hardware().n_logical_cpus
 
 
 def test_wishes_that_cannot_be_met_are_refused(bundle: Bundle) -> None:
-    with pytest.raises(UsageError, match="n_threads: expected 1 or more, got 0"):
+    with pytest.raises(UsageError, match=r"n_threads: expected 1 to \d+, got 0"):
         opened(bundle, n_threads=0)
     with pytest.raises(UsageError, match="spinning=True: OpenVINO's idle threads always sleep"):
         opened(bundle, spinning=True)
