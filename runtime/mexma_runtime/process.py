@@ -37,8 +37,8 @@ PF_FORKNOEXEC = 0x40
 """Linux's flag of a process that was forked and has executed no file."""
 LONGEST_PAUSE_S = 60.0
 """How long a fork waits for what is under way: longer than a batch, or an engine's opening, takes."""
-
 POLL_S = 0.1
+"""How often whoever waits for others looks whether they are gone without a word."""
 
 
 class Begun(Generic[Result]):
