@@ -116,7 +116,7 @@ def _of_today(name: str) -> str:
 def find_prefix(names: Collection[str], expected: list[ExpectedTensor]) -> str:
     """The prefix under which most of the `expected` tensors stand among `names`; "" where none does."""
     endings = {tensor.theirs for tensor in expected}
-    found = Counter("")
+    found = Counter[str]()
     for name in names:
         parts = name.split(".")
         for at in range(len(parts)):

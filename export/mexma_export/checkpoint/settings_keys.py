@@ -8,11 +8,12 @@ sentence-transformers 3.0, 3.4, 4.1, 5.1 to 5.6, 6.0 and 6.2, and of transformer
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final, TypeAlias
 
 from mexma_runtime.bundle.strict_json import Check
+from mexma_runtime.types import is_unicode
 
 HEEDED: Final = "heeded"
 NO_EFFECT: Final = "no effect"
@@ -41,10 +42,10 @@ def _only(*values: Any, because: str = "") -> Check:
     return Check(expected=f"{words}{': ' if because else ''}{because}", holds=values.__contains__)
 
 
-def _none_but(allowed: Iterable[str], because: str = "") -> Check:
+def _none_but(allowed: frozenset[str], because: str) -> Check:
     """An object of no other keys than those `allowed`."""
-    words = f"no keys but {', '.join(sorted(allowed))}{': ' if because else ''}{because}"
-    return Check(expected=words, holds=lambda value: isinstance(value, dict) and value.keys() <= set(allowed))
+    words = f"no keys but {', '.join(sorted(allowed))}: {because}"
+    return Check(expected=words, holds=lambda value: isinstance(value, dict) and value.keys() <= allowed)
 
 
 def _keeps_the_model(options: Any) -> bool:
@@ -58,7 +59,7 @@ def _changes_no_text(processing: Any) -> bool:
 
 def is_text(value: Any) -> bool:
     """Whether a value is a str without halves of surrogate pairs, which no tokenizer takes."""
-    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+    return isinstance(value, str) and is_unicode(value)
 
 
 def _is_token(value: Any, *, needs_type: bool = True) -> bool:
@@ -154,10 +155,7 @@ CONFIG: dict[str, Rule] = {
 }
 
 TOKENIZER_CONFIG: dict[str, Rule] = {
-    **_keys(
-        HEEDED,
-        "tokenizer_class model_max_length max_len",
-    ),
+    **_keys(HEEDED, "tokenizer_class model_max_length max_len"),
     **_keys(
         Check(expected="true or false", holds=lambda value: isinstance(value, bool)),
         "do_lower_case strip_accents tokenize_chinese_chars add_prefix_space",

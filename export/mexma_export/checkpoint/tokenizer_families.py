@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 ROBERTA_TOKENS = {
@@ -118,21 +118,18 @@ _BERT = Family(
     is_rebuilt_by_4=True,
 )
 
+_XLM_ROBERTA = Family(
+    model="Unigram",
+    model_values=lambda unk_token, model: {"unk_id": 3, "byte_fallback": False},
+    tokens=ROBERTA_TOKENS,
+    around=("bos_token", "eos_token"),
+    pipeline=_sentencepiece,
+)
+
 FAMILIES = {
-    "XLMRobertaTokenizer": Family(
-        model="Unigram",
-        model_values=lambda unk_token, model: {"unk_id": 3, "byte_fallback": False},
-        tokens=ROBERTA_TOKENS,
-        around=("bos_token", "eos_token"),
-        pipeline=_sentencepiece,
-    ),
-    "CamembertTokenizer": Family(
-        model="Unigram",
-        model_values=_camembert_model,
-        tokens=ROBERTA_TOKENS,
-        around=("bos_token", "eos_token"),
-        pipeline=_sentencepiece,
-        extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
+    "XLMRobertaTokenizer": _XLM_ROBERTA,
+    "CamembertTokenizer": replace(
+        _XLM_ROBERTA, model_values=_camembert_model, extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED")
     ),
     "RobertaTokenizer": Family(
         model="BPE",

@@ -52,7 +52,7 @@ class Reference:
         self.attention = model.config._attn_implementation
         self.threads = torch.get_num_threads()
         self.dim = model.config.hidden_size
-        self._padding_id = max(model.config.pad_token_id or 0, 0)  # BERT's may be null or negative
+        self._padding_id = _padding_id(model)
 
     def encode(
         self,
@@ -214,7 +214,7 @@ def load_reference(
     if not any((tokenizer_folder / file).is_file() for file in files):  # transformers then makes up an empty one
         raise CheckpointError(tokenizer_folder, [f"no tokenizer: expected one of {', '.join(files)}"])
     if their_tokenizer.pad_token is None:  # a tokenizer.json by itself does not name it
-        their_tokenizer.pad_token = their_tokenizer.convert_ids_to_tokens(max(model.config.pad_token_id or 0, 0))
+        their_tokenizer.pad_token = their_tokenizer.convert_ids_to_tokens(_padding_id(model))
     if lower_case:
         _lower_case(their_tokenizer, tokenizer_folder)
     return Reference(model.eval(), their_tokenizer, pooling=pooling, normalize=normalize, max_tokens=max_tokens)
@@ -227,6 +227,11 @@ def _problems(report: dict[str, Any]) -> list[str]:
     for name, theirs, expected in sorted(report["mismatched_keys"]):
         problems.append(f"tensor {name} has shape {tuple(theirs)}, expected {tuple(expected)}")
     return problems
+
+
+def _padding_id(model: Any) -> int:
+    """BERT's may be null or negative."""
+    return max(model.config.pad_token_id or 0, 0)
 
 
 def _lower_case(tokenizer: Any, where: Path) -> None:

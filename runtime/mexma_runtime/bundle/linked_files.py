@@ -67,15 +67,14 @@ class MappedGraph:
     def with_weights_as_inputs(self) -> bytes:
         """The graph with an input in place of each of `weights`."""
         names = {tensor.name for tensor in self.weights}
-        inputs = b"".join(bytes_field(GRAPH_INPUT, _value_info(tensor)) for tensor in self.weights)
-        parts = []
-        for number, value, raw in fields(self.graph):
-            if number == MODEL_GRAPH:
-                kept = (item for field, inner, item in fields(value) if not _is_weight(field, inner, names))
-                parts.append(bytes_field(MODEL_GRAPH, b"".join(kept) + inputs))
-            else:
-                parts.append(raw)
-        return b"".join(parts)
+        inputs = [bytes_field(GRAPH_INPUT, _value_info(tensor)) for tensor in self.weights]
+
+        def detached(graph: bytes) -> bytes:
+            return b"".join(
+                [raw for number, value, raw in fields(graph) if not _is_weight(number, value, names)] + inputs
+            )
+
+        return _replaced(self.graph, MODEL_GRAPH, detached)
 
 
 def is_linked(bundle: Bundle, engine: EngineEntry) -> bool:

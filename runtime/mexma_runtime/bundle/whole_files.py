@@ -48,7 +48,8 @@ class WholeFile:
     def __init__(self, path: Path, *, replaces_link: bool = False) -> None:
         self._path = self._where = path
         self._left = ""
-        self._place = path if replaces_link or _is_nameless(path) else Path(os.path.realpath(path))
+        is_nameless = _is_nameless(path)
+        self._place = path if replaces_link or is_nameless else Path(os.path.realpath(path))
         self._part: Path | None = None
         with self._errors():
             self._stream = _open_stream(path)
@@ -56,7 +57,7 @@ class WholeFile:
                 is_kept = not stat.S_ISREG(os.fstat(self._stream.fileno()).st_mode) and self._stream.seekable()
                 self._file = self._stream if is_kept else self._open_temporary()
             else:
-                self._file = self._open_part()
+                self._file = self._open_temporary() if is_nameless else self._open_part()
 
     def __enter__(self) -> Self:
         return self
@@ -141,8 +142,6 @@ class WholeFile:
 
     def _open_part(self) -> BinaryIO:
         """The hidden file, locked; or a temporary one where no file can be made beside one that can be written."""
-        if _is_nameless(self._path):
-            return self._open_temporary()
         _require_replaceable(self._place)
         stem = _stem(self._place.name)
         self._sweep(stem)

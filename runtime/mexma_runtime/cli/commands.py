@@ -43,21 +43,10 @@ def main() -> None:
         _fail(str(error), error.exit_code)
     except BrokenPipeError:  # whoever read the output has left
         sys.exit(MexmaError.exit_code)
-    except OSError as error:
-        if os.environ.get(SHOW_TRACEBACK):
-            raise
-        if error.errno is None:  # of a library
-            _fail_unexpectedly(error)
-        told = FileError(error.filename or "a file or standard output", "", error)
-        _fail(str(told), told.exit_code)
-    except MemoryError as error:
-        if os.environ.get(SHOW_TRACEBACK):
-            raise
-        _fail(f"out of memory{f': {error}' if str(error) else ''}", DeviceMemoryError.exit_code)
     except Exception as error:
         if os.environ.get(SHOW_TRACEBACK):
             raise
-        _fail_unexpectedly(error)
+        _fail_by(error)
 
 
 def build_app() -> typer.Typer:
@@ -179,7 +168,13 @@ def _flush_stdout() -> None:
         raise
 
 
-def _fail_unexpectedly(error: Exception) -> NoReturn:
+def _fail_by(error: Exception) -> NoReturn:
+    """Tell what nobody has put into words."""
+    if isinstance(error, OSError) and error.errno is not None:  # None: of a library
+        told = FileError(error.filename or "a file or standard output", "", error)
+        _fail(str(told), told.exit_code)
+    if isinstance(error, MemoryError):
+        _fail(f"out of memory{f': {error}' if str(error) else ''}", DeviceMemoryError.exit_code)
     _fail(f"{type(error).__name__}: {error} ({SHOW_TRACEBACK}=1 shows where)", UNEXPECTED_EXIT_CODE)
 
 

@@ -50,12 +50,12 @@ class TextCutter:
         Raises InputError, with the text's `index`, where too many characters would have to be tokenized at once.
         """
         ids: list[int] = []
-        start = 0
+        start, is_spelled_out = 0, False
         while start < len(text) and len(ids) < n_wanted:
             n_missing = n_wanted - len(ids)
             end = self._near_cut(text, start)
-            if end is None and (spelled := self._spelled_out(text[start:])) != text[start:]:
-                text, start = spelled, 0
+            if end is None and not is_spelled_out:
+                text, start, is_spelled_out = self._spelled_out(text[start:]), 0, True
                 continue
             if end is None:
                 agreed = self._agreed(text, start, len(text), n_missing)
