@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
 import sys
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from numbers import Integral, Real
 from types import TracebackType
-from typing import Any, Literal, TypedDict, Unpack, get_type_hints, overload
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast, get_type_hints, overload
 
 from numpy.typing import ArrayLike
 
@@ -20,21 +21,44 @@ from mexma_runtime.backends.base import Backend
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.call.execution import Execution, check_ids
-from mexma_runtime.call.options import PROMPTS, EncodeOptions, listed, resolve_options
+from mexma_runtime.call.options import (
+    EncodeOptions,
+    listed,
+    refuse_what_torch_does,
+    resolve_options,
+    resolve_vector_options,
+)
 from mexma_runtime.call.scheduler import Call, CancelSignal, Scheduler
 from mexma_runtime.device_vectors import DeviceRows
 from mexma_runtime.errors import InputError, TruncationWarning, UsageError
 from mexma_runtime.info import EncoderInfo, Times, describe
 from mexma_runtime.process import NATIVE, keep_in_forks, require_process
+from mexma_runtime.quantized_vectors import VectorPrecision
+from mexma_runtime.similarity import pairwise_similarity, similarity
 from mexma_runtime.terminal import Progress, progress_bars
 from mexma_runtime.text.tokenizer import MAX_WHOLE_CHARS, TextTokenizer, Tokenized, TokenizerSpec
-from mexma_runtime.types import Ragged, Vectors
-from mexma_runtime.vectors import cosine_similarity, rows_to_fill, to_tensor
+from mexma_runtime.types import Precision, Ragged, Similarity, Vectors
+from mexma_runtime.vectors import rows_to_fill, to_tensor
 
 ITER_WINDOW_TEXTS = 1024
 """Texts that `encode_iter` batches together: more would fill batches better, and give the first vector later."""
 MAX_WAITING = 64
 """Calls that wait for the engine, where nothing else is asked for."""
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _takes_sentences(method: Method) -> Method:
+    """Let `method` take `sentences`, the name that sentence-transformers had for `inputs` before its version 6."""
+
+    @functools.wraps(method)
+    def with_old_name(self: Encoder, *arguments: Any, **options: Any) -> Any:
+        if "sentences" in options and "inputs" not in options:
+            options = {"inputs": options.pop("sentences"), **options}
+        return method(self, *arguments, **options)
+
+    return cast("Method", with_old_name)
 
 
 class LoadOptions(TypedDict, total=False):
@@ -64,15 +88,16 @@ class Encoder:
 
     def __init__(self, bundle: Bundle, engine: EngineEntry, backend: Backend, options: LoadOptions) -> None:
         """`options`: those it was loaded with; another process needs them to load this encoder again."""
-        self._manifest, self._backend, self._options = bundle.manifest, backend, options
+        self._bundle, self._engine, self._backend, self._options = bundle, engine, backend, options
+        self._manifest = bundle.manifest
         text = bundle.manifest.text
         spec = TokenizerSpec(
             max_tokens=text.max_tokens,
             lower_case=text.lower_case,
             max_whole_chars=options.get("max_whole_chars", MAX_WHOLE_CHARS),
         )
-        tokenizer = TextTokenizer(bundle.path(text.tokenizer), spec)
-        self._execution = Execution(bundle.manifest, tokenizer, backend)
+        self._tokenizer = TextTokenizer(bundle.path(text.tokenizer), spec)
+        self._execution = Execution(bundle.manifest, self._tokenizer, backend)
         self._scheduler = Scheduler(max_waiting=options.get("max_waiting", MAX_WAITING))
         self._info = describe(bundle, engine, backend.info)
         keep_in_forks(backend)
@@ -125,6 +150,12 @@ class Encoder:
         for name, value in options.items():
             if not isinstance(value, _KINDS[name]) or (isinstance(value, bool) and name != "spinning"):
                 raise UsageError(f"{name}: expected {_HINTS[name]}, got {value!r}")
+        precision = options.get("precision")
+        if precision in set(VectorPrecision) - set(Precision):
+            raise UsageError(
+                f"precision: expected one of {', '.join(Precision)} (how the engine computes), got {precision!r}, a "
+                f"form that vectors are given in: encode(..., precision={precision!r})"
+            )
         require_memory_left()
         device = options.get("device", "cpu")
         if not all(isinstance(one, str) for one in device):
@@ -134,7 +165,7 @@ class Encoder:
             device=device,
             backend=options.get("backend"),
             engine=options.get("engine"),
-            precision=options.get("precision"),
+            precision=precision,
             dialect=options.get("dialect"),
             recipe=options.get("recipe"),
         )
@@ -167,7 +198,7 @@ class Encoder:
     @property
     def prompts(self) -> dict[str, str]:
         """What `prompt_name` may be, and what each puts before a text."""
-        return PROMPTS | self._manifest.text.prompts
+        return self._manifest.text.known_prompts
 
     @property
     def default_prompt_name(self) -> str | None:
@@ -177,15 +208,22 @@ class Encoder:
     @overload
     def encode(
         self,
-        sentences: str | Iterable[str],
+        inputs: str | Iterable[str],
         prompt_name: str | None = ...,
         prompt: str | None = ...,
         batch_size: int | None = ...,
         show_progress_bar: bool | None = ...,
-        *,
+        output_value: str = ...,
+        precision: Literal["float32"] | None = ...,
         convert_to_numpy: Literal[True] = ...,
         convert_to_tensor: Literal[False] = ...,
+        device: str | None = ...,
         normalize_embeddings: bool | None = ...,
+        truncate_dim: int | None = ...,
+        pool: None = ...,
+        chunk_size: None = ...,
+        *,
+        as_pooled: bool = ...,
         truncate: bool = ...,
         timeout: float | None = ...,
         cancel: CancelSignal | None = ...,
@@ -196,15 +234,22 @@ class Encoder:
     @overload
     def encode(
         self,
-        sentences: str | Iterable[str],
+        inputs: str | Iterable[str],
         prompt_name: str | None = ...,
         prompt: str | None = ...,
         batch_size: int | None = ...,
         show_progress_bar: bool | None = ...,
-        *,
+        output_value: str = ...,
+        precision: str | None = ...,
         convert_to_numpy: bool = ...,
         convert_to_tensor: bool = ...,
+        device: str | None = ...,
         normalize_embeddings: bool | None = ...,
+        truncate_dim: int | None = ...,
+        pool: None = ...,
+        chunk_size: None = ...,
+        *,
+        as_pooled: bool = ...,
         truncate: bool = ...,
         timeout: float | None = ...,
         cancel: CancelSignal | None = ...,
@@ -212,17 +257,25 @@ class Encoder:
         output: str | None = ...,
     ) -> Any: ...
 
+    @_takes_sentences
     def encode(
         self,
-        sentences: str | Iterable[str],
+        inputs: str | Iterable[str],
         prompt_name: str | None = None,
         prompt: str | None = None,
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
-        *,
+        output_value: str = "sentence_embedding",
+        precision: str | None = "float32",
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
+        device: str | None = None,
         normalize_embeddings: bool | None = None,
+        truncate_dim: int | None = None,
+        pool: None = None,
+        chunk_size: None = None,
+        *,
+        as_pooled: bool = False,
         truncate: bool = True,
         timeout: float | None = None,
         cancel: CancelSignal | None = None,
@@ -231,14 +284,18 @@ class Encoder:
     ) -> Any:
         """Embed texts: float32 `(n, dim)` in input order, owned by the caller; one str gives `(dim,)`.
 
-        The arguments are sentence-transformers' where it has them.
+        The arguments up to `chunk_size` are sentence-transformers', with its meaning; docs/integrations.md has a table.
         prompt_name, prompt: what to put before each text, by its name in the checkpoint or as it is; every model knows
             the names `query` and `document`, which are empty unless the checkpoint says more.
         batch_size: most sentences in a batch; None: as many as the backend does best.
         show_progress_bar: draw one on stderr, where that is a terminal.
+        precision: the form of the vectors, `float32`, `int8`, `uint8`, `binary` or `ubinary`; see VectorPrecision.
         convert_to_tensor: a torch.Tensor over the same memory; convert_to_numpy=False: a list of tensors.
-        normalize_embeddings: give vectors length 1, or leave them as pooled; None: the checkpoint's own way.
-        truncate: cut texts of more than `info.max_tokens` tokens, with one TruncationWarning; False: TextTooLongError.
+        normalize_embeddings: give vectors length 1, also where the checkpoint's own way is another.
+        truncate_dim: keep so many numbers of each vector, which get length 1 where `normalize_embeddings` says so.
+        output_value, device, pool, chunk_size: refused unless they ask for what an encoder does anyway.
+        as_pooled: leave vectors as pooled, also where the checkpoint's own way is to give them length 1.
+        truncate: cut texts of more than `max_seq_length` tokens, with one TruncationWarning; False: TextTooLongError.
         timeout: seconds for the whole call, looked at between batches: EncodeTimeoutError.
         cancel: a threading.Event or the like, looked at between batches: EncodeCancelledError.
         out: where to write: float32 `(n, dim)`, C-contiguous.
@@ -253,15 +310,23 @@ class Encoder:
             prompt_name=prompt_name,
             prompt=prompt,
             truncate=truncate,
+            max_tokens=self._info.max_tokens,
             normalize=normalize_embeddings,
+            as_pooled=as_pooled,
             batch_size=batch_size,
+        )
+        form = resolve_vector_options(truncate_dim=truncate_dim, precision=precision, normalize=normalize_embeddings)
+        refuse_what_torch_does(
+            self._info.device, output_value=output_value, device=device, pool=pool, chunk_size=chunk_size
         )
         if output not in (None, "device"):
             raise UsageError(f"output: expected None or 'device', got {output!r}")
         if output and (out is not None or convert_to_tensor or not convert_to_numpy):
             raise UsageError("output='device' gives DeviceVectors alone: leave out `out` and convert_to_...")
-        texts = [sentences] if isinstance(sentences, str) else listed(sentences)
-        shape = (self._info.dim,) if isinstance(sentences, str) else (len(texts), self._info.dim)
+        if not form.is_whole and (output or out is not None):
+            raise UsageError("`out` and output='device' take whole float32 vectors: no truncate_dim, no precision")
+        texts = [inputs] if isinstance(inputs, str) else listed(inputs)
+        shape = (self._info.dim,) if isinstance(inputs, str) else (len(texts), self._info.dim)
         with NATIVE:
             on_device = self._backend.device_vectors(shape) if output else None
         vectors = rows_to_fill(out, len(texts), self._info.dim) if on_device is None else on_device.rows
@@ -270,36 +335,54 @@ class Encoder:
             on_rows = report and functools.partial(_report_rows, report, len(texts))
             n_truncated = self._execution.embed_texts(texts, vectors, options, call, on_rows)
         if n_truncated:
-            warnings.warn(self._truncation(n_truncated, len(texts)), stacklevel=2)
+            warnings.warn(self._truncation(n_truncated, len(texts)), stacklevel=3)
         if isinstance(vectors, DeviceRows):
             return on_device
-        result = vectors[0] if isinstance(sentences, str) else vectors
+        result = form.apply(vectors[0] if isinstance(inputs, str) else vectors)
         if convert_to_tensor:
             return to_tensor(result)
         if not convert_to_numpy:
-            return to_tensor(result) if isinstance(sentences, str) else list(to_tensor(result))
+            return to_tensor(result) if isinstance(inputs, str) else list(to_tensor(result))
         return result
 
-    def encode_query(self, sentences: str | Iterable[str], *, prompt_name: str = "query", **options: Any) -> Any:
-        """`encode` with the checkpoint's prompt for queries, where it has one; `options` as there."""
-        return self.encode(sentences, prompt_name, **options)
+    @_takes_sentences
+    def encode_query(
+        self,
+        inputs: str | Iterable[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *arguments: Any,
+        **options: Any,
+    ) -> Any:
+        """`encode`, whose arguments it takes, with the checkpoint's prompt for queries unless another is named."""
+        return self.encode(inputs, "query" if prompt_name is None else prompt_name, prompt, *arguments, **options)
 
-    def encode_document(self, sentences: str | Iterable[str], *, prompt_name: str = "document", **options: Any) -> Any:
+    @_takes_sentences
+    def encode_document(
+        self,
+        inputs: str | Iterable[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *arguments: Any,
+        **options: Any,
+    ) -> Any:
         """`encode` with the checkpoint's prompt called `document`, which is empty where it has none of that name.
 
         So it is in sentence-transformers, too: multilingual-e5 calls its own `passage`, which has to be asked for.
         """
-        return self.encode(sentences, prompt_name, **options)
+        return self.encode(inputs, "document" if prompt_name is None else prompt_name, prompt, *arguments, **options)
 
+    @_takes_sentences
     def encode_iter(
         self,
-        sentences: Iterable[str],
+        inputs: Iterable[str],
         *,
         window: int = ITER_WINDOW_TEXTS,
         prompt_name: str | None = None,
         prompt: str | None = None,
         batch_size: int | None = None,
         normalize_embeddings: bool | None = None,
+        as_pooled: bool = False,
         truncate: bool = True,
         cancel: CancelSignal | None = None,
     ) -> Generator[Vectors, None, None]:
@@ -314,14 +397,16 @@ class Encoder:
             prompt_name=prompt_name,
             prompt=prompt,
             truncate=truncate,
+            max_tokens=self._info.max_tokens,
             normalize=normalize_embeddings,
+            as_pooled=as_pooled,
             batch_size=batch_size,
         )
-        if isinstance(sentences, (str, bytes, Mapping)) or not isinstance(sentences, Iterable):
-            raise InputError(f"expected an iterable of str, got {type(sentences).__name__}")
+        if isinstance(inputs, (str, bytes, Mapping)) or not isinstance(inputs, Iterable):
+            raise InputError(f"expected an iterable of str, got {type(inputs).__name__}")
         if not isinstance(window, Integral) or not 1 <= window <= sys.maxsize:
             raise UsageError(f"window: expected 1 or more, got {window!r}")
-        return self._iterate(iter(sentences), window, options, cancel)
+        return self._iterate(iter(inputs), window, options, cancel)
 
     def encode_ids(
         self,
@@ -329,6 +414,7 @@ class Encoder:
         *,
         batch_size: int | None = None,
         normalize_embeddings: bool | None = None,
+        as_pooled: bool = False,
         timeout: float | None = None,
         cancel: CancelSignal | None = None,
         out: Vectors | None = None,
@@ -338,16 +424,19 @@ class Encoder:
         Raises InputError with the index of a sentence that is empty, too long or has ids outside the vocabulary.
         """
         require_process(self._scheduler.process)
-        options = resolve_options(self._manifest, normalize=normalize_embeddings, batch_size=batch_size)
+        options = resolve_options(
+            self._manifest, normalize=normalize_embeddings, as_pooled=as_pooled, batch_size=batch_size
+        )
         check_ids(ragged, self._manifest)
         vectors = rows_to_fill(out, len(ragged), self._info.dim)
         with self._call(timeout, cancel) as call:
             self._execution.embed_ids(ragged, vectors, options, call)
         return vectors
 
+    @_takes_sentences
     def tokenize(
         self,
-        sentences: Iterable[str],
+        inputs: Iterable[str],
         *,
         prompt_name: str | None = None,
         prompt: str | None = None,
@@ -355,8 +444,14 @@ class Encoder:
     ) -> Tokenized:
         """The ids that `encode` computes with, for `encode_ids`, and which texts were truncated."""
         require_process(self._scheduler.process)
-        options = resolve_options(self._manifest, prompt_name=prompt_name, prompt=prompt, truncate=truncate)
-        texts = listed(sentences)
+        options = resolve_options(
+            self._manifest,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            truncate=truncate,
+            max_tokens=self._info.max_tokens,
+        )
+        texts = listed(inputs)
         with NATIVE:
             return self._execution.tokenize(texts, options)
 
@@ -366,10 +461,54 @@ class Encoder:
             row = [0] * min(length, self._info.max_tokens)
             self.encode_ids(Ragged.from_sequences([row] * batch_size), batch_size=batch_size)
 
-    @staticmethod
-    def similarity(a: ArrayLike, b: ArrayLike) -> Vectors:
-        """Cosines of all rows of `a` `(n, dim)` or `(dim,)` to all of `b` `(m, dim)` or `(dim,)`: float32 `(n, m)`."""
-        return cosine_similarity(a, b)
+    @property
+    def max_seq_length(self) -> int:
+        """Most tokens of a text, special ones included: the model's limit, or less where it was set to less.
+
+        Vectors of longer texts then change, and `info.space` with it. Setting it is not for while other threads encode.
+        """
+        return self._info.max_tokens
+
+    @max_seq_length.setter
+    def max_seq_length(self, limit: int) -> None:
+        least, most = self._tokenizer.least_tokens, self._bundle.manifest.text.max_tokens
+        if not isinstance(limit, Integral) or isinstance(limit, bool) or not least <= limit <= most:
+            raise UsageError(f"max_seq_length: expected {least} to {most}, the model's limit, got {limit!r}")
+        text = dataclasses.replace(self._bundle.manifest.text, max_tokens=int(limit))
+        manifest = dataclasses.replace(self._bundle.manifest, text=text)
+        space = manifest.space(self._engine.precision, manifest.file(self._engine.file))
+        self._info = dataclasses.replace(
+            self._info, max_tokens=int(limit), space=self._engine.space if limit == most else space
+        )
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """A copy of the bundle's tokenizer, a `tokenizers.Tokenizer` that does not cut; `tokenize` does."""
+        return self._tokenizer.copy()
+
+    def get_embedding_dimension(self) -> int:
+        """Numbers in a vector."""
+        return self._info.dim
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """The older name of `get_embedding_dimension`."""
+        return self._info.dim
+
+    @property
+    def similarity_fn_name(self) -> Similarity:
+        """How the checkpoint's vectors are compared: `cosine`, `dot`, `euclidean` or `manhattan`."""
+        return self._manifest.similarity_function
+
+    def similarity(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Vectors:
+        """How alike all rows of `(n, dim)` or `(dim,)` are to all of `(m, dim)` or `(dim,)`: float32 `(n, m)`.
+
+        By `similarity_fn_name`. Raises InputError where the shapes do not fit.
+        """
+        return similarity(embeddings1, embeddings2, self.similarity_fn_name)
+
+    def similarity_pairwise(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Vectors:
+        """How alike each row of `(n, dim)` is to the same row of another: float32 `(n,)`; as `similarity`."""
+        return pairwise_similarity(embeddings1, embeddings2, self.similarity_fn_name)
 
     def close(self) -> None:
         """Wait for the running batch and release the engine; waiting calls get EncoderClosedError."""
@@ -386,18 +525,21 @@ class Encoder:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial(type(self).load, **self._options), (self._info.bundle,)
+        return functools.partial(type(self).load, **self._options), (self._info.bundle,), self.max_seq_length
+
+    def __setstate__(self, max_seq_length: int) -> None:
+        self.max_seq_length = max_seq_length
 
     def __repr__(self) -> str:
         info = self._info
         return f"<Encoder {info.model_id} {info.engine} on {info.backend} {info.device}, {info.n_threads} threads>"
 
     def _iterate(
-        self, sentences: Iterator[str], window: int, options: EncodeOptions, cancel: CancelSignal | None
+        self, texts: Iterator[str], window: int, options: EncodeOptions, cancel: CancelSignal | None
     ) -> Generator[Vectors, None, None]:
         n_done = n_truncated = 0
         with self._call(None, cancel) as call:
-            for vectors, n_cut in self._execution.embed_windows(sentences, window, options, call):
+            for vectors, n_cut in self._execution.embed_windows(texts, window, options, call):
                 n_done += len(vectors)
                 n_truncated += n_cut
                 yield from (row.copy() for row in vectors)  # keeping one does not keep its window

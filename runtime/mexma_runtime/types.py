@@ -50,6 +50,17 @@ class Pooling(StrEnum):
     MEAN = "mean"
 
 
+class Similarity(StrEnum):
+    """How two vectors are compared: the larger, the more alike. sentence-transformers' names."""
+
+    COSINE = "cosine"
+    DOT = "dot"
+    EUCLIDEAN = "euclidean"
+    """Their Euclidean distance, negated."""
+    MANHATTAN = "manhattan"
+    """The sum of the differences of their numbers, negated."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ragged:
     """Sentences of token ids laid end to end; padding is a backend's business, not the data's."""

@@ -1,4 +1,4 @@
-"""What is done to vectors after the engine: unit length, cosine similarity, handing them to torch."""
+"""What is done to vectors after the engine: unit length, handing them to torch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import importlib
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 
 from mexma_runtime.device_vectors import DeviceVectors
-from mexma_runtime.errors import InputError, MissingDependencyError, UsageError
+from mexma_runtime.errors import MissingDependencyError, UsageError
 from mexma_runtime.types import Vectors
 
 SMALLEST_NORM = np.float32(1e-12)
@@ -35,18 +35,7 @@ def normalize_rows(vectors: Vectors) -> None:
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), SMALLEST_NORM)
 
 
-def cosine_similarity(a: ArrayLike, b: ArrayLike) -> Vectors:
-    """Cosines of all rows of `a` `(n, dim)` or `(dim,)` to all of `b` `(m, dim)` or `(dim,)`: float32 `(n, m)`."""
-    left, right = (np.atleast_2d(np.array(vectors, dtype=np.float32)) for vectors in (a, b))
-    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[1]:
-        raise InputError(f"similarity: expected (n, dim) and (m, dim), got {np.shape(a)} and {np.shape(b)}")
-    normalize_rows(left)
-    normalize_rows(right)
-    similarities: Vectors = left @ right.T
-    return similarities
-
-
-def to_tensor(vectors: Vectors | DeviceVectors) -> Any:
+def to_tensor(vectors: NDArray[Any] | DeviceVectors) -> Any:
     """The same memory as a torch.Tensor; MissingDependencyError where there is no torch."""
     try:
         # By name: nothing here may import torch but this, when asked to.

@@ -24,6 +24,7 @@ from mexma_export.parity.gate import open_pytorch
 from mexma_runtime import Encoder
 from mexma_runtime.bundle.manifest import Manifest
 from mexma_runtime.errors import MexmaError
+from mexma_runtime.similarity import similarity
 from mexma_runtime.terminal import Progress, note, progress_bars
 from mexma_runtime.types import Precision, Vectors
 
@@ -106,7 +107,7 @@ def engines_table(exported: Exported, samples_ms: Mapping[str, Sequence[float]])
 
 def neighbours_table(sentences: Sequence[str], vectors: Vectors) -> Table:
     """Each sentence and the nearest of the others; `vectors`: float32 `(n, dim)`."""
-    similarities = Encoder.similarity(vectors, vectors)
+    similarities = similarity(vectors, vectors)
     np.fill_diagonal(similarities, -np.inf)
     table = Table(title="Nearest neighbours")
     table.add_column("sentence")

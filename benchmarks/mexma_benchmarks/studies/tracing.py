@@ -87,7 +87,7 @@ def _measure(graph: Path, encoder: Encoder, n_threads: int) -> dict[str, Any]:
         ids = np.random.default_rng(0).integers(5, 1000, (n, length))
         feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         ragged = Ragged.from_sequences(list(ids))
-        theirs, ours = session.run(None, feeds)[0], encoder.encode_ids(ragged, normalize_embeddings=False)
+        theirs, ours = session.run(None, feeds)[0], encoder.encode_ids(ragged, as_pooled=True)
         calls = {"theirs": lambda f=feeds: session.run(None, f), "ours": lambda r=ragged: encoder.encode_ids(r)}
         columns = by_name(rounds(calls), N_ROUNDS)
         measured[f"{n} x {length}"] = {

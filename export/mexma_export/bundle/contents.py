@@ -11,6 +11,7 @@ from pathlib import Path
 from mexma_export.checkpoint.checkpoint import Checkpoint
 from mexma_export.checkpoint.scan import weights_sha256
 from mexma_runtime.bundle.bundle import content_name
+from mexma_runtime.bundle.companions import with_companions
 from mexma_runtime.bundle.manifest import SCHEMA, EngineEntry, FileEntry, Manifest, ModelEntry, TextEntry
 from mexma_runtime.errors import BundleError
 
@@ -23,33 +24,36 @@ def manifest_of(
     `weights`: their sha256. BundleError where that is another checkpoint's.
     """
     config, settings, source = checkpoint.config, checkpoint.settings, checkpoint.source
-    here = Manifest(
-        schema=SCHEMA,
-        writer=f"mexma-runtime {_version()}",
-        model=ModelEntry(
-            id=source.model_id,
-            revision=source.revision,
-            weights_sha256=weights,
-            family=config.family,
-            n_layers=config.n_layers,
-            hidden_size=config.hidden_size,
-            n_heads=config.n_heads,
-            vocab_size=config.vocab_size,
-        ),
-        pooling=settings.pooling,
-        normalize=settings.normalize,
-        text=TextEntry(
-            tokenizer=tokenizer.name,
-            max_tokens=settings.max_tokens,
-            max_tokens_source=settings.max_tokens_source,
-            lower_case=settings.lower_case,
-            padding_id=config.padding_id,
-            position_scheme=config.position_scheme,
-            prompts=settings.prompts,
-            default_prompt_name=settings.default_prompt_name,
-        ),
-        files=[tokenizer],
-        engines=[],
+    here = with_companions(
+        Manifest(
+            schema=SCHEMA,
+            writer=f"mexma-runtime {_version()}",
+            model=ModelEntry(
+                id=source.model_id,
+                revision=source.revision,
+                weights_sha256=weights,
+                family=config.family,
+                n_layers=config.n_layers,
+                hidden_size=config.hidden_size,
+                n_heads=config.n_heads,
+                vocab_size=config.vocab_size,
+            ),
+            pooling=settings.pooling,
+            normalize=settings.normalize,
+            similarity=settings.similarity,
+            text=TextEntry(
+                tokenizer=tokenizer.name,
+                max_tokens=settings.max_tokens,
+                max_tokens_source=settings.max_tokens_source,
+                lower_case=settings.lower_case,
+                padding_id=config.padding_id,
+                position_scheme=config.position_scheme,
+                prompts=settings.prompts,
+                default_prompt_name=settings.default_prompt_name,
+            ),
+            files=[tokenizer],
+            engines=[],
+        )
     )
     if there is None:
         return here

@@ -29,7 +29,6 @@ from mexma_runtime.bundle.manifest import (
     ProductMode,
     Quantization,
     QuantizedProduct,
-    space_fingerprint,
 )
 from mexma_runtime.hardware import default_threads, detect_hardware
 from mexma_runtime.terminal import Progress
@@ -178,7 +177,6 @@ class EngineWriter:
         requires: dict[str, str],
         quantization: Quantization | None = None,
     ) -> EngineEntry:
-        manifest = self._manifest
         quantized = job if isinstance(job, QuantizedJob) else None
         return EngineEntry(
             name=_name(job, dialect),
@@ -191,15 +189,7 @@ class EngineWriter:
             inputs=graph.inputs,
             output=OUTPUT,
             requires=requires,
-            space=space_fingerprint(
-                weights_sha256=manifest.model.weights_sha256,
-                tokenizer_sha256=manifest.file(manifest.text.tokenizer).sha256,
-                text=manifest.text,
-                pooling=manifest.pooling_mode,
-                normalize=manifest.is_normalized,
-                precision=job.precision,
-                graph_sha256=graph.file.sha256 if quantized else None,
-            ),
+            space=self._manifest.space(job.precision, graph.file),
             quantization=quantization,
         )
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from mexma_runtime.bundle.bundle import check_size, content_name, read_manifest, sha256_of
+from mexma_runtime.bundle.companions import COMPANIONS, write_companions
 from mexma_runtime.bundle.manifest import LOCAL, MANIFEST_NAME, FileEntry, Manifest
 from mexma_runtime.bundle.whole_files import flush_to_disk, write_whole
 from mexma_runtime.errors import BundleError, FileError, UsageError, file_errors
@@ -24,7 +25,7 @@ SPARE_BYTES = 64 << 20
 """Left free on the disk beside what is written."""
 
 _OURS = re.compile(
-    r"\.new-.*|\.bundle\.json\.[0-9a-f]+\.part|weights\.[0-9a-f]{16}\.bin|model\..+\.[0-9a-f]{16}\.onnx"
+    r"\.new-.*|\.(bundle|config|config_sentence_transformers|modules)\.json\.[0-9a-f]+\.part|weights\.[0-9a-f]{16}\.bin|model\..+\.[0-9a-f]{16}\.onnx"
     r"|tokenizer\.[0-9a-f]{16}\.json"
 )
 
@@ -114,6 +115,8 @@ class Staging:
     def publish(self, manifest: Manifest) -> None:
         """Make `manifest` the bundle, in one rename; what it does not list is removed when the staging is left.
 
+        The companions follow: they say what it says.
+
         BundleError, and the bundle as it was, where a file of an engine that was there before is damaged or gone.
         """
         for entry in manifest.files:
@@ -123,6 +126,7 @@ class Staging:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # `keep` has told it already
             write_whole(self.folder / MANIFEST_NAME, manifest.to_json().encode(), replaces_link=True)
+            write_companions(self.folder, manifest)
         self._flush_names()
         self.previous = manifest
 
@@ -150,11 +154,16 @@ class Staging:
 
     def _refuse_foreign_files(self) -> None:
         names = [path.name for path in self.folder.iterdir()]
-        foreign = [name for name in names if name != LOCAL and not _OURS.fullmatch(name)]
+        foreign = sorted(name for name in names if name != LOCAL and not _OURS.fullmatch(name))
         if foreign and not self.previous:
             raise UsageError(
-                f"{self.folder}: neither empty nor a bundle (it holds {', '.join(sorted(foreign)[:5])}): "
-                "choose another --out"
+                f"{self.folder}: neither empty nor a bundle (it holds {', '.join(foreign[:5])}): choose another --out"
+            )
+        own = self.previous.companions if self.previous else ()
+        if in_the_way := [name for name in foreign if name in COMPANIONS and name not in own]:
+            raise UsageError(
+                f"{self.folder}: {', '.join(in_the_way)}: bundle.json does not name it, so it is yours, and the bundle "
+                "gets one of its own: move it elsewhere"
             )
 
     def _sweep(self) -> None:

@@ -21,8 +21,8 @@ from mexma_export.checkpoint.settings_keys import (
     is_text,
     judge_keys,
 )
-from mexma_runtime.bundle.manifest import Setting
-from mexma_runtime.call.options import PROMPTS
+from mexma_runtime.bundle.companions import SETTINGS
+from mexma_runtime.bundle.manifest import DEFAULT_SIMILARITY, PROMPTS, Setting
 from mexma_runtime.types import Pooling
 
 KNOWN_POOLING = {"facebook/MEXMA": Pooling.CLS}
@@ -65,6 +65,7 @@ class SentenceSettings:
     lower_case: bool
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
+    similarity: Setting = DEFAULT_SIMILARITY
     tokenizer_options: Mapping[str, Any] = field(default_factory=dict)
     """Keys of tokenizer_config.json that have another value here."""
     warnings: tuple[str, ...] = ()
@@ -118,7 +119,8 @@ def read_settings(
             f"{pooling.value} ({pooling.source}). Vectors made through sentence-transformers before are another space"
         )
     max_tokens, source = _read_limit(folder, config, name, transformer, tokenizer_options, found)
-    prompts, default_prompt = _read_prompts(folder, found) if modules is not None else ({}, None)
+    config_file = read_object(folder / SETTINGS) if modules is not None else {}
+    prompts, default_prompt = _read_prompts(config_file, found)
     if pooling is None or found.problems:
         return None, found.problems
     settings = SentenceSettings(
@@ -132,6 +134,7 @@ def read_settings(
         lower_case=bool(transformer.get("do_lower_case")),
         prompts=prompts,
         default_prompt_name=default_prompt,
+        similarity=_similarity(config_file),
         tokenizer_options=tokenizer_options,
         warnings=tuple(found.warnings),
     )
@@ -291,14 +294,18 @@ def _tokenizer_limit(folder: Path, config: ModelConfig) -> tuple[Any, str]:
     return limit, "tokenizer_config.json"
 
 
-def _read_prompts(folder: Path, found: _Findings) -> tuple[dict[str, str], str | None]:
-    config = read_object(folder / "config_sentence_transformers.json")
-    found.judge("config_sentence_transformers.json", config, SENTENCE_TRANSFORMERS)
+def _similarity(config: Mapping[str, Any]) -> Setting:
+    value = config.get("similarity_fn_name")
+    return DEFAULT_SIMILARITY if value is None else Setting(value=value, source=SETTINGS)
+
+
+def _read_prompts(config: Mapping[str, Any], found: _Findings) -> tuple[dict[str, str], str | None]:
+    found.judge(SETTINGS, config, SENTENCE_TRANSFORMERS)
     prompts = config.get("prompts") or {}
     default = config.get("default_prompt_name")
     if isinstance(prompts, dict):
         prompts = {name: "" if text is None else text for name, text in prompts.items()}
         if all(map(is_text, (*prompts, *prompts.values()))) and default in (None, *PROMPTS, *prompts):
             return prompts, default
-    found.problems.append("config_sentence_transformers.json: prompts: expected texts by name, the default among them")
+    found.problems.append(f"{SETTINGS}: prompts: expected texts by name, the default among them")
     return {}, None

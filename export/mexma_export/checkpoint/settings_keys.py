@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final, TypeAlias
 
 from mexma_runtime.bundle.strict_json import Check
-from mexma_runtime.types import is_unicode
+from mexma_runtime.types import Similarity, is_unicode
 
 HEEDED: Final = "heeded"
 NO_EFFECT: Final = "no effect"
@@ -237,7 +237,8 @@ SENTENCE_TRANSFORMERS: dict[str, Rule] = {
     **_keys(HEEDED, "prompts default_prompt_name"),
     "truncate_dim": _only(because="cut vectors are not written: remove the key, and cut the vectors after encoding"),
     "model_type": _only("SentenceTransformer"),
-    **_keys(NO_EFFECT, "__version__ similarity_fn_name requirements"),
+    "similarity_fn_name": Check(expected=f"one of {', '.join(Similarity)}", holds=list(Similarity).__contains__),
+    **_keys(NO_EFFECT, "__version__ requirements"),
 }
 """Of config_sentence_transformers.json."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mexma_runtime.bundle.manifest import MANIFEST_NAME
 from mexma_runtime.errors import MissingDependencyError, SourceError, UsageError
 
 STANDIN_PREFIX = "standin:"
@@ -48,6 +49,7 @@ def resolve_source(
     """
     folder, model_id, commit = _find_folder(source, revision, progress)
     _refuse_folder_above(folder)
+    _refuse_bundle(folder)
     notes: list[str] = []
     if tokenizer is not None:
         path = _find_tokenizer(tokenizer)
@@ -79,6 +81,12 @@ def _refuse_folder_above(folder: Path) -> None:
             f"{folder}: the model lies in {path.parent.name}, an old layout of sentence-transformers: load it there, "
             "and save_pretrained() it again"
         )
+
+
+def _refuse_bundle(folder: Path) -> None:
+    """SourceError where `folder` holds a bundle and no weights of a checkpoint."""
+    if (folder / MANIFEST_NAME).is_file() and not any(folder.glob("*.safetensors")):
+        raise SourceError(f"{folder}: a bundle, which an export makes: name the checkpoint that it was made from")
 
 
 def _find_folder(

@@ -24,7 +24,7 @@ def register_build(app: typer.Typer) -> None:
             BuildTarget,
             typer.Option(
                 help="tensorrt: plans for this machine's GPU, in the bundle. plan: a bare plan with its description. "
-                "triton: a model repository."
+                "triton: a model repository. sentence-transformers: what older bundles lack to be its models."
             ),
         ],
         out: Annotated[
@@ -54,8 +54,9 @@ def register_build(app: typer.Typer) -> None:
             bool, typer.Option("--over-tensorrt", help="Of Triton: serve a TensorRT plan of this GPU, not a graph.")
         ] = False,
     ) -> None:
-        """Make of a bundle what other runtimes take: TensorRT plans, or a model repository for Triton."""
-        require_packages("onnx_ir", "ml_dtypes")
+        """Make of a bundle what others take: TensorRT plans, Triton's repository, a model of sentence-transformers."""
+        if target is not BuildTarget.SENTENCE_TRANSFORMERS:
+            require_packages("onnx_ir", "ml_dtypes")
         wanted = TargetOptions(
             target=target,
             device=device,

@@ -69,10 +69,10 @@ class PaddedLayout:
         if pooling is Pooling.CLS:
             return g.op("Squeeze", [x, g.constant("cls.axis", np.array([1], np.int64))], output)
         axis = g.constant("pooling.axis", np.array([1], np.int64))
-        last = g.constant("pooling.last_axis", np.array([-1], np.int64))
         weights = g.op("Cast", [tokens.inputs["attention_mask"]], "pooling.weights", to=ir.DataType.FLOAT)
-        column = g.op("Unsqueeze", [weights, last], "pooling.column")
-        total = g.op("ReduceSum", [g.op("Mul", [x, column], "pooling.tokens"), axis], "pooling.sum", keepdims=0)
+        # A matrix product, not a sum: onnxruntime's ReduceSum has other last bits for a batch of one, and is slower.
+        row = g.op("Unsqueeze", [weights, axis], "pooling.row")
+        total = g.op("Squeeze", [g.op("MatMul", [row, x], "pooling.sums"), axis], "pooling.sum")
         count = g.op("ReduceSum", [weights, axis], "pooling.count", keepdims=1)
         return g.op("Div", [total, count], output)
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from mexma_export.bundle.staging import Staging
 from mexma_runtime.backends import plan_platform
 from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.companions import with_companions
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.bundle.plans import HardwareCompatibility, find_plan
 from mexma_runtime.errors import UsageError
@@ -26,6 +28,8 @@ class BuildTarget(StrEnum):
     """A bare plan and the JSON that describes it."""
     TRITON = "triton"
     """A model repository for Triton Inference Server."""
+    SENTENCE_TRANSFORMERS = "sentence-transformers"
+    """The files that make the bundle a model of that library, which older bundles lack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +55,12 @@ class TargetOptions:
     def check(self) -> None:
         """UsageError for what does not go together; what this machine lacks for a plan is told before any work."""
         target = self.target
-        if self.out is None and target is not BuildTarget.TENSORRT:
+        if self.out is None and target in (BuildTarget.PLAN, BuildTarget.TRITON):
             raise UsageError("--out FOLDER is needed: where to write")
         if self.out is not None and target is BuildTarget.TENSORRT:
             raise UsageError("--out: plans of a bundle go into its local/; --target plan writes them elsewhere")
+        if target is BuildTarget.SENTENCE_TRANSFORMERS and (self.out or self.engine or self.precisions):
+            raise UsageError("--out, --engine and --precision: the files are the whole bundle's, and go into it")
         is_plan = target in (BuildTarget.TENSORRT, BuildTarget.PLAN)
         if (self.profiles or self.compatibility is not HardwareCompatibility.NONE) and not is_plan:
             raise UsageError("--profile and --hardware-compatible are for --target tensorrt or plan")
@@ -71,6 +77,8 @@ def make_target(folder: Path, options: TargetOptions, *, progress: Progress) -> 
 
     Raises what keeps this machine from it: no TensorRT, no GPU, no engine that the target takes.
     """
+    if options.target is BuildTarget.SENTENCE_TRANSFORMERS:
+        return [_companions(folder)]
     if options.target is BuildTarget.TRITON:
         return [_triton(Bundle.open(folder), options)]
     return _plans(folder, options, progress)
@@ -94,6 +102,15 @@ def _plans(folder: Path, options: TargetOptions, progress: Progress) -> list[str
         f"{', '.join(profile.name for profile in plan.profiles)}"
         for plan, path in build_plans(bundle, engines, how, progress=progress)
     ]
+
+
+def _companions(folder: Path) -> str:
+    """Publish the bundle as it is, with its companions."""
+    Bundle.open(folder)
+    with Staging(folder) as staging:
+        assert staging.previous
+        staging.publish(with_companions(staging.previous))
+    return f"{folder}: SentenceTransformer({str(folder)!r}, trust_remote_code=True) opens it"
 
 
 def _triton(bundle: Bundle, options: TargetOptions) -> str:

@@ -58,15 +58,20 @@ class Bundle:
 def read_manifest(folder: Path) -> Manifest | None:
     """bundle.json of `folder`, or None where there is none; BundleError where it cannot be read."""
     path = folder / MANIFEST_NAME
+    text = read_text(path)
+    return None if text is None else Manifest.from_json(text, path=path)
+
+
+def read_text(path: Path) -> str | None:
+    """A text file of a bundle, or None where there is none; BundleError where it cannot be read."""
     with file_errors(path, "cannot be read"):
         try:
             _require_file(path)
-            text = path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except UnicodeDecodeError as error:
             raise BundleError(path, f"not UTF-8 ({error}): the file is damaged: remove it and export again") from None
-    return Manifest.from_json(text, path=path)
 
 
 def _require_file(path: Path) -> int:

@@ -4,6 +4,7 @@ History of the schema (a reader knows every version up to its own):
   1  first release
   2  int8: EngineEntry.quantization
   3  the dialect packed, with inputs of its own
+  4  Manifest.similarity; Manifest.companions
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Annotated, Any, TypeAlias
 
 from mexma_runtime.bundle.strict_json import Check, loads, read_value
 from mexma_runtime.errors import BundleError
-from mexma_runtime.types import Dialect, Pooling, Precision
+from mexma_runtime.types import QUANTIZED, Dialect, Pooling, Precision, Similarity
 
-SCHEMA = 3
+SCHEMA = 4
 GROUP_STEP = 16
 """OpenVINO finds scales for groups of channels whose size is a multiple of this."""
 MANIFEST_NAME = "bundle.json"
@@ -80,6 +81,11 @@ class Setting:
     source: str
 
 
+PROMPTS = {"query": "", "document": ""}
+"""Names that every model knows, as in sentence-transformers: empty unless the checkpoint says more."""
+DEFAULT_SIMILARITY = Setting(value=Similarity.COSINE.value, source="sentence-transformers' default")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextEntry:
     """How text becomes ids, and ids positions."""
@@ -94,6 +100,11 @@ class TextEntry:
     position_scheme: PositionScheme
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
+
+    @property
+    def known_prompts(self) -> dict[str, str]:
+        """What a prompt may be called, and what each puts before a text."""
+        return PROMPTS | self.prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +223,10 @@ class Manifest:
     text: TextEntry
     files: list[FileEntry]
     engines: list[EngineEntry]
+    similarity: Setting = DEFAULT_SIMILARITY
+    """How the checkpoint's vectors are compared."""
+    companions: list[str] = field(default_factory=list)
+    """Files for other libraries that lie beside the others (bundle/companions.py); no size and no hash is checked."""
 
     @property
     def dim(self) -> int:
@@ -227,6 +242,23 @@ class Manifest:
     def is_normalized(self) -> bool:
         """Whether the checkpoint's own vectors have length 1."""
         return self.normalize.value == FLAGS[0]
+
+    @property
+    def similarity_function(self) -> Similarity:
+        """The similarity as its enumeration."""
+        return Similarity(self.similarity.value)
+
+    def space(self, precision: Precision, graph: FileEntry) -> str:
+        """The fingerprint of the vectors of an engine with this precision and `graph`: see `space_fingerprint`."""
+        return space_fingerprint(
+            weights_sha256=self.model.weights_sha256,
+            tokenizer_sha256=self.file(self.text.tokenizer).sha256,
+            text=self.text,
+            pooling=self.pooling_mode,
+            normalize=self.is_normalized,
+            precision=precision,
+            graph_sha256=graph.sha256 if precision in QUANTIZED else None,
+        )
 
     def file(self, name: str) -> FileEntry:
         """The entry of one file; KeyError where there is none."""
@@ -291,6 +323,8 @@ def _upgraded(data: dict[str, Any], schema: int) -> dict[str, Any]:
     if schema < 2 and isinstance(engines, list):
         engines = [{"quantization": None, **engine} if isinstance(engine, dict) else engine for engine in engines]
         data = {**data, "engines": engines}
+    if schema < 4:
+        data = {"similarity": dataclasses.asdict(DEFAULT_SIMILARITY), "companions": [], **data}
     return {**data, "schema": SCHEMA}
 
 
@@ -303,12 +337,13 @@ def _is_file_name(name: str) -> bool:
 
 def _check_references(manifest: Manifest, path: Path) -> None:
     files = [entry.name for entry in manifest.files]
-    for name in files:
+    for name in (*files, *manifest.companions):
         if Path(name).name != name or name in (".", "..", LOCAL) or not _is_file_name(name):
             raise BundleError(path, f"file name {name!r} is none of a file in the bundle's folder: refused")
     for what, setting, known in (
         ("pooling", manifest.pooling, list(Pooling)),
         ("normalize", manifest.normalize, FLAGS),
+        ("similarity", manifest.similarity, list(Similarity)),
     ):
         if setting.value not in known:
             raise BundleError(path, f"{what}.value: expected one of {', '.join(known)}, got {setting.value!r}")
@@ -318,5 +353,6 @@ def _check_references(manifest: Manifest, path: Path) -> None:
     if missing := sorted(needed - set(files)):
         raise BundleError(path, f"engines refer to files that the list of files lacks: {', '.join(missing)}")
     names = [engine.name for engine in manifest.engines]
-    if len(set(names)) != len(names) or len(set(files)) != len(files):
+    listed = [*files, *manifest.companions]
+    if len(set(names)) != len(names) or len(set(listed)) != len(listed):
         raise BundleError(path, "an engine or a file is listed twice")

@@ -46,7 +46,9 @@ class Execution:
         """The ids of `texts`, which are str; errors count them from `first_index`."""
         start_s = time.perf_counter()
         prompted = [options.prompt + text for text in texts] if options.prompt else texts
-        tokens = self._tokenizer.encode(prompted, truncate=options.truncate, first_index=first_index)
+        tokens = self._tokenizer.encode(
+            prompted, truncate=options.truncate, first_index=first_index, max_tokens=options.max_tokens
+        )
         check_ids(tokens.ragged, self._manifest, first_index)  # a tokenizer may give a text no token at all
         with self._adding:
             self.tokenize_s += time.perf_counter() - start_s

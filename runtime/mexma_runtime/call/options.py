@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from numbers import Integral
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mexma_runtime.bundle.manifest import Manifest
 from mexma_runtime.errors import InputError, UsageError
+from mexma_runtime.quantized_vectors import VectorPrecision, quantize_vectors
 from mexma_runtime.text.tokenizer import refuse_surrogates
-from mexma_runtime.types import is_unicode
-
-PROMPTS = {"query": "", "document": ""}
-"""Names that every model knows, as in sentence-transformers: empty unless the checkpoint says more."""
+from mexma_runtime.types import Vectors, is_unicode
+from mexma_runtime.vectors import normalize_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,8 @@ class EncodeOptions:
     prompt: str
     """Put before each text."""
     truncate: bool
+    max_tokens: int
+    """Of a text, special tokens included."""
     normalize: bool
     batch_size: int | None
     """Most sentences in a batch; None: as many as the backend likes."""
@@ -35,32 +37,105 @@ def resolve_options(
     prompt_name: str | None = None,
     prompt: str | None = None,
     truncate: bool = True,
+    max_tokens: int | None = None,
     normalize: bool | None = None,
+    as_pooled: bool = False,
     batch_size: int | None = None,
 ) -> EncodeOptions:
-    """Fill in the checkpoint's own ways; prompts are chosen as sentence-transformers does."""
-    if batch_size is not None and (
-        not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1
-    ):
+    """Fill in the checkpoint's own ways; prompts and length are chosen as sentence-transformers does."""
+    if batch_size is not None and not _is_count(batch_size):
         raise UsageError(f"batch_size: expected 1 or more, got {batch_size!r}")
-    choices: tuple[tuple[str, object], ...] = (("truncate", truncate), ("normalize_embeddings", normalize))
-    for name, choice in choices:
-        if not isinstance(choice, bool | np.bool_) and (choice is not None or name == "truncate"):
-            raise UsageError(f"{name}: expected True or False, got {choice!r}")
+    require_flags(truncate=truncate, as_pooled=as_pooled)
+    if normalize is not None:
+        require_flags(normalize_embeddings=normalize)
     for name, words in (("prompt_name", prompt_name), ("prompt", prompt)):
         if words is not None and not isinstance(words, str):
             raise UsageError(f"{name}: expected a str, got {type(words).__name__}")
         if words is not None and not is_unicode(words):
             raise UsageError(f"{name}: expected valid Unicode, got {words!a}")
-    prompts = PROMPTS | manifest.text.prompts
+    prompts = manifest.text.known_prompts
     if prompt is None and prompt_name is not None:
         if prompt_name not in prompts:
             raise UsageError(f"prompt_name: expected one of {sorted(prompts)}, got {prompt_name!r}")
         prompt = prompts[prompt_name]
     elif prompt is None and manifest.text.default_prompt_name is not None:
         prompt = prompts.get(manifest.text.default_prompt_name)
-    own_way = manifest.is_normalized if normalize is None else normalize
-    return EncodeOptions(prompt=prompt or "", truncate=truncate, normalize=own_way, batch_size=batch_size)
+    if normalize and as_pooled:
+        raise UsageError("normalize_embeddings=True and as_pooled=True contradict each other: leave one out")
+    return EncodeOptions(
+        prompt=prompt or "",
+        truncate=truncate,
+        max_tokens=max_tokens or manifest.text.max_tokens,
+        normalize=not as_pooled and bool(normalize or manifest.is_normalized),
+        batch_size=batch_size,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorOptions:
+    """The form that vectors are given in, once they are computed."""
+
+    truncate_dim: int | None
+    """Numbers of a vector that are kept; None: all."""
+    precision: VectorPrecision
+    normalize: bool
+    """Whether what is cut gets length 1 again."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether vectors are given as they are computed."""
+        return self.truncate_dim is None and self.precision is VectorPrecision.FLOAT32
+
+    def apply(self, vectors: Vectors) -> NDArray[Any]:
+        """float32 `(n, dim)` or `(dim,)` in this form; InputError: int8 or uint8 of a single vector."""
+        if self.truncate_dim is not None:
+            vectors = np.array(vectors[..., : self.truncate_dim])
+            if self.normalize:
+                normalize_rows(np.atleast_2d(vectors))
+        return quantize_vectors(vectors, self.precision)
+
+
+def resolve_vector_options(*, truncate_dim: int | None, precision: str | None, normalize: bool | None) -> VectorOptions:
+    """UsageError for what is none; no precision is float32, as in sentence-transformers."""
+    if truncate_dim is not None and not _is_count(truncate_dim):
+        raise UsageError(f"truncate_dim: expected 1 or more, got {truncate_dim!r}")
+    if precision not in (None, *VectorPrecision):
+        raise UsageError(
+            f"precision: expected one of {', '.join(VectorPrecision)} (how vectors are given), got {precision!r}; an "
+            "engine's own (fp32, fp16, int8) is chosen when it is loaded: Encoder.load(..., precision=...)"
+        )
+    return VectorOptions(
+        truncate_dim=truncate_dim,
+        precision=VectorPrecision(precision or VectorPrecision.FLOAT32),
+        normalize=bool(normalize),
+    )
+
+
+def refuse_what_torch_does(
+    own_device: str, *, output_value: str | None, device: object, pool: object, chunk_size: object
+) -> None:
+    """UsageError for arguments of sentence-transformers that mean nothing to an engine, unless they ask for nothing."""
+    if output_value != "sentence_embedding":
+        raise UsageError(f"output_value: expected 'sentence_embedding', all that an engine gives, got {output_value!r}")
+    if device is not None and own_device not in (str(device), f"{device}:0"):
+        raise UsageError(f"device: this encoder is on {own_device}, got {device!r}: Encoder.load(..., device=...)")
+    for name, value in (("pool", pool), ("chunk_size", chunk_size)):
+        if value is not None:
+            raise UsageError(
+                f"{name}: expected None, got {value!r}: an encoder is one process; with several GPUs, "
+                "Encoder.load(..., device=['cuda:0', 'cuda:1'])"
+            )
+
+
+def require_flags(**flags: object) -> None:
+    """UsageError for a flag that is neither True nor False."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool | np.bool_):
+            raise UsageError(f"{name}: expected True or False, got {flag!r}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
 def listed(sentences: Iterable[str]) -> list[str]:

@@ -137,6 +137,7 @@ def embed_command(
             prompt=prompt,
             batch_size=batch_size,
             normalize_embeddings=normalize,
+            as_pooled=normalize is False,
             truncate=truncate,
         )
         stack.enter_context(closing(vectors))

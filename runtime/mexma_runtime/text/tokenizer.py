@@ -67,24 +67,33 @@ class TextTokenizer:
             self._tokenizer.normalizer = _with_lowercase(self._tokenizer.normalizer)
         self._prefix, self._suffix = _special_tokens(self._tokenizer, path)
         self._max_tokens = spec.max_tokens
-        self._max_content = spec.max_tokens - len(self._prefix) - len(self._suffix)
-        if self._max_content < 1:
-            n_special = len(self._prefix) + len(self._suffix)
-            reason = f"a text has {n_special} special tokens and needs room for one more, but max_tokens is"
+        if spec.max_tokens < self.least_tokens:
+            reason = f"a text has {self.least_tokens - 1} special tokens and needs room for one more, but max_tokens is"
             raise BundleError(path, f"{reason} {spec.max_tokens}")
         self._whole_chars, self._max_whole_chars = CHARS_PER_TOKEN * spec.max_tokens, spec.max_whole_chars
         self._cutter = lru_cache(partial(_cutter, self._tokenizer, self._whole_chars, self._max_whole_chars))
+
+    def copy(self) -> Tokenizer:
+        """The tokenizers library's own object, which neither cuts nor pads, for a caller to do with as they like."""
+        return Tokenizer.from_str(self._tokenizer.to_str())
+
+    @property
+    def least_tokens(self) -> int:
+        """The special tokens of a text and one more."""
+        return len(self._prefix) + len(self._suffix) + 1
 
     def may_refuse(self, texts: Sequence[str], *, truncate: bool) -> bool:
         """Whether one of `texts`, which are valid Unicode, may turn out to be no input when it is tokenized."""
         may_be_empty = not self._prefix and not self._suffix
         return not truncate or may_be_empty or max(map(len, texts), default=0) > self._max_whole_chars
 
-    def encode(self, texts: Sequence[str], *, truncate: bool = True, first_index: int = 0) -> Tokenized:
+    def encode(
+        self, texts: Sequence[str], *, truncate: bool = True, first_index: int = 0, max_tokens: int | None = None
+    ) -> Tokenized:
         """Token ids of `texts`, which are str, special tokens included, at most `max_tokens` each.
 
-        Errors give the position in `texts` plus `first_index`. InputError: not valid Unicode, or more than
-        `max_whole_chars` characters that cannot be cut.
+        `max_tokens`: the tokenizer's own limit where it is None, and never more. Errors give the position in `texts`
+        plus `first_index`. InputError: not valid Unicode, or more than `max_whole_chars` characters that cannot be cut.
         TextTooLongError: a text has too many tokens and `truncate` is False.
         """
         long = {row for row, text in enumerate(texts) if len(text) > self._whole_chars}
@@ -95,12 +104,13 @@ class TextTokenizer:
                 require_whole(len(texts[index]), self._max_whole_chars, first_index + index)
             rows = self._whole(texts, first_index)
 
-        truncated = np.fromiter(map(len, rows), np.int64, len(rows)) > self._max_tokens
+        limit = min(self._max_tokens, max_tokens or self._max_tokens)
+        truncated = np.fromiter(map(len, rows), np.int64, len(rows)) > limit
         for row in np.flatnonzero(truncated):
             if not truncate:
-                reason = f"more than {self._max_tokens} tokens, the special ones included, which is the model's limit"
+                reason = f"more than {limit} tokens, the special ones included, which is the model's limit"
                 raise TextTooLongError(f"{reason}: split it, or allow truncation", index=first_index + int(row))
-            rows[row] = rows[row][: self._max_tokens - len(self._suffix)] + self._suffix
+            rows[row] = rows[row][: limit - len(self._suffix)] + self._suffix
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)), out=offsets[1:])
         ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(offsets[-1]))
@@ -124,7 +134,11 @@ class TextTokenizer:
         refuse_surrogates(texts, first_index)
         short = iter(self._whole([text for row, text in enumerate(texts) if row not in long], first_index))
         return [
-            [*self._prefix, *cutter.first_ids(text, self._max_content + 1, index=first_index + row), *self._suffix]
+            [
+                *self._prefix,
+                *cutter.first_ids(text, self._max_tokens - self.least_tokens + 2, index=first_index + row),
+                *self._suffix,
+            ]
             if row in long
             else next(short)
             for row, text in enumerate(texts)

@@ -142,7 +142,7 @@ def test_a_text_without_a_token_is_named(make_bundle: MakeBundle) -> None:
 @pytest.mark.parametrize("normalize", [True, False])
 def test_the_checkpoints_own_length_unless_asked(make_bundle: MakeBundle, normalize: bool) -> None:
     encoder = Encoder.load(make_bundle(normalize=normalize), n_threads=1)
-    plain = encoder.encode(TEXTS, normalize_embeddings=False)
+    plain = encoder.encode(TEXTS, as_pooled=True)
     unit = encoder.encode(TEXTS, normalize_embeddings=True)
 
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-6)

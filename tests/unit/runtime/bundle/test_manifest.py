@@ -24,7 +24,7 @@ from mexma_runtime.bundle.manifest import (
 )
 from mexma_runtime.bundle.strict_json import read_value
 from mexma_runtime.errors import BundleError
-from mexma_runtime.types import Pooling, Precision
+from mexma_runtime.types import Pooling, Precision, Similarity
 
 PATH = Path("a/bundle.json")
 GOLDEN = Path(__file__).parents[3] / "golden"
@@ -103,7 +103,8 @@ def test_the_golden_file_is_read_and_written_as_it_is() -> None:
     read = Manifest.from_json(text, path=path)
 
     assert read.to_json() == text
-    assert (read.schema, read.dim, read.pooling_mode, read.is_normalized) == (3, 1024, Pooling.CLS, False)
+    assert (read.schema, read.dim, read.pooling_mode, read.is_normalized) == (4, 1024, Pooling.CLS, False)
+    assert (read.similarity_function, read.companions) == (Similarity.DOT, ["config.json", "modules.json"])
     assert [(e.name, e.quantization is None) for e in read.engines] == [
         ("fused.fp32", True),
         ("packed.fp32", True),
@@ -111,7 +112,7 @@ def test_the_golden_file_is_read_and_written_as_it_is() -> None:
     ]
 
 
-@pytest.mark.parametrize("schema", [1, 2])
+@pytest.mark.parametrize("schema", [1, 2, 3])
 def test_what_older_schemas_lack_is_filled_in(schema: int) -> None:
     path = GOLDEN / f"bundle.schema-{schema}.json"
 
@@ -119,8 +120,9 @@ def test_what_older_schemas_lack_is_filled_in(schema: int) -> None:
 
     newer = GOLDEN / f"bundle.schema-{SCHEMA}.json"
     expected = Manifest.from_json(newer.read_text(encoding="utf-8"), path=newer)
-    fused, _, int8 = expected.engines
-    assert read.engines == [fused, int8][:schema]
+    fused, packed, int8 = expected.engines
+    assert read.engines == ([fused, int8][:schema] if schema < 3 else [fused, packed, int8])
+    assert (read.similarity_function, read.companions) == (Similarity.COSINE, [])
     assert Manifest.from_json(read.to_json(), path=path) == read
     assert read.schema == SCHEMA
 

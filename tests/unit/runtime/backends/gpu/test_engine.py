@@ -87,7 +87,7 @@ def open_engine(bundle: Bundle, sessions: dict[Dialect, Any], make_host_device: 
 def reference(bundle: Bundle) -> Iterator[Callable[[Ragged], Vectors]]:
     """onnxruntime's CPU backend."""
     with Encoder.from_bundle(bundle, precision="fp32", dialect="fused", backend="onnxruntime", n_threads=1) as encoder:
-        yield lambda ragged: encoder.encode_ids(ragged, normalize_embeddings=False)
+        yield lambda ragged: encoder.encode_ids(ragged, as_pooled=True)
 
 
 def random_ragged(seed: int, lengths: list[int]) -> Ragged:
