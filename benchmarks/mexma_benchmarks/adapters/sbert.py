@@ -1,7 +1,7 @@
 """sentence-transformers; int8 is made by its own exporters, with their defaults.
 
-`options`: `backend`, "torch", "onnx" or "openvino"; `int8`; `calibration`, which OpenVINO's int8 needs, is a text file
-with a sentence a line.
+`options`: `backend`, "torch", "onnx", "openvino" or "bundle"; `int8`; `calibration`, which OpenVINO's int8 needs, is a
+text file with a sentence a line. Of a bundle, `model_kwargs` are what it is loaded with.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ LIBRARIES = {
     "torch": ("torch", "transformers"),
     "onnx": ("onnxruntime", "optimum-onnx"),
     "openvino": ("openvino", "optimum-intel", "nncf"),
+    "bundle": ("torch", "mexma-runtime"),
 }
 
 
 def prepare(task: Task) -> None:
     """Export the checkpoint for the backend; quantize it where int8 is asked for."""
-    if task.options["backend"] == "torch":
+    if task.options["backend"] in ("torch", "bundle"):
         return
     with TemporaryDirectory(dir=task.folder) as temporary:
         os.environ["HF_HUB_CACHE"] = temporary  # where the exporter of OpenVINO puts calibration texts
@@ -62,6 +63,12 @@ def open_model(task: Task) -> Model:
     import torch
 
     torch.set_num_threads(task.n_threads)
+    if task.options["backend"] == "bundle":
+        from sentence_transformers import SentenceTransformer
+
+        options = {"n_threads": task.n_threads, **task.options["model_kwargs"]}
+        model = SentenceTransformer(task.folder, trust_remote_code=True, device=task.device, model_kwargs=options)
+        return SentenceTransformers(model, task)
     if task.options["backend"] == "torch":
         return SentenceTransformers(_load(task, task.checkpoint), task)
     suffix = "onnx" if task.options["backend"] == "onnx" else "xml"
@@ -120,7 +127,7 @@ class SentenceTransformers(Model):
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Embed texts in batches of 32, which it sorts by length itself."""
-        vectors: Vectors = self._model.encode(list(texts), show_progress_bar=False)
+        vectors: Vectors = self._model.encode(list(texts), prompt="", show_progress_bar=False)
         return vectors
 
     def encode_ids(self, sentences: Sequence[Sequence[int]]) -> Vectors:

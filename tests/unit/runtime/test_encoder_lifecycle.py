@@ -203,6 +203,12 @@ def test_importing_brings_no_heavy_library_and_prints_nothing() -> None:
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
+def test_an_encoder_that_outlives_the_modules_says_nothing(bundle_folder: Path) -> None:
+    code = "import json, sys; from mexma_runtime import Encoder; json.encoder = Encoder.load(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, str(bundle_folder)], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 def test_every_public_name_is_there() -> None:
     assert all(hasattr(mexma_runtime, name) for name in mexma_runtime.__all__)
 

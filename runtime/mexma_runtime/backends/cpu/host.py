@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 from mexma_runtime.backends.base import BackendInfo, Finish, done
@@ -19,9 +20,10 @@ class HostBackend:
     copy_s: float = 0.0
     compute_s: float = 0.0
 
-    def __del__(self) -> None:
-        # A library destroys an engine without the interpreter's lock, as it computes: see process.py.
-        if sys.is_finalizing():
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # A library destroys an engine without the interpreter's lock, as it computes: see process.py. At the very end
+        # this module's names are gone.
+        if is_finalizing():
             return
         try:
             with NATIVE:

@@ -1,0 +1,41 @@
+"""LangChain: an encoder as its embeddings."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+from mexma_runtime.integrations.shared import (
+    EncoderOrFolder,
+    FolderOptions,
+    encode_in_thread,
+    encode_to_lists,
+    importing,
+    open_encoder,
+)
+
+with importing("langchain_core", package="langchain-core", extra="langchain"):
+    from langchain_core.embeddings import Embeddings
+
+
+class MexmaEmbeddings(Embeddings):
+    """Embeds for LangChain's vector stores. An async call that is cancelled ends after the running batch."""
+
+    def __init__(self, encoder: EncoderOrFolder, **options: Unpack[FolderOptions]) -> None:
+        """`encoder`: one, or a bundle's folder with the options of `Encoder.load`."""
+        self._encoder = open_encoder(encoder, options)
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """A vector for each text, with the checkpoint's prompt for documents."""
+        return encode_to_lists(self._encoder.encode_document, texts)
+
+    def embed_query(self, text: str) -> list[float]:
+        """The vector of one text, with the checkpoint's prompt for queries."""
+        return encode_to_lists(self._encoder.encode_query, text)
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """`embed_documents` in a thread."""
+        return await encode_in_thread(self._encoder.encode_document, texts)
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """`embed_query` in a thread."""
+        return await encode_in_thread(self._encoder.encode_query, text)
