@@ -224,7 +224,7 @@ class Encoder:
         chunk_size: None = ...,
         *,
         as_pooled: bool = ...,
-        truncate: bool = ...,
+        truncate: bool | Literal["quietly"] = ...,
         timeout: float | None = ...,
         cancel: CancelSignal | None = ...,
         out: Vectors | None = ...,
@@ -250,7 +250,7 @@ class Encoder:
         chunk_size: None = ...,
         *,
         as_pooled: bool = ...,
-        truncate: bool = ...,
+        truncate: bool | Literal["quietly"] = ...,
         timeout: float | None = ...,
         cancel: CancelSignal | None = ...,
         out: Vectors | None = ...,
@@ -276,7 +276,7 @@ class Encoder:
         chunk_size: None = None,
         *,
         as_pooled: bool = False,
-        truncate: bool = True,
+        truncate: bool | Literal["quietly"] = True,
         timeout: float | None = None,
         cancel: CancelSignal | None = None,
         out: Vectors | None = None,
@@ -295,7 +295,8 @@ class Encoder:
         truncate_dim: keep so many numbers of each vector, which get length 1 where `normalize_embeddings` says so.
         output_value, device, pool, chunk_size: refused unless they ask for what an encoder does anyway.
         as_pooled: leave vectors as pooled, also where the checkpoint's own way is to give them length 1.
-        truncate: cut texts of more than `max_seq_length` tokens, with one TruncationWarning; False: TextTooLongError.
+        truncate: cut texts of more than `max_seq_length` tokens, with one TruncationWarning, or `quietly`; False:
+            TextTooLongError.
         timeout: seconds for the whole call, looked at between batches: EncodeTimeoutError.
         cancel: a threading.Event or the like, looked at between batches: EncodeCancelledError.
         out: where to write: float32 `(n, dim)`, C-contiguous.
@@ -309,7 +310,7 @@ class Encoder:
             self._manifest,
             prompt_name=prompt_name,
             prompt=prompt,
-            truncate=truncate,
+            truncate=truncate == "quietly" or truncate,
             max_tokens=self._info.max_tokens,
             normalize=normalize_embeddings,
             as_pooled=as_pooled,
@@ -334,7 +335,7 @@ class Encoder:
         with progress as report, self._call(timeout, cancel) as call:
             on_rows = report and functools.partial(_report_rows, report, len(texts))
             n_truncated = self._execution.embed_texts(texts, vectors, options, call, on_rows)
-        if n_truncated:
+        if n_truncated and truncate != "quietly":
             warnings.warn(self._truncation(n_truncated, len(texts)), stacklevel=3)
         if isinstance(vectors, DeviceRows):
             return on_device
