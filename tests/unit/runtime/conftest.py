@@ -183,7 +183,9 @@ def write_tokenizer(path: Path) -> None:
     tokenizer.save(str(path))
 
 
-def write_bundle(folder: Path, *, requires: str = "1.16", normalize: bool = False, **text: Any) -> Path:
+def write_bundle(
+    folder: Path, *, requires: str = "1.16", normalize: bool = False, similarity: str = "cosine", **text: Any
+) -> Path:
     folder.mkdir(parents=True)
     names = {dialect: f"model.{dialect}.fp32.onnx" for dialect in PADDED_DIALECTS}
     for name in names.values():
@@ -230,6 +232,7 @@ def write_bundle(folder: Path, *, requires: str = "1.16", normalize: bool = Fals
         ),
         pooling=Setting(value="mean", source="by hand"),
         normalize=Setting(value="true" if normalize else "false", source="by hand"),
+        similarity=Setting(value=similarity, source="by hand"),
         text=replace(entry, **text),
         files=[
             FileEntry(name=path.name, sha256=sha256_of(path), size=path.stat().st_size)
@@ -264,6 +267,18 @@ def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def encoder(bundle_folder: Path) -> Encoder:
     return Encoder.load(bundle_folder, n_threads=1)
+
+
+@pytest.fixture(scope="session")
+def minilm(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    """all-MiniLM-L6-v2 in fp32, by onnxruntime."""
+    from mexma_export.bundle.pipeline import export
+    from mexma_export.bundle.request import ExportRequest
+    from mexma_export.checkpoint.sources import resolve_source
+
+    out = tmp_path_factory.mktemp("minilm") / "bundle"
+    export(resolve_source(str(minilm_folder)), ExportRequest(out=out, precisions=(Precision.FP32,), check_parity=False))
+    return Encoder.load(out)
 
 
 @pytest.fixture
