@@ -36,8 +36,10 @@ def with_companions(manifest: Manifest) -> Manifest:
 
 
 def write_companions(folder: Path, manifest: Manifest) -> None:
-    """Write the companions of `manifest` into `folder`, each whole and in place of what is there; FileError."""
+    """Write the companions that `manifest` names into `folder`, each whole and in place of what is there; FileError."""
     for name, content in ((CONFIG, _config), (SETTINGS, _settings), (MODULES, _modules)):
+        if name not in manifest.companions:
+            continue
         text = json.dumps(content(manifest), indent=2, sort_keys=True) + "\n"
         write_whole(folder / name, text.encode(), replaces_link=True)
 

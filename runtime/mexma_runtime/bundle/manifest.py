@@ -338,7 +338,7 @@ def _is_file_name(name: str) -> bool:
 def _check_references(manifest: Manifest, path: Path) -> None:
     files = [entry.name for entry in manifest.files]
     for name in (*files, *manifest.companions):
-        if Path(name).name != name or name in (".", "..", LOCAL) or not _is_file_name(name):
+        if Path(name).name != name or name in (".", "..", LOCAL, MANIFEST_NAME) or not _is_file_name(name):
             raise BundleError(path, f"file name {name!r} is none of a file in the bundle's folder: refused")
     for what, setting, known in (
         ("pooling", manifest.pooling, list(Pooling)),

@@ -15,19 +15,22 @@ from pathlib import Path
 from typing import Any, Self, Unpack
 
 import numpy as np
-import torch
 
 from mexma_runtime.bundle.bundle import Bundle, read_manifest
-from mexma_runtime.bundle.companions import SETTINGS, check_settings, model_settings, write_companions
+from mexma_runtime.bundle.companions import SETTINGS, check_settings, model_settings, with_companions, write_companions
 from mexma_runtime.bundle.manifest import MANIFEST_NAME
 from mexma_runtime.bundle.whole_files import write_whole
 from mexma_runtime.encoder import Encoder, LoadOptions
 from mexma_runtime.errors import BundleError, EngineUnavailableError, InputError, UsageError, file_errors
+from mexma_runtime.integrations.shared import importing
 from mexma_runtime.types import Ragged
 
-try:
+with importing("sentence_transformers", package="sentence-transformers", extra="sentence-transformers"):
+    import sentence_transformers
+    import torch
+if hasattr(sentence_transformers, "base"):
     from sentence_transformers.base.modules import InputModule
-except ModuleNotFoundError:  # before 5.4
+else:  # before 5.4
     from sentence_transformers.models import InputModule
 
 OPENING = threading.Lock()
@@ -210,24 +213,25 @@ class BundleModule(InputModule):
         """
         del arguments, options
         folder, own = Path(output_path), self._bundle
-        is_own = folder.resolve() == own.folder.resolve()
+        there, saved = read_manifest(folder), with_companions(own.manifest)
         try:
-            check_settings(folder, own.manifest)
+            if there not in (None, own.manifest, saved):
+                raise BundleError(folder / MANIFEST_NAME, "another bundle is there: save into another folder")
+            check_settings(folder, saved)
         except BundleError:
-            if is_own:
-                write_companions(folder, own.manifest)
+            # What sentence-transformers has written there goes.
+            if there and there.companions:
+                write_companions(folder, there)
             else:
-                (folder / SETTINGS).unlink()
+                (folder / SETTINGS).unlink(missing_ok=True)
             raise
-        there = own.manifest if is_own else read_manifest(folder)
-        if there not in (None, own.manifest):
-            raise BundleError(folder / MANIFEST_NAME, "another bundle is there: save into another folder")
         if there is None:
             with file_errors(folder, "cannot be written"):
-                for entry in own.manifest.files:
+                for entry in saved.files:
                     shutil.copyfile(own.folder / entry.name, folder / entry.name)
-            write_whole(folder / MANIFEST_NAME, own.manifest.to_json().encode())
-        write_companions(folder, own.manifest)
+        if there != saved:
+            write_whole(folder / MANIFEST_NAME, saved.to_json().encode())
+        write_companions(folder, saved)
 
     def get_config_dict(self) -> dict[str, Any]:
         """What the module was made of, for its repr."""

@@ -169,7 +169,8 @@ def test_a_shorter_limit(make_bundle: MakeBundle) -> None:
             assert (again.max_seq_length, again.info.space) == (5, encoder.info.space)
         encoder.max_seq_length = MAX_TOKENS
         assert encoder.info.space == space
-        for limit in (2, MAX_TOKENS + 1, 5.0, True, None):
+        limits: tuple[Any, ...] = (2, MAX_TOKENS + 1, 5.0, True, None)
+        for limit in limits:
             with pytest.raises(
                 UsageError, match=rf"max_seq_length: expected 3 to {MAX_TOKENS}, the model's limit, got"
             ):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import pytest
 
 from mexma_export.bundle.staging import Staging
 from mexma_runtime.bundle.bundle import Bundle, read_manifest
+from mexma_runtime.bundle.companions import COMPANIONS, with_companions
 from mexma_runtime.bundle.manifest import (
     MANIFEST_NAME,
     SCHEMA,
@@ -322,3 +324,24 @@ def test_a_temporary_name_is_free(tmp_path: Path) -> None:
     with Staging(tmp_path) as staging:
         staging.temporary("x").write_bytes(b"old")
         assert not staging.temporary("x").exists()
+
+
+def test_companions_are_written_and_renewed_with_the_manifest_and_stay(tmp_path: Path) -> None:
+    with Staging(tmp_path) as staging:
+        entry = publish(staging, "one")
+        staging.publish(with_companions(manifest_of(entry)))
+    (tmp_path / "config.json").write_text("rewritten", encoding="utf-8")
+    (tmp_path / ".modules.json.0123456789abcdef.part").touch()
+    with Staging(tmp_path) as staging:
+        staging.publish(with_companions(manifest_of(entry)))
+    assert names_in(tmp_path) == {MANIFEST_NAME, entry.name, *COMPANIONS}
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["hidden_size"] == 4
+
+
+def test_a_file_of_a_companions_name_that_no_bundle_names_is_not_overwritten(tmp_path: Path) -> None:
+    with Staging(tmp_path) as staging:
+        publish(staging, "one")
+    (tmp_path / "modules.json").write_text("mine", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"modules\.json: bundle\.json does not name it, so it is yours"):
+        Staging(tmp_path)
+    assert (tmp_path / "modules.json").read_text(encoding="utf-8") == "mine"

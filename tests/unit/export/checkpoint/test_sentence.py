@@ -9,7 +9,7 @@ import pytest
 from mexma_export.checkpoint.config import Family, ModelConfig
 from mexma_export.checkpoint.sentence import SentenceSettings, read_settings
 from mexma_runtime.errors import CheckpointError
-from mexma_runtime.types import Pooling
+from mexma_runtime.types import Pooling, Similarity
 
 CONFIG = ModelConfig(
     family=Family.XLM_ROBERTA,
@@ -377,3 +377,22 @@ def test_a_key_that_nobody_knows_is_named(tmp_path: Path) -> None:
     write(tmp_path, CLS_FILES | {"sentence_bert_config.json": {"max_seq_length": 128, "new_thing": 1}})
     (warning,) = read(tmp_path).warnings
     assert warning.startswith("sentence_bert_config.json: new_thing: ")
+
+
+@pytest.mark.parametrize("name", ["dot", "euclidean", "manhattan", "cosine"])
+def test_the_similarity_function_is_the_checkpoints(tmp_path: Path, name: str) -> None:
+    write(tmp_path, CLS_FILES | {"config_sentence_transformers.json": {"similarity_fn_name": name}})
+    found = read(tmp_path).similarity
+    assert (found.value, found.source) == (name, "config_sentence_transformers.json")
+
+
+def test_a_similarity_that_is_not_said_is_the_cosine(tmp_path: Path) -> None:
+    write(tmp_path, CLS_FILES | {"config_sentence_transformers.json": {"similarity_fn_name": None}})
+    assert read(tmp_path).similarity.value == "cosine"
+
+
+def test_a_similarity_of_more_vectors_than_one_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, CLS_FILES | {"config_sentence_transformers.json": {"similarity_fn_name": "maxsim"}})
+    assert problems_of(tmp_path) == [
+        f"config_sentence_transformers.json: similarity_fn_name 'maxsim': expected one of {', '.join(Similarity)}"
+    ]

@@ -110,3 +110,8 @@ def test_a_stand_in_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_unknown_stand_in_is_refused() -> None:
     with pytest.raises(UsageError, match="'huge': there are mexma, "):
         resolve_source("standin:huge")
+
+
+def test_a_bundle_is_no_checkpoint(tiny_bundle: Path) -> None:
+    with pytest.raises(SourceError, match="a bundle, which an export makes: name the checkpoint"):
+        resolve_source(str(tiny_bundle))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +16,8 @@ from typer.testing import CliRunner
 
 from mexma_export.cli.build import register_build
 from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.companions import COMPANIONS
+from mexma_runtime.bundle.manifest import MANIFEST_NAME
 from mexma_runtime.errors import MexmaError, MissingDependencyError, UsageError
 
 needs_none = pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed")
@@ -66,6 +71,9 @@ def test_the_bundle_stays_as_it_is(app: typer.Typer, tiny_bundle: Path, tmp_path
         (("--target", "triton", "--out", "x", "--name", "../../evil"), "--name: expected letters, digits"),
         (("--target", "triton", "--out", "x", "--name", ""), "--name: expected letters, digits"),
         (("--target", "plan", "--out", "x", "--over-tensorrt"), "--over-tensorrt is for --target triton"),
+        (("--target", "sentence-transformers", "--out", "x"), "--out, --engine and --precision: the files are"),
+        (("--target", "sentence-transformers", "--precision", "fp32"), "--out, --engine and --precision: the files"),
+        (("--target", "sentence-transformers", "--profile", "latency:1"), "--profile and --hardware-compatible are"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -106,6 +114,48 @@ def test_without_tensorrt_nothing_is_begun(
     assert "pip install 'mexma-runtime[tensorrt]'" in str(error)
     assert not list(tmp_path.iterdir())
     assert not (tiny_bundle / "local").exists()
+
+
+def older_bundle(bundle: Path, folder: Path) -> Path:
+    """A copy of `bundle` as it was before schema 4."""
+    shutil.copytree(bundle, folder, ignore=shutil.ignore_patterns(*COMPANIONS))
+    data = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    for name in ("companions", "similarity", "content_sha256"):
+        del data[name]
+    data["schema"] = 3
+    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    (folder / MANIFEST_NAME).write_text(json.dumps({**data, "content_sha256": digest}), encoding="utf-8")
+    return folder
+
+
+def test_an_older_bundle_becomes_a_model_of_sentence_transformers(
+    app: typer.Typer, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    folder = older_bundle(tiny_bundle, tmp_path / "older")
+    before = Bundle.open(folder).manifest
+    for _ in range(2):
+        result = CliRunner().invoke(app, [str(folder), "--target", "sentence-transformers"], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        assert "trust_remote_code=True) opens it" in result.stderr
+    made = Bundle.open(folder, verify=True).manifest
+    assert made == replace(before, companions=sorted(COMPANIONS))
+    assert {name: (folder / name).read_bytes() for name in COMPANIONS} == {
+        name: (tiny_bundle / name).read_bytes() for name in COMPANIONS
+    }
+
+
+def test_a_users_own_file_of_a_companions_name_stays(app: typer.Typer, tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = older_bundle(tiny_bundle, tmp_path / "older")
+    (folder / "config.json").write_text("mine", encoding="utf-8")
+    error = failure(app, folder, "--target", "sentence-transformers")
+    assert "config.json: bundle.json does not name it, so it is yours" in str(error)
+    assert (folder / "config.json").read_text(encoding="utf-8") == "mine"
+
+
+def test_no_folder_is_made_for_no_bundle(app: typer.Typer, tmp_path: Path) -> None:
+    error = failure(app, tmp_path / "none", "--target", "sentence-transformers")
+    assert "not a bundle: the folder does not exist" in str(error)
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_checkpoint_is_no_bundle(app: typer.Typer, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -1,0 +1,394 @@
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mexma_runtime import BundleError, Encoder, EngineUnavailableError, InputError, UsageError
+from mexma_runtime.bundle.bundle import Bundle, read_manifest
+from mexma_runtime.bundle.companions import COMPANIONS, SETTINGS, with_companions, write_companions
+from mexma_runtime.bundle.manifest import MANIFEST_NAME
+
+pytest.importorskip("sentence_transformers")
+
+import torch
+from sentence_transformers import SentenceTransformer
+
+from mexma_runtime.integrations.sentence_transformers import BundleModule
+
+MakeBundle = Callable[..., Path]
+
+TEXTS = ["The ferry leaves at noon.", "Interest rates rose again.", "noon", "the " * 400] + [
+    f"text {i} of some more" + " and more" * (i % 9) for i in range(70)
+]
+
+
+def opened(folder: Path, **options: Any) -> SentenceTransformer:
+    return SentenceTransformer(str(folder), trust_remote_code=True, **options)
+
+
+@pytest.fixture(scope="module")
+def model(minilm_bundle: Path) -> SentenceTransformer:
+    return opened(minilm_bundle)
+
+
+@pytest.fixture
+def tiny(make_bundle: MakeBundle) -> Path:
+    folder = make_bundle()
+    manifest = with_companions(Bundle.open(folder).manifest)
+    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    write_companions(folder, manifest)
+    return folder
+
+
+@pytest.fixture
+def copied(minilm_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(minilm_bundle, tmp_path / "copied"))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("size", [1, 3, 32])
+def test_vectors_are_the_encoders_bit_for_bit(minilm_bundle: Path, backend: str, size: int) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    expected = Encoder.load(minilm_bundle, backend=backend).encode(TEXTS, truncate="quietly")
+    model = opened(minilm_bundle, model_kwargs={"backend": backend})
+
+    np.testing.assert_array_equal(model.encode(TEXTS), expected)
+    # As versions before 6 and other modules have it: a batch at a time.
+    batches = [model(model.preprocess(TEXTS[i : i + size])) for i in range(0, len(TEXTS), size)]
+    np.testing.assert_array_equal(torch.cat([batch["sentence_embedding"] for batch in batches]).numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"prompt_name": "query"},
+        {"prompt": "a "},
+        {"truncate_dim": 64},
+        {"truncate_dim": 64, "normalize_embeddings": True},
+        {"normalize_embeddings": True},
+        {"precision": "int8"},
+        {"precision": "ubinary"},
+        {"batch_size": 5, "show_progress_bar": True},
+        {"device": "cpu"},
+    ],
+)
+def test_arguments_mean_what_they_mean_to_the_encoder(
+    model: SentenceTransformer, encoder: Encoder, arguments: dict[str, Any]
+) -> None:
+    theirs, ours = model.encode(TEXTS, **arguments), encoder.encode(TEXTS, truncate="quietly", **arguments)
+
+    assert theirs.dtype == ours.dtype
+    np.testing.assert_array_equal(theirs, ours)
+
+
+def test_queries_documents_and_scores(model: SentenceTransformer, encoder: Encoder) -> None:
+    np.testing.assert_array_equal(model.encode_query(TEXTS[:3]), encoder.encode_query(TEXTS[:3]))
+    np.testing.assert_array_equal(model.encode_document(TEXTS[0]), encoder.encode_document(TEXTS[0]))
+    a, b = encoder.encode(TEXTS[:3]), encoder.encode(TEXTS[3:6], truncate="quietly")
+    np.testing.assert_allclose(model.similarity(a, b), encoder.similarity(a, b), atol=1e-6)
+    np.testing.assert_allclose(model.similarity_pairwise(a, b), encoder.similarity_pairwise(a, b), atol=1e-6)
+    assert model.similarity_fn_name == encoder.similarity_fn_name == "cosine"
+    assert model.prompts == encoder.prompts
+    assert model.get_embedding_dimension() == 384
+
+
+def test_forms_of_the_result(model: SentenceTransformer, encoder: Encoder) -> None:
+    expected = encoder.encode(TEXTS[:2])
+    assert torch.equal(model.encode(TEXTS[:2], convert_to_tensor=True), torch.from_numpy(expected))
+    rows = model.encode(TEXTS[:2], convert_to_numpy=False)
+    assert all(isinstance(row, torch.Tensor) for row in rows)
+    assert model.encode([]).shape == (0,)
+    everything = model.encode(TEXTS[:2], output_value=None)
+    assert [sorted(item) for item in everything] == [["attention_mask", "input_ids", "sentence_embedding"]] * 2
+    np.testing.assert_array_equal(everything[1]["sentence_embedding"], expected[1])
+
+
+def test_features_are_what_a_tokenizer_gives(model: SentenceTransformer, encoder: Encoder) -> None:
+    features = model.preprocess(["noon", "The ferry leaves at noon."], prompt="query: ")
+    ragged = encoder.tokenize(["noon", "The ferry leaves at noon."], prompt="query: ").ragged
+
+    assert features["attention_mask"].sum(dim=1).tolist() == ragged.lengths.tolist()
+    assert features["input_ids"][0].tolist() == [*ragged[0], *[0] * int(ragged.lengths[1] - ragged.lengths[0])]
+    assert model[0].tokenize(["noon"])["input_ids"].tolist() == [
+        encoder.tokenize(["noon"], prompt="").ragged[0].tolist()
+    ]
+    assert model.tokenizer.encode("noon").ids == encoder.tokenizer.encode("noon").ids
+
+
+def test_a_default_prompt_is_the_models_and_put_once(copied: Path) -> None:
+    manifest = Bundle.open(copied).manifest
+    manifest = replace(manifest, text=replace(manifest.text, default_prompt_name="query"))
+    (copied / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    write_companions(copied, manifest)
+    model, encoder = opened(copied), Encoder.load(copied)
+
+    np.testing.assert_array_equal(model.encode(TEXTS[:3]), encoder.encode(TEXTS[:3]))
+    np.testing.assert_array_equal(model.encode(TEXTS[:3], prompt=""), encoder.encode(TEXTS[:3], prompt=""))
+    assert np.any(model.encode(TEXTS[:3]) != model.encode(TEXTS[:3], prompt=""))
+    plain = SentenceTransformer(modules=[BundleModule(copied)])
+    np.testing.assert_array_equal(plain.encode(TEXTS[:3]), encoder.encode(TEXTS[:3], prompt=""))
+
+
+def test_without_the_flag_modules_are_handed_over(minilm_bundle: Path, encoder: Encoder) -> None:
+    module = BundleModule(minilm_bundle, n_threads=1)
+    model = SentenceTransformer(modules=[module], **module.model_settings)
+
+    np.testing.assert_array_equal(model.encode_query(TEXTS), encoder.encode_query(TEXTS, truncate="quietly"))
+    assert model.similarity_fn_name == "cosine"
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        SentenceTransformer(str(minilm_bundle))
+
+
+def test_another_module_behind_it_gets_its_batches(minilm_bundle: Path, encoder: Encoder) -> None:
+    class Halved(torch.nn.Module):
+        def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+            return {**features, "sentence_embedding": features["sentence_embedding"] / 2}
+
+    model = SentenceTransformer(modules=[BundleModule(minilm_bundle), Halved()])
+
+    np.testing.assert_array_equal(model.encode(TEXTS), encoder.encode(TEXTS, prompt="", truncate="quietly") / 2)
+
+
+def test_which_engine_is_a_matter_of_model_kwargs(tiny: Path) -> None:
+    model = opened(tiny, model_kwargs={"engine": "portable.fp32", "backend": "onnxruntime", "n_threads": 1})
+    info = model[0].encoder.info
+
+    assert (info.engine, info.backend, info.n_threads) == ("portable.fp32", "onnxruntime", 1)
+    assert "portable.fp32" in repr(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        (
+            {"model_kwargs": {"precision": "binary"}},
+            UsageError,
+            r"precision: expected one of fp32, .* got 'binary', a form .* encode\(",
+        ),
+        (
+            {"model_kwargs": {"precision": "int8"}},
+            EngineUnavailableError,
+            r"no int8 engine .* the bundle has portable\.fp32",
+        ),
+        ({"model_kwargs": {"recipe": "fast"}}, EngineUnavailableError, "no int8 engine of recipe fast"),
+        ({"model_kwargs": {"backend": "tensorrt"}}, EngineUnavailableError, "tensorrt on cpu is not in this version"),
+        (
+            {"model_kwargs": {"torch_dtype": "float16", "speed": 3}},
+            UsageError,
+            "a bundle takes none called speed, torch_dtype, but precision, .* `precision`: fp32, fp16 or int8",
+        ),
+        ({"model_kwargs": {"n_threads": "two"}}, UsageError, "n_threads: expected int"),
+        ({"backend": "onnx"}, UsageError, "backend='onnx' is sentence-transformers' own"),
+        ({"processor_kwargs": {"model_max_length": 10}}, UsageError, r"processor_kwargs: .* model.max_seq_length"),
+        ({"config_kwargs": {"a": 1}}, UsageError, "config_kwargs: expected none"),
+        ({"model_kwargs": {"device": "cuda"}}, EngineUnavailableError, "CUDAExecutionProvider was asked for"),
+    ],
+)
+def test_what_a_bundle_has_not_is_refused_when_it_is_loaded(
+    tiny: Path, options: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        opened(tiny, **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_a_gpu_that_is_not_there_is_said_with_what_to_do(tiny: Path) -> None:
+    with pytest.raises(EngineUnavailableError, match=r"PyTorch cannot use the device .* device='cpu'"):
+        opened(tiny, device="cuda")
+    model = opened(tiny)
+    with pytest.raises(EngineUnavailableError, match=r"PyTorch cannot use the device .* device='cpu'"):
+        model.to("cuda")
+    assert model.encode(["the cat"]).shape == (1, 8)
+
+
+def test_inputs_that_are_no_text_are_named_by_their_place(tiny: Path) -> None:
+    model = opened(tiny)
+    texts: list[Any] = ["a", "the cat sat and sat", 3]
+    with pytest.raises(InputError, match=r"input 2: expected a str, got int"):
+        model.encode(texts)
+    with pytest.raises(InputError, match=r"^expected a str, got int: '3'"):
+        model[0].preprocess(texts)
+    with pytest.raises(UsageError, match="processing_kwargs"):
+        model.encode(["a"], processing_kwargs={"text": {"max_length": 3}})
+
+
+def test_the_limit_can_be_set(tiny: Path, recwarn: pytest.WarningsRecorder) -> None:
+    model, encoder = opened(tiny), Encoder.load(tiny)
+    assert model.max_seq_length == 16
+    model.max_seq_length = encoder.max_seq_length = 5
+
+    texts = ["the cat and the dog", "a"]
+    np.testing.assert_array_equal(model.encode(texts), encoder.encode(texts, truncate="quietly"))
+    assert model.max_seq_length == model[0].encoder.max_seq_length == 5
+    assert pickle.loads(pickle.dumps(model))[0].encoder.max_seq_length == 5
+    assert not [warning for warning in recwarn if "tokens" in str(warning.message)]
+    with pytest.raises(UsageError, match="max_seq_length: expected 3 to 16"):
+        model.max_seq_length = 600
+    assert model.max_seq_length == 5
+
+
+def test_a_copy_is_of_its_own(tiny: Path) -> None:
+    model = opened(tiny, model_kwargs={"n_threads": 1})
+    expected = model.encode(["the cat"])
+
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        np.testing.assert_array_equal(other.encode(["the cat"]), expected)
+        assert other[0].encoder is not model[0].encoder
+        assert other[0].encoder.info.n_threads == 1
+
+
+def test_threads_share_one_encoder(tiny: Path) -> None:
+    module = BundleModule(tiny)
+    with ThreadPoolExecutor(8) as pool:
+        assert len({id(encoder) for encoder in pool.map(lambda _: module.encoder, range(16))}) == 1
+
+
+def test_a_fork_opens_its_own(tiny: Path) -> None:
+    module = BundleModule(tiny, n_threads=1)
+    expected = module.embed(["the cat"])
+    child = os.fork()
+    if not child:
+        status = 1
+        with suppress(BaseException):
+            status = 0 if torch.equal(module.embed(["the cat"]), expected) else 2
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_pool_of_processes(minilm_bundle: Path, encoder: Encoder, tmp_path: Path) -> None:
+    script = tmp_path / "pool.py"
+    script.write_text(
+        "import sys\n"
+        "import numpy as np\n"
+        "from sentence_transformers import SentenceTransformer\n"
+        "if __name__ == '__main__':\n"
+        "    model = SentenceTransformer(sys.argv[1], trust_remote_code=True, model_kwargs={'n_threads': 1})\n"
+        "    texts = [f'text number {i}' for i in range(40)]\n"
+        "    pool = model.start_multi_process_pool(['cpu', 'cpu'])\n"
+        "    np.save(sys.argv[2], model.encode(texts, pool=pool, chunk_size=10, prompt_name='query'))\n"
+        "    model.stop_multi_process_pool(pool)\n",
+        encoding="utf-8",
+    )
+    subprocess.run([sys.executable, str(script), str(minilm_bundle), str(tmp_path / "v.npy")], check=True)
+
+    texts = [f"text number {i}" for i in range(40)]
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), encoder.encode_query(texts))
+
+
+class TestSaving:
+    def test_a_saved_model_is_a_bundle(self, copied: Path, tmp_path: Path, encoder: Encoder) -> None:
+        (copied / "local").mkdir()
+        model = opened(copied)
+        out = tmp_path / "saved"
+        model.save_pretrained(str(out))
+
+        assert read_manifest(out) == read_manifest(copied)
+        assert not (out / "local").exists()
+        Bundle.open(out, verify=True)
+        for again in (opened(out), Encoder.load(out)):
+            np.testing.assert_array_equal(again.encode(TEXTS[:3]), encoder.encode(TEXTS[:3]))
+        for name in COMPANIONS:  # requirements among them, which sentence-transformers leaves out
+            assert json.loads((out / name).read_text()) == json.loads((copied / name).read_text())
+        model.save_pretrained(str(out))  # once more is no other bundle
+
+    def test_into_its_own_folder(self, tiny: Path) -> None:
+        before = {path.name: path.read_bytes() for path in tiny.iterdir()}
+        opened(tiny).save_pretrained(str(tiny), create_model_card=False)
+        assert {path.name: path.read_bytes() for path in tiny.iterdir() if path.name != "modules.json"} == {
+            name: content for name, content in before.items() if name != "modules.json"
+        }
+        opened(tiny)
+
+    @pytest.mark.parametrize("is_own", [True, False])
+    def test_settings_that_are_not_the_bundles_are_refused_and_nothing_is_broken(
+        self, tiny: Path, tmp_path: Path, is_own: bool
+    ) -> None:
+        out = tiny if is_own else tmp_path / "saved"
+        model = opened(tiny, prompts={"query": "find: "})
+        np.testing.assert_array_equal(model.encode_query("cat"), model.encode("find: cat"))
+
+        with pytest.raises(BundleError, match=r"prompts .*find: .* and bundle.json beside it has .*the "):
+            model.save_pretrained(str(out))
+        if is_own:
+            opened(tiny)
+        else:
+            assert not (out / SETTINGS).exists()
+            assert not (out / MANIFEST_NAME).exists()
+
+    def test_another_bundle_is_not_overwritten(self, tiny: Path, minilm_bundle: Path) -> None:
+        before = {path.name: path.read_bytes() for path in tiny.iterdir()}
+        with pytest.raises(BundleError, match="another bundle is there: save into another folder"):
+            opened(minilm_bundle).save_pretrained(str(tiny))
+        assert {path.name: path.read_bytes() for path in tiny.iterdir()} == before
+
+    def test_a_bundle_of_an_older_version_gets_its_companions(self, make_bundle: MakeBundle) -> None:
+        older = make_bundle()
+        module = BundleModule(older)
+        SentenceTransformer(modules=[module], **module.model_settings).save_pretrained(str(older))
+
+        assert Bundle.open(older).manifest.companions == sorted(COMPANIONS)
+        np.testing.assert_array_equal(opened(older).encode(["the cat"]), Encoder.load(older).encode(["the cat"]))
+
+
+def test_companions_that_contradict_the_bundle_are_refused(tiny: Path) -> None:
+    settings = json.loads((tiny / SETTINGS).read_text())
+    (tiny / SETTINGS).write_text(json.dumps({**settings, "prompts": {"query": "find: "}}))
+
+    with pytest.raises(BundleError, match=r"config_sentence_transformers.json: prompts .*find: .*bundle.json .*the "):
+        opened(tiny)
+
+
+def test_what_is_no_bundle_is_refused(tiny: Path) -> None:
+    (tiny / MANIFEST_NAME).unlink()
+    with pytest.raises(BundleError, match=r"not a bundle: the folder holds no bundle.json"):
+        opened(tiny)
+
+
+def test_a_runtime_that_is_too_old_is_said_by_requirements(tiny: Path) -> None:
+    settings = json.loads((tiny / SETTINGS).read_text())
+    settings["requirements"]["mexma-runtime"]["specifier"] = ">=99"
+    (tiny / SETTINGS).write_text(json.dumps(settings))
+
+    with pytest.raises(
+        ImportError, match=r"mexma-runtime>=99, but mexma-runtime==.* It runs the engines(.|\n)*pip install"
+    ):
+        opened(tiny)
+
+
+@pytest.fixture
+def hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The bundle in the hub client's cache, as links to files by their content, and no network."""
+    from huggingface_hub import constants
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--someone--bundle"
+    snapshot, blobs = repository / "snapshots" / commit, repository / "blobs"
+    for folder in (snapshot, blobs, repository / "refs"):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    for path in tiny.iterdir():
+        shutil.copy(path, blobs / path.name)
+        (snapshot / path.name).symlink_to(os.path.relpath(blobs / path.name, snapshot))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return "someone/bundle"
+
+
+def test_a_bundle_on_the_hub(hub: str, tmp_path: Path, tiny: Path) -> None:
+    model = SentenceTransformer(hub, trust_remote_code=True, cache_folder=str(tmp_path / "hub"), local_files_only=True)
+
+    np.testing.assert_array_equal(model.encode(["the cat"]), Encoder.load(tiny).encode(["the cat"]))
