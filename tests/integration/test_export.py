@@ -24,6 +24,7 @@ from mexma_export.parity.gate import UNCERTIFIED_OWN
 from mexma_export.parity.reference import load_reference
 from mexma_runtime import Encoder
 from mexma_runtime.bundle.bundle import Bundle, sha256_of
+from mexma_runtime.bundle.companions import COMPANIONS
 from mexma_runtime.bundle.manifest import MANIFEST_NAME
 from mexma_runtime.errors import TruncationWarning
 from mexma_runtime.types import PADDED_DIALECTS, Dialect, Pooling, Precision, Vectors
@@ -137,7 +138,7 @@ def test_another_process_writes_the_same_bytes(tiny_checkpoint: Path, tiny_bundl
     printed = json.loads(done.stdout)
     assert [row["passed"] for row in printed["judged"]] == [True] * 4
     names = {entry["name"] for entry in printed["manifest"]["files"]}
-    assert names == contents(tiny_bundle).keys() - {MANIFEST_NAME}
+    assert names == contents(tiny_bundle).keys() - {MANIFEST_NAME, *COMPANIONS}
 
 
 def test_packed_engines_are_published_unjudged_where_nothing_runs_them(

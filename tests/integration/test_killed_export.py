@@ -16,6 +16,7 @@ import pytest
 
 from mexma_runtime import Encoder
 from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.companions import COMPANIONS
 from mexma_runtime.bundle.manifest import MANIFEST_NAME
 from mexma_runtime.errors import BundleError
 from mexma_runtime.types import Vectors
@@ -100,7 +101,10 @@ def engines_of(bundle: Path) -> set[str]:
 def assert_clean(bundle: Path, engines: set[str]) -> None:
     manifest = Bundle.open(bundle, verify=True).manifest
     assert engines_of(bundle) == engines
-    assert {path.name for path in bundle.iterdir()} == {entry.name for entry in manifest.files} | {MANIFEST_NAME}
+    assert {path.name for path in bundle.iterdir()} == {entry.name for entry in manifest.files} | {
+        MANIFEST_NAME,
+        *COMPANIONS,
+    }
 
 
 FP32, FP16 = {"fused.fp32", "portable.fp32"}, {"fused.fp16", "portable.fp16"}

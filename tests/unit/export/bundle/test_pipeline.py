@@ -23,6 +23,7 @@ from mexma_export.quantize.options import QuantizationOptions
 from mexma_export.quantize.recipe import load_recipe
 from mexma_runtime import Encoder
 from mexma_runtime.bundle.bundle import Bundle, sha256_of
+from mexma_runtime.bundle.companions import COMPANIONS
 from mexma_runtime.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
 from mexma_runtime.errors import BundleError, CheckpointError, UsageError
 from mexma_runtime.types import Dialect, Pooling, Precision
@@ -61,7 +62,7 @@ def test_a_bundle_says_what_it_is(tiny_bundle: Path) -> None:
     assert manifest.dim == 64
     assert (manifest.pooling.value, manifest.pooling.source) == ("cls", "1_Pooling/config.json")
     assert (manifest.text.max_tokens, manifest.text.padding_id) == (512, 1)
-    assert set(contents(tiny_bundle)) == {entry.name for entry in manifest.files} | {MANIFEST_NAME}
+    assert set(contents(tiny_bundle)) == {entry.name for entry in manifest.files} | {MANIFEST_NAME, *COMPANIONS}
     for engine in manifest.engines:
         (certificate,) = engine.certificates
         assert certificate.reference.startswith("transformers ")
@@ -209,7 +210,7 @@ def test_an_engine_whose_vectors_are_nothing_is_not_published(tiny_checkpoint: P
     manifest = Bundle.open(out, verify=True).manifest
     assert caught.value.exported.manifest == manifest
     assert [engine.name for engine in manifest.engines] == ["fused.fp32"]
-    assert set(contents(out)) == {entry.name for entry in manifest.files} | {MANIFEST_NAME}
+    assert set(contents(out)) == {entry.name for entry in manifest.files} | {MANIFEST_NAME, *COMPANIONS}
 
     before = contents(out)
     with pytest.raises(EnginesRefusedError):
