@@ -28,6 +28,7 @@ from mexma_export.quantize.options import QuantizationOptions
 from mexma_export.quantize.recipe import FOR_CPUS, Recipe, Rounding, load_recipe
 from mexma_runtime import Encoder
 from mexma_runtime.bundle.bundle import Bundle, sha256_of
+from mexma_runtime.bundle.companions import COMPANIONS
 from mexma_runtime.bundle.manifest import MANIFEST_NAME, EngineEntry, ProductMode
 from mexma_runtime.errors import UsageError
 from mexma_runtime.hardware import detect_hardware, sums_int8_exactly
@@ -69,7 +70,10 @@ def encode(bundle: Path, texts: list[str], **asked: Any) -> Vectors:
 def engines(bundle: Path) -> dict[str, EngineEntry]:
     """By name; all files of the bundle hashed, and none there that it does not list."""
     manifest = Bundle.open(bundle, verify=True).manifest
-    assert {path.name for path in bundle.iterdir()} == {file.name for file in manifest.files} | {MANIFEST_NAME}
+    assert {path.name for path in bundle.iterdir()} == {file.name for file in manifest.files} | {
+        MANIFEST_NAME,
+        *COMPANIONS,
+    }
     return {engine.name: engine for engine in manifest.engines}
 
 
