@@ -291,9 +291,10 @@ def test_the_whole_command_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         if "least cosine" in name and "MiniLM" not in name:
             assert check["verdict"] == "holds", check
     assert done.exit_code == int(any(check["verdict"] == "falls short" for check in checks))
-    # Speeds fall short here and there on a CPU, and are the only ones that may.
+    # Speeds fall short here and there on a CPU that does other things too; vectors, memory and tests may not.
     for check in checks:
-        assert check["verdict"] != "falls short" or any(word in check["what"] for word in ("tokens", "texts")), check
+        is_speed = not any(word in check["what"] for word in ("cosine", "memory", "tests", "nodes"))
+        assert check["verdict"] != "falls short" or is_speed, check
     assert all(name[:20] in done.output for name in by_name)
     latency = next(record for record in written["records"] if record["step"].startswith("latency"))
     assert len(latency["samples"]["ours, 32 tokens, ms"]) == QUICK.n_latency_rounds
