@@ -11,10 +11,10 @@ RECIPES ?= fast
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup lint format test test-full-size gpu-check demo export build engines parity bench bench-int8 bench-full peers clean distclean
+.PHONY: help setup lint format test test-full-size test-integrations gpu-check demo export build engines parity bench bench-int8 bench-full peers clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## make .venv with all that development needs (PYTHON=... chooses the Python)
 
@@ -42,6 +42,9 @@ test: $(READY) ## run the tests but those that need full size, a GPU or a long t
 
 test-full-size: $(READY) ## run the tests on models of full size (5 GB of memory, 10 GB of disk)
 	$(BIN)/pytest -m full_size
+
+test-integrations: $(READY) ## run other libraries on a bundle, each installed into its own environment in .libraries (LIBRARY: one)
+	@$(BIN)/python tools/check_libraries.py $(LIBRARY)
 
 # A machine with a GPU brings its own Python, with onnxruntime-gpu and PyTorch: nothing is installed there.
 gpu-check: ## on a machine with a GPU: its tests, parity, memory and speed against bars, in eight minutes, by PYTHON
@@ -84,5 +87,5 @@ clean: ## remove build products and caches (.venv and engines stay)
 	@rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find benchmarks export runtime tests -name __pycache__ -prune -exec rm -rf {} +
 
-distclean: clean ## remove .venv, .peers and engines too
-	@rm -rf $(VENV) .peers engines
+distclean: clean ## remove .venv, .libraries, .peers and engines too
+	@rm -rf $(VENV) .libraries .peers engines

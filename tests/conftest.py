@@ -31,6 +31,9 @@ MARKERS = (
     "soak: runs for a long time on purpose",
 )
 
+collect_ignore = ["libraries"]
+"""They run where those libraries are installed: `make test-integrations`."""
+
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
