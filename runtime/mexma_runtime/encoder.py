@@ -336,7 +336,7 @@ class Encoder:
             on_rows = report and functools.partial(_report_rows, report, len(texts))
             n_truncated = self._execution.embed_texts(texts, vectors, options, call, on_rows)
         if n_truncated and truncate != "quietly":
-            warnings.warn(self._truncation(n_truncated, len(texts)), stacklevel=3)
+            warnings.warn(self._truncation(n_truncated, len(texts)), stacklevel=_levels_to_caller())
         if isinstance(vectors, DeviceRows):
             return on_device
         result = form.apply(vectors[0] if isinstance(inputs, str) else vectors)
@@ -545,7 +545,7 @@ class Encoder:
                 n_truncated += n_cut
                 yield from (row.copy() for row in vectors)  # keeping one does not keep its window
         if n_truncated:
-            warnings.warn(self._truncation(n_truncated, n_done), stacklevel=2)
+            warnings.warn(self._truncation(n_truncated, n_done), stacklevel=_levels_to_caller())
 
     def _call(self, timeout_s: float | None, cancel: CancelSignal | None) -> Call:
         if timeout_s is not None and (not isinstance(timeout_s, Real) or math.isnan(timeout_s)):
@@ -572,6 +572,14 @@ _KINDS: dict[str, Any] = {
 """The types of LoadOptions, to be checked."""
 _HINTS = get_type_hints(LoadOptions)
 """The same, to be told."""
+
+
+def _levels_to_caller() -> int:
+    """How many calls lie between the one that asks and whoever called into this module, for a warning's place."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals is globals():
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _report_rows(report: Progress, n_texts: int, n_rows: int) -> None:

@@ -94,11 +94,15 @@ class BundleModule(InputModule):
                 f"backend={backend!r} is sentence-transformers' own for models in PyTorch's layout: leave it out; what "
                 "runs a bundle's engine is chosen by model_kwargs={'backend': 'onnxruntime'} (or openvino, tensorrt)"
             )
+        max_seq_length = None
         for name in ("processor_kwargs", "tokenizer_kwargs", "config_kwargs"):
-            if others.get(name):
+            given = dict(others.get(name) or {})
+            if name != "config_kwargs":
+                max_seq_length = given.pop("model_max_length", max_seq_length)
+            if given:
                 raise UsageError(
-                    f"{name}: expected none, got {others[name]!r}: tokenizer and model are the bundle's; texts are cut "
-                    "earlier by model.max_seq_length"
+                    f"{name}: expected none but the tokenizer's model_max_length, got {others[name]!r}: tokenizer and "
+                    "model are the bundle's"
                 )
         options = dict(model_kwargs or {})
         if unknown := sorted(options.keys() - LoadOptions.__annotations__.keys()):
@@ -117,6 +121,7 @@ class BundleModule(InputModule):
         )
         module = cls(folder or model_name_or_path, **options)
         check_settings(module._bundle.folder, module._bundle.manifest)
+        module._max_seq_length = max_seq_length
         return module
 
     def on_model_ready(self, model: Any) -> None:

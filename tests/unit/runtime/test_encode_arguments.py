@@ -146,6 +146,13 @@ def test_texts_are_cut_quietly_where_asked(encoder: Encoder, recwarn: pytest.War
         np.testing.assert_array_equal(encoder.encode(long), quiet)
 
 
+@pytest.mark.parametrize("name", ["encode", "encode_query", "encode_iter"])
+def test_a_warning_names_the_line_that_called(encoder: Encoder, name: str) -> None:
+    with pytest.warns(TruncationWarning) as caught:
+        list(getattr(encoder, name)(["the " * 40]))
+    assert [warning.filename for warning in caught] == [__file__]
+
+
 def test_a_shorter_limit(make_bundle: MakeBundle) -> None:
     text = "the cat and the dog sat"
     with Encoder.load(make_bundle(), n_threads=1) as encoder:

@@ -194,7 +194,12 @@ def test_which_engine_is_a_matter_of_model_kwargs(tiny: Path) -> None:
         ),
         ({"model_kwargs": {"n_threads": "two"}}, UsageError, "n_threads: expected int"),
         ({"backend": "onnx"}, UsageError, "backend='onnx' is sentence-transformers' own"),
-        ({"processor_kwargs": {"model_max_length": 10}}, UsageError, r"processor_kwargs: .* model.max_seq_length"),
+        (
+            {"processor_kwargs": {"use_fast": True}},
+            UsageError,
+            r"processor_kwargs: expected none but .* model_max_length",
+        ),
+        ({"processor_kwargs": {"model_max_length": 17}}, UsageError, "max_seq_length: expected 3 to 16"),
         ({"config_kwargs": {"a": 1}}, UsageError, "config_kwargs: expected none"),
         ({"model_kwargs": {"device": "cuda"}}, EngineUnavailableError, "CUDAExecutionProvider was asked for"),
     ],
@@ -240,6 +245,8 @@ def test_the_limit_can_be_set(tiny: Path, recwarn: pytest.WarningsRecorder) -> N
     with pytest.raises(UsageError, match="max_seq_length: expected 3 to 16"):
         model.max_seq_length = 600
     assert model.max_seq_length == 5
+    shorter = opened(tiny, processor_kwargs={"model_max_length": 5})
+    np.testing.assert_array_equal(shorter.encode(texts), model.encode(texts))
 
 
 def test_a_copy_is_of_its_own(tiny: Path) -> None:
