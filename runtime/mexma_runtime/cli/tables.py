@@ -37,6 +37,7 @@ def show_bundle(bundle: Bundle, *, is_verified: bool, as_json: bool) -> None:
             "most tokens": f"{manifest.text.max_tokens} ({manifest.text.max_tokens_source})",
             "pooling": f"{manifest.pooling.value} ({manifest.pooling.source})",
             "normalised": f"{manifest.normalize.value} ({manifest.normalize.source})",
+            "similarity": f"{manifest.similarity.value} ({manifest.similarity.source})",
         }
     )
     for engine in manifest.engines:
