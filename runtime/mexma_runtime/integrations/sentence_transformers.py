@@ -43,8 +43,6 @@ OF_PYTORCH = {
     "file_name": "an engine is chosen by `engine`, or by `precision`, `recipe` and `dialect`",
 }
 """model_kwargs of models in PyTorch, ONNX and OpenVINO, and what a bundle has in their place."""
-
-
 OF_BATCHES = {"batch_size", "save_to_cpu", "task"}
 """Arguments of a SentenceTransformer's `_inference` that mean nothing where all texts are embedded at once."""
 
@@ -232,6 +230,7 @@ class BundleModule(InputModule):
             raise
         if there is None:
             with file_errors(folder, "cannot be written"):
+                folder.mkdir(parents=True, exist_ok=True)
                 for entry in saved.files:
                     shutil.copyfile(own.folder / entry.name, folder / entry.name)
         if there != saved:
