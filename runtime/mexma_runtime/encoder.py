@@ -8,11 +8,11 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from numbers import Integral, Real
 from types import TracebackType
-from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast, get_type_hints, overload
+from typing import Any, Literal, TypeVar, Unpack, cast, overload
 
 from numpy.typing import ArrayLike
 
@@ -32,12 +32,12 @@ from mexma_runtime.call.scheduler import Call, CancelSignal, Scheduler
 from mexma_runtime.device_vectors import DeviceRows
 from mexma_runtime.errors import InputError, TruncationWarning, UsageError
 from mexma_runtime.info import EncoderInfo, Times, describe
+from mexma_runtime.load_options import LoadOptions, check_load_options
 from mexma_runtime.process import NATIVE, keep_in_forks, require_process
-from mexma_runtime.quantized_vectors import VectorPrecision
 from mexma_runtime.similarity import pairwise_similarity, similarity
 from mexma_runtime.terminal import Progress, progress_bars
 from mexma_runtime.text.tokenizer import MAX_WHOLE_CHARS, TextTokenizer, Tokenized, TokenizerSpec
-from mexma_runtime.types import Precision, Ragged, Similarity, Vectors
+from mexma_runtime.types import Ragged, Similarity, Vectors
 from mexma_runtime.vectors import rows_to_fill, to_tensor
 
 ITER_WINDOW_TEXTS = 1024
@@ -61,24 +61,6 @@ def _takes_sentences(method: Method) -> Method:
     return cast("Method", with_old_name)
 
 
-class LoadOptions(TypedDict, total=False):
-    """What `Encoder.load` takes; what is left out is chosen. See there."""
-
-    precision: str | None
-    recipe: str | None
-    dialect: str | None
-    engine: str | None
-    device: str | Sequence[str]
-    backend: str | None
-    n_threads: int | None
-    spinning: bool | None
-    graphs: str | None
-    attention: str | None
-    memory_limit: int | None
-    max_waiting: int
-    max_whole_chars: int
-
-
 class Encoder:
     """Embeds text with one engine of a bundle. Made by `Encoder.load`; safe to call from many threads.
 
@@ -88,8 +70,7 @@ class Encoder:
 
     def __init__(self, bundle: Bundle, engine: EngineEntry, backend: Backend, options: LoadOptions) -> None:
         """`options`: those it was loaded with; another process needs them to load this encoder again."""
-        self._bundle, self._engine, self._backend, self._options = bundle, engine, backend, options
-        self._manifest = bundle.manifest
+        self._manifest, self._engine, self._backend, self._options = bundle.manifest, engine, backend, options
         text = bundle.manifest.text
         spec = TokenizerSpec(
             max_tokens=text.max_tokens,
@@ -143,19 +124,7 @@ class Encoder:
     @classmethod
     def from_bundle(cls, bundle: Bundle, **options: Unpack[LoadOptions]) -> Encoder:
         """The same with a bundle that is open already."""
-        if unknown := sorted(options.keys() - LoadOptions.__annotations__.keys()):
-            raise TypeError(
-                f"unknown options: {', '.join(unknown)}; there are {', '.join(LoadOptions.__annotations__)}"
-            )
-        for name, value in options.items():
-            if not isinstance(value, _KINDS[name]) or (isinstance(value, bool) and name != "spinning"):
-                raise UsageError(f"{name}: expected {_HINTS[name]}, got {value!r}")
-        precision = options.get("precision")
-        if precision in set(VectorPrecision) - set(Precision):
-            raise UsageError(
-                f"precision: expected one of {', '.join(Precision)} (how the engine computes), got {precision!r}, a "
-                f"form that vectors are given in: encode(..., precision={precision!r})"
-            )
+        check_load_options(options)
         require_memory_left()
         device = options.get("device", "cpu")
         if not all(isinstance(one, str) for one in device):
@@ -165,7 +134,7 @@ class Encoder:
             device=device,
             backend=options.get("backend"),
             engine=options.get("engine"),
-            precision=precision,
+            precision=options.get("precision"),
             dialect=options.get("dialect"),
             recipe=options.get("recipe"),
         )
@@ -472,11 +441,11 @@ class Encoder:
 
     @max_seq_length.setter
     def max_seq_length(self, limit: int) -> None:
-        least, most = self._tokenizer.least_tokens, self._bundle.manifest.text.max_tokens
+        least, most = self._tokenizer.least_tokens, self._manifest.text.max_tokens
         if not isinstance(limit, Integral) or isinstance(limit, bool) or not least <= limit <= most:
             raise UsageError(f"max_seq_length: expected {least} to {most}, the model's limit, got {limit!r}")
-        text = dataclasses.replace(self._bundle.manifest.text, max_tokens=int(limit))
-        manifest = dataclasses.replace(self._bundle.manifest, text=text)
+        text = dataclasses.replace(self._manifest.text, max_tokens=int(limit))
+        manifest = dataclasses.replace(self._manifest, text=text)
         space = manifest.space(self._engine.precision, manifest.file(self._engine.file))
         self._info = dataclasses.replace(
             self._info, max_tokens=int(limit), space=self._engine.space if limit == most else space
@@ -560,18 +529,6 @@ class Encoder:
             "(encoder.tokenize says which; truncate=False refuses them)",
             n_truncated=n_truncated,
         )
-
-
-_KINDS: dict[str, Any] = {
-    **dict.fromkeys(("max_waiting", "max_whole_chars"), Integral),
-    **dict.fromkeys(("n_threads", "memory_limit"), Integral | None),
-    **dict.fromkeys(("precision", "recipe", "dialect", "engine", "backend", "graphs", "attention"), str | None),
-    "spinning": bool | None,
-    "device": str | Sequence,
-}
-"""The types of LoadOptions, to be checked."""
-_HINTS = get_type_hints(LoadOptions)
-"""The same, to be told."""
 
 
 def _levels_to_caller() -> int:

@@ -20,9 +20,10 @@ from mexma_runtime.bundle.bundle import Bundle, read_manifest
 from mexma_runtime.bundle.companions import SETTINGS, check_settings, model_settings, with_companions, write_companions
 from mexma_runtime.bundle.manifest import MANIFEST_NAME
 from mexma_runtime.bundle.whole_files import write_whole
-from mexma_runtime.encoder import Encoder, LoadOptions
+from mexma_runtime.encoder import Encoder
 from mexma_runtime.errors import BundleError, EngineUnavailableError, InputError, UsageError, file_errors
 from mexma_runtime.integrations.shared import importing
+from mexma_runtime.load_options import LoadOptions
 from mexma_runtime.types import Ragged
 
 with importing("sentence_transformers", package="sentence-transformers", extra="sentence-transformers"):
@@ -43,8 +44,9 @@ OF_PYTORCH = {
     "file_name": "an engine is chosen by `engine`, or by `precision`, `recipe` and `dialect`",
 }
 """model_kwargs of models in PyTorch, ONNX and OpenVINO, and what a bundle has in their place."""
-OF_BATCHES = {"batch_size", "save_to_cpu", "task"}
-"""Arguments of a SentenceTransformer's `_inference` that mean nothing where all texts are embedded at once."""
+OF_VECTORS = ("prompt", "show_progress_bar", "normalize_embeddings", "truncate_dim")
+OF_BATCHES = ("output_value", "batch_size", "save_to_cpu", "task")
+"""Arguments of a SentenceTransformer's `_inference`: these mean nothing where all texts are embedded at once."""
 
 
 class BundleModule(InputModule):
@@ -260,23 +262,12 @@ class BundleModule(InputModule):
         return {**self.__dict__, "_opened": None}
 
 
-def _infer_at_once(
-    model: Any,
-    inputs: list[Any],
-    *,
-    prompt: str | None = None,
-    show_progress_bar: bool | None = None,
-    output_value: str | None = None,
-    normalize_embeddings: bool = False,
-    truncate_dim: int | None = None,
-    device: Any = None,
-    **others: Any,
-) -> Any:
+def _infer_at_once(model: Any, inputs: list[Any], *, device: Any = None, **how: Any) -> Any:
     """In place of a SentenceTransformer's own `_inference`, which is for what else is asked of the model's modules."""
-    how = {"prompt": prompt, "show_progress_bar": show_progress_bar}
-    form = {"normalize_embeddings": normalize_embeddings, "truncate_dim": truncate_dim}
-    if len(model) > 1 or output_value != "sentence_embedding" or not others.keys() <= OF_BATCHES:
-        return type(model)._inference(model, inputs, output_value=output_value, device=device, **how, **form, **others)
+    is_ours = how.get("output_value") == "sentence_embedding" and how.keys() <= {*OF_VECTORS, *OF_BATCHES}
+    if len(model) > 1 or not is_ours:
+        return type(model)._inference(model, inputs, device=device, **how)
     if device is not None:
         model.to(device)
-    return model[0].embed(inputs, **{**how, "prompt": prompt or ""}, **form)
+    options = {name: how[name] for name in OF_VECTORS if name in how}
+    return model[0].embed(inputs, **{**options, "prompt": how.get("prompt") or ""})

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, Unpack
 
-from mexma_runtime.encoder import Encoder, LoadOptions
+from mexma_runtime.encoder import Encoder
 from mexma_runtime.errors import MissingDependencyError, UsageError
+from mexma_runtime.load_options import LoadOptions
+from mexma_runtime.types import Vectors
 
 EncoderOrFolder: TypeAlias = Encoder | str | os.PathLike[str]
 """An encoder, or the folder of a bundle to load one from."""
@@ -40,6 +42,20 @@ def open_encoder(encoder: EncoderOrFolder, options: FolderOptions) -> Encoder:
     if options:
         raise UsageError(f"{', '.join(options)}: options are for a folder, and an Encoder was loaded with its own")
     return encoder
+
+
+class DocumentEmbedder:
+    """What BERTopic and KeyBERT call of an embedder; each wants it under a base class of its own."""
+
+    def __init__(self, encoder: EncoderOrFolder, **options: Unpack[FolderOptions]) -> None:
+        """`encoder`: one, or a bundle's folder with the options of `Encoder.load`."""
+        self._encoder = open_encoder(encoder, options)
+        super().__init__(embedding_model=self._encoder)  # type: ignore[call-arg]  # theirs
+
+    def embed(self, documents: Iterable[str], verbose: bool = False) -> Vectors:
+        """float32 `(n, dim)`, with the checkpoint's prompt for documents; `verbose` draws a bar on a terminal."""
+        vectors: Vectors = self._encoder.encode_document(documents, show_progress_bar=verbose)
+        return vectors
 
 
 def encode_to_lists(encode: Callable[..., Any], texts: str | Sequence[str], **options: Any) -> list[Any]:
