@@ -24,6 +24,7 @@ from mexma_runtime.encoder import Encoder
 from mexma_runtime.errors import BundleError, EngineUnavailableError, InputError, UsageError, file_errors
 from mexma_runtime.integrations.shared import importing
 from mexma_runtime.load_options import LoadOptions
+from mexma_runtime.process import NATIVE
 from mexma_runtime.types import Ragged
 
 with importing("sentence_transformers", package="sentence-transformers", extra="sentence-transformers"):
@@ -138,7 +139,7 @@ class BundleModule(InputModule):
     def encoder(self) -> Encoder:
         """The encoder on the module's device and of this process, opened if need be."""
         place = str(self._place.device), os.getpid()
-        with OPENING:
+        with NATIVE, OPENING:  # a fork waits until it is free
             if self._opened is None or self._opened[0] != place:
                 if self._opened is not None:
                     self._opened[1].close()

@@ -5,8 +5,10 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -27,7 +29,7 @@ pytest.importorskip("sentence_transformers")
 import torch
 from sentence_transformers import SentenceTransformer
 
-from mexma_runtime.integrations.sentence_transformers import BundleModule
+from mexma_runtime.integrations.sentence_transformers import OPENING, BundleModule
 
 MakeBundle = Callable[..., Path]
 
@@ -268,13 +270,29 @@ def test_threads_share_one_encoder(tiny: Path) -> None:
 def test_a_fork_opens_its_own(tiny: Path) -> None:
     module = BundleModule(tiny, n_threads=1)
     expected = module.embed(["the cat"])
+    assert _in_a_fork(lambda: torch.equal(module.embed(["the cat"]), expected))
+
+
+def test_a_fork_waits_for_a_thread_that_opens(minilm_bundle: Path) -> None:
+    modules = [BundleModule(minilm_bundle, n_threads=1) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        encoders = pool.map(lambda module: module.encoder, modules)
+        while not OPENING.locked():
+            time.sleep(0)
+        assert _in_a_fork(lambda: modules[0].embed(["the cat"]).shape == (1, 384))
+        assert all(encoder.info.dim == 384 for encoder in encoders)
+
+
+def _in_a_fork(check: Callable[[], bool]) -> bool:
+    """Whether `check` holds in a fork of this process, which is ended where it hangs."""
     child = os.fork()
     if not child:
+        signal.alarm(60)
         status = 1
         with suppress(BaseException):
-            status = 0 if torch.equal(module.embed(["the cat"]), expected) else 2
+            status = 0 if check() else 2
         os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_pool_of_processes(minilm_bundle: Path, encoder: Encoder, tmp_path: Path) -> None:
