@@ -25,6 +25,18 @@ def test_vectors_are_the_encoders(model: Any, encoder: Encoder, expected: Any, s
     assert model.encode(expected.texts).dtype == np.float32
 
 
+def test_the_encoder_makes_the_batches(model: Any, expected: Any, same: Callable[..., None]) -> None:
+    sizes = list[int]()
+    handle = model[0].register_forward_pre_hook(lambda _, given: sizes.append(len(given[0]["input_ids"])))
+    try:
+        same(model.encode(sentences=expected.texts * 10, batch_size=2), np.tile(expected.plain, (10, 1)))
+        same(model.encode(expected.texts * 10, None, "query: ", 8), np.tile(expected.query, (10, 1)))
+    finally:
+        handle.remove()
+    # From version 6 on no forward is called at all.
+    assert set(sizes) <= {len(expected.texts) * 10}
+
+
 def test_queries_and_documents_get_the_prompts(model: Any, expected: Any, same: Callable[..., None]) -> None:
     same(model.encode_query(expected.texts), expected.query)
     same(model.encode_document(expected.texts), expected.document)

@@ -20,7 +20,7 @@ from mexma_runtime.bundle.bundle import Bundle, read_manifest
 from mexma_runtime.bundle.companions import SETTINGS, check_settings, model_settings, with_companions, write_companions
 from mexma_runtime.bundle.manifest import MANIFEST_NAME
 from mexma_runtime.bundle.whole_files import write_whole
-from mexma_runtime.encoder import Encoder
+from mexma_runtime.encoder import ITER_WINDOW_TEXTS, Encoder
 from mexma_runtime.errors import BundleError, EngineUnavailableError, InputError, UsageError, file_errors
 from mexma_runtime.integrations.shared import importing
 from mexma_runtime.load_options import LoadOptions
@@ -272,3 +272,22 @@ def _infer_at_once(model: Any, inputs: list[Any], *, device: Any = None, **how: 
         model.to(device)
     options = {name: how[name] for name in OF_VECTORS if name in how}
     return model[0].embed(inputs, **{**options, "prompt": how.get("prompt") or ""})
+
+
+def _enlarge_batches(model: torch.nn.Module, _: str, module: object) -> None:
+    """What PyTorch calls whenever a model gets a module: of a bundle, a SentenceTransformer makes larger batches."""
+    if isinstance(module, BundleModule) and isinstance(model, sentence_transformers.SentenceTransformer):
+        model.encode = functools.partial(_encode_in_large_batches, model)
+
+
+def _encode_in_large_batches(model: Any, *arguments: Any, batch_size: int = 0, **how: Any) -> Any:
+    """`encode` of versions before 6: an encoder makes its own batches, for which the 32 of theirs are few texts."""
+    if len(arguments) > 3:  # the fourth is the size
+        arguments = *arguments[:3], max(arguments[3], ITER_WINDOW_TEXTS), *arguments[4:]
+    else:
+        how["batch_size"] = max(batch_size, ITER_WINDOW_TEXTS)
+    return type(model).encode(model, *arguments, **how)
+
+
+if not hasattr(InputModule, "on_model_ready"):
+    torch.nn.modules.module.register_module_module_registration_hook(_enlarge_batches)
