@@ -45,9 +45,6 @@ OF_PYTORCH = {
     "file_name": "an engine is chosen by `engine`, or by `precision`, `recipe` and `dialect`",
 }
 """model_kwargs of models in PyTorch, ONNX and OpenVINO, and what a bundle has in their place."""
-OF_VECTORS = ("prompt", "show_progress_bar", "normalize_embeddings", "truncate_dim")
-OF_BATCHES = ("output_value", "batch_size", "save_to_cpu", "task")
-"""Arguments of a SentenceTransformer's `_inference`: these mean nothing where all texts are embedded at once."""
 
 
 class BundleModule(InputModule):
@@ -128,12 +125,10 @@ class BundleModule(InputModule):
     def on_model_ready(self, model: Any) -> None:
         """What sentence-transformers calls from version 6 on when it has made the model of its modules.
 
-        The encoder is opened, so that what keeps it from running is told now, and `encode` hands it all texts at once:
-        in the 32 of a batch there are few of one length, and int8 engines would lose a third of their rate.
+        The encoder is opened, so that what keeps it from running is told now.
         """
+        del model
         _ = self.encoder
-        if hasattr(model, "_inference"):
-            model._inference = functools.partial(_infer_at_once, model)
 
     @property
     def encoder(self) -> Encoder:
@@ -254,24 +249,8 @@ class BundleModule(InputModule):
                 "where the engine runs may be another: model_kwargs={'device': 'cuda'}"
             ) from error
 
-    def embed(self, texts: Sequence[str], **options: Any) -> torch.Tensor:
-        """`Encoder.encode` as sentence-transformers has it, cutting texts without a word: on the module's device."""
-        vectors = self.encoder.encode(texts, truncate="quietly", **options)
-        return torch.from_numpy(vectors).to(self._place.device)
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
-
-
-def _infer_at_once(model: Any, inputs: list[Any], *, device: Any = None, **how: Any) -> Any:
-    """In place of a SentenceTransformer's own `_inference`, which is for what else is asked of the model's modules."""
-    is_ours = how.get("output_value") == "sentence_embedding" and how.keys() <= {*OF_VECTORS, *OF_BATCHES}
-    if len(model) > 1 or not is_ours:
-        return type(model)._inference(model, inputs, device=device, **how)
-    if device is not None:
-        model.to(device)
-    options = {name: how[name] for name in OF_VECTORS if name in how}
-    return model[0].embed(inputs, **{**options, "prompt": how.get("prompt") or ""})
 
 
 def _enlarge_batches(model: torch.nn.Module, _: str, module: object) -> None:
@@ -280,14 +259,17 @@ def _enlarge_batches(model: torch.nn.Module, _: str, module: object) -> None:
         model.encode = functools.partial(_encode_in_large_batches, model)
 
 
-def _encode_in_large_batches(model: Any, *arguments: Any, batch_size: int = 0, **how: Any) -> Any:
-    """`encode` of versions before 6: an encoder makes its own batches, for which the 32 of theirs are few texts."""
-    if len(arguments) > 3:  # the fourth is the size
-        arguments = *arguments[:3], max(arguments[3], ITER_WINDOW_TEXTS), *arguments[4:]
+def _encode_in_large_batches(model: Any, *arguments: Any, batch_size: int = 32, **how: Any) -> Any:
+    """`encode` of sentence-transformers: an encoder makes its own batches, for which the 32 of there are few texts."""
+    if len(arguments) > 3:
+        arguments = *arguments[:3], _large(arguments[3]), *arguments[4:]
     else:
-        how["batch_size"] = max(batch_size, ITER_WINDOW_TEXTS)
+        how["batch_size"] = _large(batch_size)
     return type(model).encode(model, *arguments, **how)
 
 
-if not hasattr(InputModule, "on_model_ready"):
-    torch.nn.modules.module.register_module_module_registration_hook(_enlarge_batches)
+def _large(batch_size: int) -> int:
+    return ITER_WINDOW_TEXTS if 0 < batch_size < ITER_WINDOW_TEXTS else batch_size
+
+
+torch.nn.modules.module.register_module_module_registration_hook(_enlarge_batches)
