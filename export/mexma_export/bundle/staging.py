@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -14,20 +12,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from mexma_runtime.bundle.bundle import check_size, content_name, read_manifest, sha256_of
-from mexma_runtime.bundle.companions import COMPANIONS, write_companions
+from mexma_runtime.bundle.bundle import check_size, content_name, lock_folder, read_manifest, sha256_of
+from mexma_runtime.bundle.companions import COMPANIONS, MODULES, other_modules, write_companions
 from mexma_runtime.bundle.manifest import LOCAL, MANIFEST_NAME, FileEntry, Manifest
 from mexma_runtime.bundle.whole_files import flush_to_disk, write_whole
-from mexma_runtime.errors import BundleError, FileError, UsageError, file_errors
+from mexma_runtime.errors import FileError, UsageError, file_errors
 
 TEMPORARY = ".new-"
 SPARE_BYTES = 64 << 20
 """Left free on the disk beside what is written."""
 
-_OURS = re.compile(
-    r"\.new-.*|\.(bundle|config|config_sentence_transformers|modules)\.json\.[0-9a-f]+\.part|weights\.[0-9a-f]{16}\.bin|model\..+\.[0-9a-f]{16}\.onnx"
-    r"|tokenizer\.[0-9a-f]{16}\.json"
-)
+_HASHED = r"weights\.[0-9a-f]{16}\.bin|model\..+\.[0-9a-f]{16}\.onnx|tokenizer\.[0-9a-f]{16}\.json"
+_NAMED = r"(bundle|config|config_sentence_transformers|modules)\.json"
+_OURS = re.compile(rf"\.new-.*|{_HASHED}|\.({_NAMED}|{_HASHED})\.[0-9a-f]+\.part")
 
 
 class Staging:
@@ -131,11 +128,7 @@ class Staging:
         self.previous = manifest
 
     def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise BundleError(self.folder, "another export is writing here: wait for it to end") from None
+        if error := lock_folder(self._lock, self.folder):
             self._warn(f"it cannot be locked ({error.strerror}): see to it that no other export writes there meanwhile")
 
     def _flush_names(self) -> None:
@@ -164,6 +157,11 @@ class Staging:
             raise UsageError(
                 f"{self.folder}: {', '.join(in_the_way)}: bundle.json does not name it, so it is yours, and the bundle "
                 "gets one of its own: move it elsewhere"
+            )
+        if others := other_modules(self.folder):
+            raise UsageError(
+                f"{self.folder / MODULES}: a model of more than the bundle was saved here ({', '.join(others)}), and "
+                "the bundle's own file takes its place: export into another folder, or move it elsewhere"
             )
 
     def _sweep(self) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mexma_runtime.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
+from mexma_runtime.bundle.whole_files import WholeFile
 from mexma_runtime.errors import BundleError, file_errors
 
 READ_BYTES = 1 << 22
@@ -53,6 +57,32 @@ class Bundle:
     def path(self, name: str) -> Path:
         """Where a file of the manifest lies."""
         return self.folder / self.manifest.file(name).name
+
+    def copy_files(self, folder: Path) -> None:
+        """Copy into `folder` what it lacks of the bundle's files, or has otherwise, each whole or not at all."""
+        for entry in self.manifest.files:
+            path = folder / entry.name
+            try:
+                check_size(path, entry)
+                _check_hash(path, entry)
+            except BundleError:
+                source = self.folder / entry.name
+                with file_errors(source, "cannot be copied"), source.open("rb") as file, WholeFile(path) as copy:
+                    shutil.copyfileobj(file, copy, READ_BYTES)
+
+
+def lock_folder(descriptor: int, folder: Path) -> OSError | None:
+    """Keep others from writing into the bundle `folder` until `descriptor`, it opened, is closed.
+
+    Returns the error of a file system that has no locks. BundleError where another is writing there.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise BundleError(folder, "another export is writing here: wait for it to end") from None
+        return error
+    return None
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -53,6 +53,14 @@ def model_settings(manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def contradiction(given: Mapping[str, Any], manifest: Manifest) -> str | None:
+    """What `given`, settings of a SentenceTransformer, says otherwise than bundle.json of vectors or scores."""
+    for name, own in {"truncate_dim": None, **model_settings(manifest)}.items():
+        if _heard(name, given.get(name)) != _heard(name, own):
+            return f"{name} {given.get(name)!r}, and {MANIFEST_NAME} has {own!r}"
+    return None
+
+
 def check_settings(folder: Path, manifest: Manifest) -> None:
     """BundleError where config_sentence_transformers.json contradicts bundle.json on vectors or scores."""
     path = folder / SETTINGS
@@ -62,21 +70,29 @@ def check_settings(folder: Path, manifest: Manifest) -> None:
         raise BundleError(path, f"not JSON ({error}): {REPAIR}") from None
     if not isinstance(there, dict):
         raise BundleError(path, f"expected an object: {REPAIR}")
-    own = {"truncate_dim": None, **model_settings(manifest)}
-    for key in ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim"):
-        if key in there and _heard(key, there[key]) != _heard(key, own[key]):
-            raise BundleError(
-                path,
-                f"{key} {there[key]!r}, and {MANIFEST_NAME} beside it has {own[key]!r}, which holds: {REPAIR}. Other "
-                "settings are given when the model is loaded (prompts=...), or to the checkpoint, exported again",
-            )
+    if said := contradiction(there, manifest):
+        raise BundleError(
+            path,
+            f"{said}, which holds: {REPAIR}. Other settings are given when the model is loaded (prompts=...), or to "
+            "the checkpoint, exported again",
+        )
+
+
+def other_modules(folder: Path) -> list[str]:
+    """Modules that modules.json of `folder` has beside the bundle's: somebody has saved a model of more into it."""
+    try:
+        there = loads(read_text(folder / MODULES) or "[]")
+    except (ValueError, BundleError):
+        return []
+    kinds = [str(entry.get("type")) for entry in there if isinstance(entry, dict)] if isinstance(there, list) else []
+    return [kind for kind in kinds if kind != MODULE_CLASS]
 
 
 def _heard(key: str, value: Any) -> Any:
-    """What sentence-transformers makes of a value: an unset prompt is an empty one."""
-    if key == "prompts" and isinstance(value, Mapping):
-        return {name: text for name, text in value.items() if text}
-    return value
+    """What sentence-transformers makes of a value: an unset prompt is an empty one, an unset function the cosine."""
+    if key == "prompts" and isinstance(value or {}, Mapping):
+        return {name: text for name, text in (value or {}).items() if text}
+    return value or "cosine" if key == "similarity_fn_name" else value
 
 
 def _modules(_: Manifest) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ mexma-runtime is installed, and fetches no code.
 from __future__ import annotations
 
 import functools
+import inspect
 import os
-import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,23 +16,33 @@ from typing import Any, Self, Unpack
 
 import numpy as np
 
-from mexma_runtime.bundle.bundle import Bundle, read_manifest
-from mexma_runtime.bundle.companions import SETTINGS, check_settings, model_settings, with_companions, write_companions
-from mexma_runtime.bundle.manifest import MANIFEST_NAME
+from mexma_runtime.bundle.bundle import Bundle, lock_folder, read_manifest
+from mexma_runtime.bundle.companions import (
+    COMPANIONS,
+    SETTINGS,
+    check_settings,
+    contradiction,
+    model_settings,
+    with_companions,
+    write_companions,
+)
+from mexma_runtime.bundle.manifest import MANIFEST_NAME, Manifest
 from mexma_runtime.bundle.whole_files import write_whole
 from mexma_runtime.encoder import ITER_WINDOW_TEXTS, Encoder
 from mexma_runtime.errors import BundleError, EngineUnavailableError, InputError, UsageError, file_errors
 from mexma_runtime.integrations.shared import importing
-from mexma_runtime.load_options import LoadOptions
+from mexma_runtime.load_options import LoadOptions, check_load_options
 from mexma_runtime.process import NATIVE
 from mexma_runtime.types import Ragged
 
 with importing("sentence_transformers", package="sentence-transformers", extra="sentence-transformers"):
-    import sentence_transformers
     import torch
-if hasattr(sentence_transformers, "base"):
+    from sentence_transformers import SentenceTransformer
+    from transformers import PreTrainedTokenizerFast
+
+try:
     from sentence_transformers.base.modules import InputModule
-else:  # before 5.4
+except ModuleNotFoundError:  # before 5.4
     from sentence_transformers.models import InputModule
 
 OPENING = threading.Lock()
@@ -42,9 +52,16 @@ OF_PYTORCH = {
     "torch_dtype": "the engine's precision is `precision`: fp32, fp16 or int8",
     "device_map": "the engine's device is `device`: cpu or cuda",
     "provider": "the library that runs the engine is `backend`: onnxruntime, openvino or tensorrt",
+    "trust_remote_code": "it is SentenceTransformer's own argument, and a bundle is no model of another kind",
     "file_name": "an engine is chosen by `engine`, or by `precision`, `recipe` and `dialect`",
 }
 """model_kwargs of models in PyTorch, ONNX and OpenVINO, and what a bundle has in their place."""
+OPTIONS = ("verify", *LoadOptions.__annotations__)
+"""What `model_kwargs` may have."""
+SAVED = ("truncate_dim", "prompts", "default_prompt_name", "similarity_fn_name")
+"""Settings of a model that saving writes and a bundle has, or does not have, of its own."""
+ARGUMENTS = tuple(inspect.signature(SentenceTransformer.encode).parameters)[2:]
+"""Names of `encode`'s arguments behind the texts, in their order."""
 
 
 class BundleModule(InputModule):
@@ -54,13 +71,15 @@ class BundleModule(InputModule):
     the module is pickled into or that forks.
     """
 
-    def __init__(self, bundle: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> None:
-        """`options` as in `Encoder.load`; without `device` the engine is where PyTorch has put the module.
+    def __init__(self, bundle: str | os.PathLike[str], *, verify: bool = False, **options: Unpack[LoadOptions]) -> None:
+        """`verify` and `options` as in `Encoder.load`; without `device` the engine is where PyTorch has the module.
 
-        Raises what `Bundle.open` does; what `Encoder.load` does, when the encoder is opened.
+        Raises what `Bundle.open` does, and for options that are none; what else `Encoder.load` raises, when the encoder
+        is opened.
         """
         super().__init__()
-        self._bundle = Bundle.open(bundle)
+        check_load_options(options)
+        self._bundle = Bundle.open(bundle, verify=verify)
         self._options = options
         self._max_seq_length: int | None = None
         self._opened: tuple[tuple[str, int], Encoder] | None = None
@@ -92,6 +111,13 @@ class BundleModule(InputModule):
                 f"backend={backend!r} is sentence-transformers' own for models in PyTorch's layout: leave it out; what "
                 "runs a bundle's engine is chosen by model_kwargs={'backend': 'onnxruntime'} (or openvino, tensorrt)"
             )
+        options = dict(model_kwargs or {})
+        if unknown := options.keys() - OPTIONS:
+            hints = "".join(f"; {OF_PYTORCH[name]}" for name in unknown if name in OF_PYTORCH)
+            raise UsageError(
+                f"model_kwargs: a bundle takes none called {', '.join(sorted(map(str, unknown)))}, but "
+                f"{', '.join(OPTIONS)}, as Encoder.load does{hints}"
+            )
         max_seq_length = None
         for name in ("processor_kwargs", "tokenizer_kwargs", "config_kwargs"):
             given = dict(others.get(name) or {})
@@ -99,16 +125,9 @@ class BundleModule(InputModule):
                 max_seq_length = given.pop("model_max_length", max_seq_length)
             if given:
                 raise UsageError(
-                    f"{name}: expected none but the tokenizer's model_max_length, got {others[name]!r}: tokenizer and "
-                    "model are the bundle's"
+                    f"{name}: got {given!r}: tokenizer and model are the bundle's, which takes no more than "
+                    "processor_kwargs={'model_max_length': N}"
                 )
-        options = dict(model_kwargs or {})
-        if unknown := sorted(options.keys() - LoadOptions.__annotations__.keys()):
-            hints = "".join(f"; {OF_PYTORCH[name]}" for name in unknown if name in OF_PYTORCH)
-            raise UsageError(
-                f"model_kwargs: a bundle takes none called {', '.join(unknown)}, but "
-                f"{', '.join(LoadOptions.__annotations__)}, as Encoder.load does{hints}"
-            )
         folder = cls.load_dir_path(
             model_name_or_path,
             subfolder=subfolder,
@@ -151,10 +170,16 @@ class BundleModule(InputModule):
         """The checkpoint's prompts and similarity function, for `SentenceTransformer(modules=[module], **settings)`."""
         return model_settings(self._bundle.manifest)
 
-    @property
+    @functools.cached_property
     def tokenizer(self) -> Any:
-        """The bundle's tokenizer, a `tokenizers.Tokenizer` of its own that neither cuts nor pads."""
-        return self.encoder.tokenizer
+        """The bundle's tokenizer as transformers has it: a PreTrainedTokenizerFast."""
+        tokenizer = self.encoder.tokenizer
+        special = {"pad_token": tokenizer.id_to_token(self._bundle.manifest.text.padding_id)}
+        if ends := tokenizer.encode("").tokens:
+            special |= {"cls_token": ends[0], "sep_token": ends[-1]}
+        return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+            tokenizer_object=tokenizer, model_max_length=self.max_seq_length, **special
+        )
 
     @property
     def max_seq_length(self) -> int:
@@ -165,6 +190,12 @@ class BundleModule(InputModule):
     def max_seq_length(self, limit: int) -> None:
         self.encoder.max_seq_length = limit
         self._max_seq_length = limit
+        self.__dict__.pop("tokenizer", None)
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether vectors have length 1 as they are."""
+        return self._bundle.manifest.is_normalized
 
     def get_embedding_dimension(self) -> int:
         """Numbers in a vector."""
@@ -198,46 +229,80 @@ class BundleModule(InputModule):
         """What `preprocess` was called before sentence-transformers 5.4."""
         return self.preprocess(texts, **options)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Add `sentence_embedding`, float32 `(n, dim)` on the module's device, to the `features` of `preprocess`."""
-        is_token = features["attention_mask"].cpu().numpy().astype(bool)
-        ids = features["input_ids"].cpu().numpy()[is_token].astype(np.int32)
-        vectors = self.encoder.encode_ids(Ragged.from_lengths(ids, is_token.sum(axis=1)))
+        """Add `sentence_embedding`, float32 `(n, dim)` on the module's device, to the `features` of `preprocess`.
+
+        Without `attention_mask` all ids are tokens. Raises InputError for ids that are none.
+        """
+        ids = features["input_ids"]
+        is_token = features.get("attention_mask", torch.ones_like(ids)).cpu().numpy().astype(bool)
+        if ids.is_floating_point():
+            raise InputError(f"input_ids: expected integers, got {ids.dtype}")
+        # Those that int32 does not hold stay beyond the vocabulary.
+        numbers = ids.cpu().numpy()[is_token].clip(-1, np.iinfo(np.int32).max).astype(np.int32)
+        vectors = self.encoder.encode_ids(Ragged.from_lengths(numbers, is_token.sum(axis=1)))
         features["sentence_embedding"] = torch.from_numpy(vectors).to(self._place.device)
         return features
+
+    def require_savable(self, folder: Path, model: SentenceTransformer) -> None:
+        """Raise unless `model`, of which this is the first module, can be saved into `folder` and be the same again."""
+        own = self._bundle.manifest
+        if said := contradiction({name: getattr(model, name) for name in SAVED}, own):
+            raise UsageError(
+                f"{folder}: not saved: the model has {said}: a bundle keeps its checkpoint's; others are given when "
+                "it is loaded, or to the checkpoint, exported again"
+            )
+        if self.max_seq_length != own.text.max_tokens:
+            raise UsageError(
+                f"{folder}: not saved: max_seq_length is {self.max_seq_length}, and a bundle keeps its checkpoint's "
+                f"{own.text.max_tokens}: set it back to save, and again when the model is loaded"
+            )
+        there = self._same_bundle(folder)
+        named = there.companions if there else ()
+        if foreign := [name for name in COMPANIONS if name not in named and (folder / name).exists()]:
+            raise UsageError(
+                f"{folder}: not saved: {', '.join(foreign)} of another model is there: choose another folder"
+            )
+        if there and len(model) > 1:
+            raise UsageError(
+                f"{folder}: not saved: the bundle is there, a model of its own, and this one has more modules: choose "
+                "another folder"
+            )
 
     def save(self, output_path: str, *arguments: Any, **options: Any) -> None:
         """Copy the bundle into the folder `output_path`, without what belongs to this machine, bundle.json last.
 
-        Raises BundleError where another bundle is there, or where the model's settings, which sentence-transformers has
-        written there, are not the bundle's.
+        Raises BundleError where another bundle is there, another process writes there, or the settings of a model there
+        are not the bundle's.
         """
         del arguments, options
-        folder, own = Path(output_path), self._bundle
-        there, saved = read_manifest(folder), with_companions(own.manifest)
+        folder, saved = Path(output_path), with_companions(self._bundle.manifest)
+        with file_errors(folder, "cannot be written"):
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder, os.O_RDONLY)
         try:
-            if there not in (None, own.manifest, saved):
-                raise BundleError(folder / MANIFEST_NAME, "another bundle is there: save into another folder")
-            check_settings(folder, saved)
-        except BundleError:
-            # What sentence-transformers has written there goes.
-            if there and there.companions:
-                write_companions(folder, there)
-            else:
-                (folder / SETTINGS).unlink(missing_ok=True)
-            raise
-        if there is None:
-            with file_errors(folder, "cannot be written"):
-                folder.mkdir(parents=True, exist_ok=True)
-                for entry in saved.files:
-                    shutil.copyfile(own.folder / entry.name, folder / entry.name)
-        if there != saved:
-            write_whole(folder / MANIFEST_NAME, saved.to_json().encode())
-        write_companions(folder, saved)
+            lock_folder(descriptor, folder)
+            there = self._same_bundle(folder)
+            if (folder / SETTINGS).exists():
+                check_settings(folder, saved)
+            self._bundle.copy_files(folder)
+            if there != saved:
+                write_whole(folder / MANIFEST_NAME, saved.to_json().encode())
+            write_companions(folder, saved)
+        finally:
+            os.close(descriptor)
+
+    def _same_bundle(self, folder: Path) -> Manifest | None:
+        """The manifest in `folder`, if there is one; BundleError where it is another bundle's."""
+        there, own = read_manifest(folder), self._bundle.manifest
+        if there not in (None, own, with_companions(own)):
+            raise BundleError(folder / MANIFEST_NAME, "another bundle is there: save into another folder")
+        return there
 
     def get_config_dict(self) -> dict[str, Any]:
         """What the module was made of, for its repr."""
-        return {"bundle": str(self._bundle.folder), **self._options}
+        return {"bundle": self._bundle.folder.name, **self._options}
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], *arguments: Any, **options: Any) -> Self:
         """Move the module: all that moves is where its encoder will be opened."""
@@ -253,23 +318,46 @@ class BundleModule(InputModule):
         return {**self.__dict__, "_opened": None}
 
 
-def _enlarge_batches(model: torch.nn.Module, _: str, module: object) -> None:
-    """What PyTorch calls whenever a model gets a module: of a bundle, a SentenceTransformer makes larger batches."""
-    if isinstance(module, BundleModule) and isinstance(model, sentence_transformers.SentenceTransformer):
-        model.encode = functools.partial(_encode_in_large_batches, model)
+class BundleTransformer(SentenceTransformer):
+    """A SentenceTransformer of a bundle. Whatever one gets a BundleModule as its first module becomes one."""
+
+    @functools.wraps(SentenceTransformer.encode)
+    def encode(self, *arguments: Any, **how: Any) -> Any:
+        """As there, but for `batch_size`: an encoder makes its own batches, for which 32 texts are few."""
+        how = dict(**dict(zip(ARGUMENTS, arguments[1:], strict=False)), **how)
+        first = self[0]
+        if isinstance(first, BundleModule):
+            if how.get("output_value") == "token_embeddings":
+                raise UsageError(
+                    "output_value: expected 'sentence_embedding', all that an engine gives of a text, got "
+                    "'token_embeddings'"
+                )
+            if isinstance(how.get("device"), str | torch.device):
+                self.to(how["device"])  # which says what to do where PyTorch has none such
+            if first.is_normalized and len(self) == 1 and how.get("truncate_dim") is self.truncate_dim is None:
+                how["normalize_embeddings"] = False  # never twice
+            batch_size = how.get("batch_size", 1)
+            if isinstance(batch_size, int) and batch_size > 0:
+                how["batch_size"] = max(batch_size, ITER_WINDOW_TEXTS)
+        return super().encode(*arguments[:1], **how)
+
+    @functools.wraps(SentenceTransformer.save)
+    def save(self, path: str, *arguments: Any, **options: Any) -> None:
+        """As there; what cannot be saved is refused before anything is written."""
+        first = self[0]
+        if path and isinstance(first, BundleModule):
+            first.require_savable(Path(path), self)
+        super().save(path, *arguments, **options)
 
 
-def _encode_in_large_batches(model: Any, *arguments: Any, batch_size: int = 32, **how: Any) -> Any:
-    """`encode` of sentence-transformers: an encoder makes its own batches, for which the 32 of there are few texts."""
-    if len(arguments) > 3:
-        arguments = *arguments[:3], _large(arguments[3]), *arguments[4:]
-    else:
-        how["batch_size"] = _large(batch_size)
-    return type(model).encode(model, *arguments, **how)
+# What sentence-transformers writes into files and prints.
+BundleTransformer.__name__ = SentenceTransformer.__name__
 
 
-def _large(batch_size: int) -> int:
-    return ITER_WINDOW_TEXTS if 0 < batch_size < ITER_WINDOW_TEXTS else batch_size
+def _adopt(model: torch.nn.Module, _: str, module: object) -> None:
+    """What PyTorch calls whenever a model gets a module."""
+    if isinstance(module, BundleModule) and type(model) is SentenceTransformer:
+        model.__class__ = BundleTransformer
 
 
-torch.nn.modules.module.register_module_module_registration_hook(_enlarge_batches)
+torch.nn.modules.module.register_module_module_registration_hook(_adopt)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mexma_export.bundle.staging import Staging
 from mexma_runtime import BundleError, Encoder, EngineUnavailableError, InputError, UsageError
 from mexma_runtime.bundle.bundle import Bundle, read_manifest
 from mexma_runtime.bundle.companions import COMPANIONS, SETTINGS, with_companions, write_companions
@@ -27,7 +28,8 @@ from mexma_runtime.bundle.manifest import MANIFEST_NAME
 pytest.importorskip("sentence_transformers")
 
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SparseEncoder
+from sentence_transformers.sentence_transformer.modules import Normalize
 
 from mexma_runtime.integrations.sentence_transformers import OPENING, BundleModule
 
@@ -70,7 +72,7 @@ def test_vectors_are_the_encoders_bit_for_bit(minilm_bundle: Path, backend: str,
     model = opened(minilm_bundle, model_kwargs={"backend": backend})
 
     np.testing.assert_array_equal(model.encode(TEXTS), expected)
-    # As versions before 6 and other modules have it: a batch at a time.
+    # Whatever the batches are, and for other modules of a model.
     batches = [model(model.preprocess(TEXTS[i : i + size])) for i in range(0, len(TEXTS), size)]
     np.testing.assert_array_equal(torch.cat([batch["sentence_embedding"] for batch in batches]).numpy(), expected)
 
@@ -95,7 +97,36 @@ def test_arguments_mean_what_they_mean_to_the_encoder(
     theirs, ours = model.encode(TEXTS, **arguments), encoder.encode(TEXTS, truncate="quietly", **arguments)
 
     assert theirs.dtype == ours.dtype
-    np.testing.assert_array_equal(theirs, ours)
+    # What is cut gets length 1 by PyTorch.
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=2e-7 if "normalize_embeddings" in arguments else 0)
+
+
+def test_pytorch_gives_length_1_where_the_model_does_not(tiny: Path) -> None:
+    expected = Encoder.load(tiny).encode(["the cat", "a dog"], normalize_embeddings=True)
+    np.testing.assert_allclose(
+        opened(tiny).encode(["the cat", "a dog"], normalize_embeddings=True), expected, atol=2e-7
+    )
+
+
+def test_length_1_is_not_given_twice(model: SentenceTransformer, encoder: Encoder) -> None:
+    np.testing.assert_array_equal(model.encode(TEXTS[:9], normalize_embeddings=True), encoder.encode(TEXTS[:9]))
+
+
+def test_the_encoder_makes_the_batches(model: SentenceTransformer, encoder: Encoder) -> None:
+    texts = TEXTS * 30
+    handed_over = list[int]()
+    handle = model[0].register_forward_pre_hook(lambda _, given: handed_over.append(len(given[0]["input_ids"])))
+    try:
+        vectors = model.encode(texts, "query", None, 4)
+    finally:
+        handle.remove()
+
+    np.testing.assert_array_equal(vectors, encoder.encode_query(texts, truncate="quietly"))
+    assert handed_over == [1024, 1024, len(texts) - 2048]
+    with pytest.raises(ValueError, match="batch_size"):
+        model.encode(TEXTS, batch_size=0)
+    with pytest.raises(TypeError, match="batch_size"):
+        model.encode(TEXTS, None, None, 4, batch_size=4)
 
 
 def test_queries_documents_and_scores(model: SentenceTransformer, encoder: Encoder) -> None:
@@ -118,6 +149,8 @@ def test_forms_of_the_result(model: SentenceTransformer, encoder: Encoder) -> No
     everything = model.encode(TEXTS[:2], output_value=None)
     assert [sorted(item) for item in everything] == [["attention_mask", "input_ids", "sentence_embedding"]] * 2
     np.testing.assert_array_equal(everything[1]["sentence_embedding"], expected[1])
+    with pytest.raises(UsageError, match=r"output_value: expected 'sentence_embedding', .* got 'token"):
+        model.encode(TEXTS[:2], output_value="token_embeddings")
 
 
 def test_features_are_what_a_tokenizer_gives(model: SentenceTransformer, encoder: Encoder) -> None:
@@ -129,7 +162,35 @@ def test_features_are_what_a_tokenizer_gives(model: SentenceTransformer, encoder
     assert model[0].tokenize(["noon"])["input_ids"].tolist() == [
         encoder.tokenize(["noon"], prompt="").ragged[0].tolist()
     ]
-    assert model.tokenizer.encode("noon").ids == encoder.tokenizer.encode("noon").ids
+
+
+def test_the_tokenizer_is_one_of_transformers(model: SentenceTransformer, encoder: Encoder) -> None:
+    expected = encoder.tokenize(TEXTS, prompt="").ragged
+    ids = model.tokenizer(TEXTS, padding=True, truncation=True, return_tensors="np")
+
+    assert [row[mask == 1].tolist() for row, mask in zip(ids["input_ids"], ids["attention_mask"], strict=True)] == [
+        expected[row].tolist() for row in range(len(TEXTS))
+    ]
+    assert model.tokenizer.decode(expected[0], skip_special_tokens=True) == "the ferry leaves at noon."
+    assert model.tokenizer.model_max_length == model.max_seq_length == 256
+
+
+def test_features_of_other_tokenizers_are_taken(tiny: Path) -> None:
+    model = opened(tiny)
+    ids = model.preprocess(["the cat"])["input_ids"]
+
+    vectors = model({"input_ids": ids})["sentence_embedding"]
+    np.testing.assert_array_equal(vectors, model.encode(["the cat"]))
+    for wrong in (ids + 2**32, ids - 2**32, ids.double() + 0.5):
+        with pytest.raises(InputError):
+            model({"input_ids": wrong})
+
+
+def test_a_compiled_model_is_the_same(tiny: Path) -> None:
+    model = opened(tiny)
+    expected = model.encode(["the cat"])
+    model.compile()
+    np.testing.assert_array_equal(model.encode(["the cat"]), expected)
 
 
 def test_a_default_prompt_is_the_models_and_put_once(copied: Path) -> None:
@@ -192,17 +253,17 @@ def test_which_engine_is_a_matter_of_model_kwargs(tiny: Path) -> None:
         (
             {"model_kwargs": {"torch_dtype": "float16", "speed": 3}},
             UsageError,
-            "a bundle takes none called speed, torch_dtype, but precision, .* `precision`: fp32, fp16 or int8",
+            "a bundle takes none called speed, torch_dtype, but verify, precision, .* `precision`: fp32, fp16 or int8",
         ),
         ({"model_kwargs": {"n_threads": "two"}}, UsageError, "n_threads: expected int"),
         ({"backend": "onnx"}, UsageError, "backend='onnx' is sentence-transformers' own"),
         (
             {"processor_kwargs": {"use_fast": True}},
             UsageError,
-            r"processor_kwargs: expected none but .* model_max_length",
+            r"processor_kwargs: got \{'use_fast': True\}: .* no more than",
         ),
         ({"processor_kwargs": {"model_max_length": 17}}, UsageError, "max_seq_length: expected 3 to 16"),
-        ({"config_kwargs": {"a": 1}}, UsageError, "config_kwargs: expected none"),
+        ({"config_kwargs": {"a": 1}}, UsageError, "config_kwargs: got .* no more than"),
         ({"model_kwargs": {"device": "cuda"}}, EngineUnavailableError, "CUDAExecutionProvider was asked for"),
     ],
 )
@@ -220,16 +281,16 @@ def test_a_gpu_that_is_not_there_is_said_with_what_to_do(tiny: Path) -> None:
     model = opened(tiny)
     with pytest.raises(EngineUnavailableError, match=r"PyTorch cannot use the device .* device='cpu'"):
         model.to("cuda")
+    with pytest.raises(EngineUnavailableError, match=r"PyTorch cannot use the device .* device='cpu'"):
+        model.encode(["the cat"], device="cuda")
     assert model.encode(["the cat"]).shape == (1, 8)
 
 
-def test_inputs_that_are_no_text_are_named_by_their_place(tiny: Path) -> None:
+def test_inputs_that_are_no_text_are_named(tiny: Path) -> None:
     model = opened(tiny)
     texts: list[Any] = ["a", "the cat sat and sat", 3]
-    with pytest.raises(InputError, match=r"input 2: expected a str, got int"):
-        model.encode(texts)
     with pytest.raises(InputError, match=r"^expected a str, got int: '3'"):
-        model[0].preprocess(texts)
+        model.encode(texts)
     with pytest.raises(UsageError, match="processing_kwargs"):
         model.encode(["a"], processing_kwargs={"text": {"max_length": 3}})
 
@@ -255,6 +316,9 @@ def test_a_copy_is_of_its_own(tiny: Path) -> None:
     model = opened(tiny, model_kwargs={"n_threads": 1})
     expected = model.encode(["the cat"])
 
+    shallow = copy.copy(model)
+    shallow.truncate_dim = 3
+    assert (shallow.encode("the cat").shape, model.encode("the cat").shape) == ((3,), (8,))
     for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
         np.testing.assert_array_equal(other.encode(["the cat"]), expected)
         assert other[0].encoder is not model[0].encoder
@@ -269,8 +333,8 @@ def test_threads_share_one_encoder(tiny: Path) -> None:
 
 def test_a_fork_opens_its_own(tiny: Path) -> None:
     module = BundleModule(tiny, n_threads=1)
-    expected = module.embed(["the cat"])
-    assert _in_a_fork(lambda: torch.equal(module.embed(["the cat"]), expected))
+    expected = module(module.preprocess(["the cat"]))["sentence_embedding"]
+    assert _in_a_fork(lambda: torch.equal(module(module.preprocess(["the cat"]))["sentence_embedding"], expected))
 
 
 def test_a_fork_waits_for_a_thread_that_opens(minilm_bundle: Path) -> None:
@@ -279,7 +343,7 @@ def test_a_fork_waits_for_a_thread_that_opens(minilm_bundle: Path) -> None:
         encoders = pool.map(lambda module: module.encoder, modules)
         while not OPENING.locked():
             time.sleep(0)
-        assert _in_a_fork(lambda: modules[0].embed(["the cat"]).shape == (1, 384))
+        assert _in_a_fork(lambda: modules[0].preprocess(["the cat"])["input_ids"].shape == (1, 4))
         assert all(encoder.info.dim == 384 for encoder in encoders)
 
 
@@ -340,26 +404,74 @@ class TestSaving:
         opened(tiny)
 
     @pytest.mark.parametrize("is_own", [True, False])
-    def test_settings_that_are_not_the_bundles_are_refused_and_nothing_is_broken(
-        self, tiny: Path, tmp_path: Path, is_own: bool
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            ({"prompts": {"query": "find: "}}, r"prompts .*find: .* and bundle.json has .*the "),
+            ({"truncate_dim": 4}, "truncate_dim 4, and bundle.json has None"),
+            ({"similarity_fn_name": "dot"}, "similarity_fn_name 'dot', and bundle.json has 'cosine'"),
+            ({"processor_kwargs": {"model_max_length": 5}}, "max_seq_length is 5, .* checkpoint's 16: set it back"),
+        ],
+    )
+    def test_what_would_be_lost_is_refused_and_nothing_written(
+        self, tiny: Path, tmp_path: Path, is_own: bool, given: dict[str, Any], said: str
     ) -> None:
+        before = _contents(tiny)
         out = tiny if is_own else tmp_path / "saved"
-        model = opened(tiny, prompts={"query": "find: "})
-        np.testing.assert_array_equal(model.encode_query("cat"), model.encode("find: cat"))
 
-        with pytest.raises(BundleError, match=r"prompts .*find: .* and bundle.json beside it has .*the "):
-            model.save_pretrained(str(out))
-        if is_own:
-            opened(tiny)
-        else:
-            assert not (out / SETTINGS).exists()
-            assert not (out / MANIFEST_NAME).exists()
+        with pytest.raises(UsageError, match=f"{out}: not saved: .*{said}"):
+            opened(tiny, **given).save_pretrained(str(out))
+        assert _contents(tiny) == before
+        assert is_own or not out.exists()
 
     def test_another_bundle_is_not_overwritten(self, tiny: Path, minilm_bundle: Path) -> None:
-        before = {path.name: path.read_bytes() for path in tiny.iterdir()}
+        before = _contents(tiny)
         with pytest.raises(BundleError, match="another bundle is there: save into another folder"):
             opened(minilm_bundle).save_pretrained(str(tiny))
-        assert {path.name: path.read_bytes() for path in tiny.iterdir()} == before
+        (tiny / MANIFEST_NAME).write_text("{")
+        with pytest.raises(BundleError, match="not JSON"):
+            opened(minilm_bundle).save_pretrained(str(tiny))
+        assert _contents(tiny) == {**before, MANIFEST_NAME: b"{"}
+
+    def test_a_checkpoint_is_not_overwritten(self, tiny: Path, minilm_folder: Path, tmp_path: Path) -> None:
+        checkpoint = Path(shutil.copytree(minilm_folder, tmp_path / "checkpoint"))
+        before = _contents(checkpoint)
+        with pytest.raises(UsageError, match=r"not saved: config.json, .* of another model is there"):
+            opened(tiny).save_pretrained(str(checkpoint))
+        assert _contents(checkpoint) == before
+
+    def test_files_that_are_missing_or_damaged_there_are_copied(self, tiny: Path, tmp_path: Path) -> None:
+        out = tmp_path / "saved"
+        model = opened(tiny)
+        model.save_pretrained(str(out))
+        engine, tokenizer = (next(out.glob(f"{kind}.*")) for kind in ("model", "tokenizer"))
+        engine.write_bytes(bytes(engine.stat().st_size))
+        tokenizer.unlink()
+
+        model.save_pretrained(str(out))
+        Bundle.open(out, verify=True)
+
+    def test_an_export_is_not_disturbed(self, tiny: Path, tmp_path: Path) -> None:
+        with (
+            Staging(tmp_path / "out"),
+            pytest.raises(BundleError, match="another export is writing here: wait for it to end"),
+        ):
+            opened(tiny).save_pretrained(str(tmp_path / "out"))
+
+    def test_other_modules_go_with_it_into_a_folder_of_their_own(self, tiny: Path, tmp_path: Path) -> None:
+        model = opened(tiny)
+        model.append(Normalize())
+        expected = model.encode(["the cat"])
+        with pytest.raises(UsageError, match="the bundle is there, a model of its own, and this one has more modules"):
+            model.save_pretrained(str(tiny))
+
+        out = tmp_path / "saved"
+        model.save_pretrained(str(out))
+        np.testing.assert_array_equal(opened(out).encode(["the cat"]), expected)
+        with pytest.raises(
+            UsageError, match=r"modules.json: a model of more than the bundle was saved here .*Normalize"
+        ):
+            Staging(out)
 
     def test_a_bundle_of_an_older_version_gets_its_companions(self, make_bundle: MakeBundle) -> None:
         older = make_bundle()
@@ -370,12 +482,26 @@ class TestSaving:
         np.testing.assert_array_equal(opened(older).encode(["the cat"]), Encoder.load(older).encode(["the cat"]))
 
 
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_companions_that_contradict_the_bundle_are_refused(tiny: Path) -> None:
     settings = json.loads((tiny / SETTINGS).read_text())
     (tiny / SETTINGS).write_text(json.dumps({**settings, "prompts": {"query": "find: "}}))
 
     with pytest.raises(BundleError, match=r"config_sentence_transformers.json: prompts .*find: .*bundle.json .*the "):
         opened(tiny)
+    (tiny / SETTINGS).unlink()
+    with pytest.raises(BundleError, match=r"config_sentence_transformers.json: prompts None, and bundle.json .*the "):
+        opened(tiny)
+
+
+def test_a_model_of_another_kind_is_refused(tiny: Path) -> None:
+    with pytest.raises(UsageError, match=r"trust_remote_code, .* a bundle is no model of another kind"):
+        SparseEncoder(str(tiny), trust_remote_code=True)
+    with pytest.raises(TypeError, match="unknown options: precison"):
+        BundleModule(tiny, precison="int8")  # type: ignore[call-arg]
 
 
 def test_what_is_no_bundle_is_refused(tiny: Path) -> None:
