@@ -112,10 +112,10 @@ class BundleModule(InputModule):
                 "runs a bundle's engine is chosen by model_kwargs={'backend': 'onnxruntime'} (or openvino, tensorrt)"
             )
         options = dict(model_kwargs or {})
-        if unknown := options.keys() - OPTIONS:
+        if unknown := sorted(map(str, options.keys() - OPTIONS)):
             hints = "".join(f"; {OF_PYTORCH[name]}" for name in unknown if name in OF_PYTORCH)
             raise UsageError(
-                f"model_kwargs: a bundle takes none called {', '.join(sorted(map(str, unknown)))}, but "
+                f"model_kwargs: a bundle takes none called {', '.join(unknown)}, but "
                 f"{', '.join(OPTIONS)}, as Encoder.load does{hints}"
             )
         max_seq_length = None

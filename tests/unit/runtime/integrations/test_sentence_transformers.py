@@ -112,8 +112,8 @@ def test_length_1_is_not_given_twice(model: SentenceTransformer, encoder: Encode
     np.testing.assert_array_equal(model.encode(TEXTS[:9], normalize_embeddings=True), encoder.encode(TEXTS[:9]))
 
 
-def test_the_encoder_makes_the_batches(model: SentenceTransformer, encoder: Encoder) -> None:
-    texts = TEXTS * 30
+def test_the_encoder_makes_the_batches(tiny: Path) -> None:
+    model, encoder, texts = opened(tiny), Encoder.load(tiny), TEXTS * 30
     handed_over = list[int]()
     handle = model[0].register_forward_pre_hook(lambda _, given: handed_over.append(len(given[0]["input_ids"])))
     try:
