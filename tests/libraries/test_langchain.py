@@ -8,6 +8,7 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_huggingface import HuggingFaceEmbeddings
+from langchain_text_splitters import SentenceTransformersTokenTextSplitter
 
 from mexma_runtime import Encoder
 
@@ -54,3 +55,12 @@ def test_a_store_finds_what_is_alike(embeddings: Any) -> None:
     texts = ["The ferry leaves at noon.", "Bake the bread for forty minutes.", "The court has ruled."]
     store.add_documents([Document(text, id=str(index)) for index, text in enumerate(texts)])
     assert [found.id for found in store.similarity_search("When does the boat go?", k=1)] == ["0"]
+
+
+def test_texts_are_split_by_its_tokens(bundle: str, encoder: Encoder) -> None:
+    splitter = SentenceTransformersTokenTextSplitter(model_name=bundle, model_kwargs=TRUSTED, chunk_overlap=0)
+    pieces = splitter.split_text("the ferry leaves at noon " * 200)
+
+    assert len(pieces) > 1
+    assert not encoder.tokenize(pieces, prompt="").truncated.any()
+    assert " ".join(pieces).split() == ["the", "ferry", "leaves", "at", "noon"] * 200
