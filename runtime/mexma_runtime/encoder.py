@@ -472,12 +472,16 @@ class Encoder:
     def similarity(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Vectors:
         """How alike all rows of `(n, dim)` or `(dim,)` are to all of `(m, dim)` or `(dim,)`: float32 `(n, m)`.
 
-        By `similarity_fn_name`. Raises InputError where the shapes do not fit.
+        By `similarity_fn_name`. Both may be torch's tensors, wherever they are. Raises InputError for what is no
+        vectors, and where the shapes do not fit.
         """
         return similarity(embeddings1, embeddings2, self.similarity_fn_name)
 
     def similarity_pairwise(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Vectors:
-        """How alike each row of `(n, dim)` is to the same row of another: float32 `(n,)`; as `similarity`."""
+        """How alike each row of `(n, dim)` is to the same row of another: float32 `(n,)`; of two `(dim,)`: `()`.
+
+        The rest as `similarity`.
+        """
         return pairwise_similarity(embeddings1, embeddings2, self.similarity_fn_name)
 
     def close(self) -> None:
