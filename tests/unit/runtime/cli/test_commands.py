@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 
 from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.companions import MODULES, with_companions, write_companions
 from mexma_runtime.bundle.manifest import MANIFEST_NAME, Certificate, ProductMode
 
 MakeBundle = Callable[..., Path]
@@ -148,6 +149,18 @@ def test_info_shows_how_an_engine_was_quantized_and_judged(run: Run, make_int8_b
     )
     for certificate in certificates:
         assert f"least cosine 0.99 to PyTorch on sample; {certificate.backend} on a processor (avx2)\n" in stdout
+
+
+def test_info_tells_what_opens_the_bundle(run: Run, make_bundle: MakeBundle) -> None:
+    folder = make_bundle()
+    alone = "opens in     Encoder alone (`mexma build BUNDLE --target sentence-transformers` adds what "
+    assert alone in run("info", folder)[1]
+    manifest = with_companions(Bundle.open(folder).manifest)
+    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    write_companions(folder, manifest)
+    assert "opens in     Encoder and sentence-transformers\n" in run("info", folder)[1]
+    (folder / MODULES).unlink()
+    assert alone in run("info", folder)[1]
 
 
 def test_info_verifies_the_weights_when_asked(run: Run, make_bundle: MakeBundle) -> None:
