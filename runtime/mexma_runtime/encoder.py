@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import nullcontext
 from numbers import Integral, Real
 from types import TracebackType
@@ -25,12 +25,13 @@ from mexma_runtime.call.options import (
     EncodeOptions,
     listed,
     refuse_what_torch_does,
+    require_several,
     resolve_options,
     resolve_vector_options,
 )
 from mexma_runtime.call.scheduler import Call, CancelSignal, Scheduler
 from mexma_runtime.device_vectors import DeviceRows
-from mexma_runtime.errors import InputError, TruncationWarning, UsageError
+from mexma_runtime.errors import TruncationWarning, UsageError
 from mexma_runtime.info import EncoderInfo, Times, describe
 from mexma_runtime.load_options import LoadOptions, check_load_options
 from mexma_runtime.process import NATIVE, keep_in_forks, require_process
@@ -372,8 +373,7 @@ class Encoder:
             as_pooled=as_pooled,
             batch_size=batch_size,
         )
-        if isinstance(inputs, (str, bytes, Mapping)) or not isinstance(inputs, Iterable):
-            raise InputError(f"expected an iterable of str, got {type(inputs).__name__}")
+        require_several(inputs, "an iterable of str")
         if not isinstance(window, Integral) or not 1 <= window <= sys.maxsize:
             raise UsageError(f"window: expected 1 or more, got {window!r}")
         return self._iterate(iter(inputs), window, options, cancel)
@@ -472,12 +472,16 @@ class Encoder:
     def similarity(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Vectors:
         """How alike all rows of `(n, dim)` or `(dim,)` are to all of `(m, dim)` or `(dim,)`: float32 `(n, m)`.
 
-        By `similarity_fn_name`. Raises InputError where the shapes do not fit.
+        By `similarity_fn_name`. Both may be torch's tensors, wherever they are. Raises InputError for what is no
+        vectors, and where the shapes do not fit.
         """
         return similarity(embeddings1, embeddings2, self.similarity_fn_name)
 
     def similarity_pairwise(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Vectors:
-        """How alike each row of `(n, dim)` is to the same row of another: float32 `(n,)`; as `similarity`."""
+        """How alike each row of `(n, dim)` is to the same row of another: float32 `(n,)`; of two `(dim,)`: `()`.
+
+        The rest as `similarity`.
+        """
         return pairwise_similarity(embeddings1, embeddings2, self.similarity_fn_name)
 
     def close(self) -> None:

@@ -38,8 +38,8 @@ def quantize_vectors(vectors: Vectors, precision: VectorPrecision) -> NDArray[An
         return bits if precision is VectorPrecision.UBINARY else (bits - 128).astype(np.int8)
     if vectors.ndim == 1 or len(vectors) == 1:
         raise InputError(
-            f"precision {precision!r} takes the range of each dimension from the vectors of the call, and a single one "
-            "has none: embed many at once, or take 'binary' or 'ubinary'"
+            f"precision {precision.value!r} takes the range of each dimension from the vectors of the call, and a "
+            "single one has none: embed many at once, or take 'binary' or 'ubinary'"
         )
     if not len(vectors):
         return np.zeros(vectors.shape, dtype=np.dtype(precision.value))

@@ -34,7 +34,9 @@ def register_build(app: typer.Typer) -> None:
             list[Precision] | None,
             typer.Option(help="Engines to take; may be given several times; default: all that the target takes."),
         ] = None,
-        device: Annotated[str, typer.Option(help="The GPU that plans are for: cuda, cuda:1.")] = "cuda",
+        device: Annotated[
+            str | None, typer.Option(help="The GPU that plans are for: cuda, cuda:1; default: cuda.")
+        ] = None,
         engine: Annotated[
             str | None, typer.Option(help="The engine to take, by its name; default: all that the target takes.")
         ] = None,

@@ -27,7 +27,7 @@ def register_export(app: typer.Typer) -> None:
         source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
         out: Annotated[
             Path | None,
-            typer.Option(help="Folder of the bundle: a new one, or one of the same checkpoint.", readable=False),
+            typer.Option(help="Required: the bundle's folder, a new one or of the same checkpoint.", readable=False),
         ] = None,
         precision: Annotated[
             list[Precision] | None,

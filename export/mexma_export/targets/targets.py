@@ -37,8 +37,8 @@ class TargetOptions:
     """What is asked for beside a bundle."""
 
     target: BuildTarget
-    device: str
-    """The GPU that plans are for: `cuda`, `cuda:1`."""
+    device: str | None = None
+    """The GPU that plans are for: `cuda`, `cuda:1`; None: `cuda`."""
     precisions: tuple[Precision, ...] = ()
     """Of the bundle's engines; none: all that the target takes."""
     engine: str | None = None
@@ -59,8 +59,18 @@ class TargetOptions:
             raise UsageError("--out FOLDER is needed: where to write")
         if self.out is not None and target is BuildTarget.TENSORRT:
             raise UsageError("--out: plans of a bundle go into its local/; --target plan writes them elsewhere")
-        if target is BuildTarget.SENTENCE_TRANSFORMERS and (self.out or self.engine or self.precisions):
-            raise UsageError("--out, --engine and --precision: the files are the whole bundle's, and go into it")
+        if target is BuildTarget.SENTENCE_TRANSFORMERS:
+            options = {
+                "--out": self.out,
+                "--precision": self.precisions,
+                "--device": self.device,
+                "--engine": self.engine,
+            }
+            if given := [name for name, value in options.items() if value not in (None, ())]:
+                raise UsageError(
+                    f"{', '.join(given)}: without meaning for --target {target}, whose files are the whole bundle's "
+                    "and go into it: leave out"
+                )
         is_plan = target in (BuildTarget.TENSORRT, BuildTarget.PLAN)
         if (self.profiles or self.compatibility is not HardwareCompatibility.NONE) and not is_plan:
             raise UsageError("--profile and --hardware-compatible are for --target tensorrt or plan")
@@ -69,7 +79,12 @@ class TargetOptions:
         if not re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII):
             raise UsageError(f"--name: expected letters, digits, ., - and _, got {self.name!r}")
         if is_plan:
-            plan_platform(self.device)
+            plan_platform(self.gpu)
+
+    @property
+    def gpu(self) -> str:
+        """The device that plans are for."""
+        return "cuda" if self.device is None else self.device
 
 
 def make_target(folder: Path, options: TargetOptions, *, progress: Progress) -> list[str]:
@@ -88,7 +103,7 @@ def _plans(folder: Path, options: TargetOptions, progress: Progress) -> list[str
     from mexma_export.targets.tensorrt.build import BuildOptions, build_plans, engines_for_tensorrt
     from mexma_export.targets.tensorrt.profiles import DEFAULT_SPECS
 
-    platform = plan_platform(options.device)
+    platform = plan_platform(options.gpu)
     bundle = Bundle.open(folder)
     engines = engines_for_tensorrt(bundle, precisions=options.precisions, engine=options.engine)
     how = BuildOptions(
@@ -123,7 +138,7 @@ def _triton(bundle: Bundle, options: TargetOptions) -> str:
         entry = choose_engine(bundle, precisions=options.precisions, engine=options.engine)
         made = write_onnxruntime_model(bundle, entry, options.out, name=options.name)
         return f"{made}: {entry.name} for Triton's onnxruntime backend; token ids in, vectors out"
-    platform = plan_platform(options.device)
+    platform = plan_platform(options.gpu)
     entry = _only(engines_for_tensorrt(bundle, precisions=options.precisions, engine=options.engine))
     plan, path = find_plan(bundle.folder, entry, platform)
     made = write_tensorrt_model(bundle, plan, path, options.out, name=options.name)

@@ -12,7 +12,7 @@ from mexma_runtime.backends.base import Backend
 from mexma_runtime.backends.choice import DEFAULT_RECIPES, choose, devices_of, require_device, runnable_engines, runners
 from mexma_runtime.backends.gpu.backend import DeviceBackend
 from mexma_runtime.backends.gpu.buckets import STEPS
-from mexma_runtime.backends.gpu.cuda_checks import all_gpus
+from mexma_runtime.backends.gpu.cuda_checks import all_gpus, has_driver
 from mexma_runtime.backends.options import (
     Attention,
     BackendOptions,
@@ -57,6 +57,7 @@ __all__ = [
     "choose",
     "device_for",
     "gpu_lines",
+    "has_gpu_driver",
     "open_backend",
     "open_backends",
     "plan_platform",
@@ -172,6 +173,14 @@ def gpu_lines() -> list[str]:
         return [f"cuda:{gpu.index}: {gpu.description}, {gpu.memory_bytes / 1e9:.0f} GB" for gpu in all_gpus()]
     except (MissingDependencyError, DeviceError):
         return []
+
+
+def has_gpu_driver() -> bool | None:
+    """Whether an NVIDIA driver is here; None where that is not known, without NVIDIA's bindings."""
+    try:
+        return has_driver()
+    except (MissingDependencyError, DeviceError):
+        return None
 
 
 def _status(spec: BackendSpec) -> BackendStatus:

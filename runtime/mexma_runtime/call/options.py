@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from mexma_runtime.quantized_vectors import VectorPrecision, quantize_vectors
 from mexma_runtime.text.tokenizer import refuse_surrogates
 from mexma_runtime.types import Vectors, is_unicode
 from mexma_runtime.vectors import normalize_rows
+
+Texts = TypeVar("Texts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +56,11 @@ def resolve_options(
         if words is not None and not is_unicode(words):
             raise UsageError(f"{name}: expected valid Unicode, got {words!a}")
     prompts = manifest.text.known_prompts
-    if prompt is None and prompt_name is not None:
-        if prompt_name not in prompts:
-            raise UsageError(f"prompt_name: expected one of {sorted(prompts)}, got {prompt_name!r}")
-        prompt = prompts[prompt_name]
-    elif prompt is None and manifest.text.default_prompt_name is not None:
-        prompt = prompts.get(manifest.text.default_prompt_name)
+    if prompt_name is not None and prompt_name not in prompts:
+        raise UsageError(f"prompt_name: expected one of {sorted(prompts)}, got {prompt_name!r}")
+    chosen = manifest.text.default_prompt_name if prompt_name is None else prompt_name
+    if prompt is None and chosen is not None:
+        prompt = prompts.get(chosen)
     if normalize and as_pooled:
         raise UsageError("normalize_embeddings=True and as_pooled=True contradict each other: leave one out")
     return EncodeOptions(
@@ -117,7 +118,7 @@ def refuse_what_torch_does(
     """UsageError for arguments of sentence-transformers that mean nothing to an engine, unless they ask for nothing."""
     if output_value != "sentence_embedding":
         raise UsageError(f"output_value: expected 'sentence_embedding', all that an engine gives, got {output_value!r}")
-    if device is not None and own_device not in (str(device), f"{device}:0"):
+    if device is not None and own_device.removesuffix(":0") != str(device).removesuffix(":0"):
         raise UsageError(f"device: this encoder is on {own_device}, got {device!r}: Encoder.load(..., device=...)")
     for name, value in (("pool", pool), ("chunk_size", chunk_size)):
         if value is not None:
@@ -140,9 +141,16 @@ def _is_count(value: object) -> bool:
 
 def listed(sentences: Iterable[str]) -> list[str]:
     """The texts as a list; InputError where one is no text, found before hours are spent on those in front of it."""
-    if isinstance(sentences, (str, bytes, Mapping)) or not isinstance(sentences, Iterable):
-        raise InputError(f"expected a sequence of str, got {type(sentences).__name__}")
-    return require_texts(list(sentences))
+    return require_texts(list(require_several(sentences)))
+
+
+def require_several(texts: Texts, expected: str = "a sequence of str") -> Texts:
+    """`texts`; InputError where they are not several things, whatever each of them is."""
+    is_scalar = getattr(texts, "ndim", 1) == 0
+    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable) or is_scalar:
+        shape = " of shape ()" if is_scalar else ""
+        raise InputError(f"expected {expected}, got {type(texts).__name__}{shape}")
+    return texts
 
 
 def require_texts(texts: list[str], first_index: int = 0) -> list[str]:

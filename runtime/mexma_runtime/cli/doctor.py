@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from mexma_runtime.backends import BackendStatus, backend_statuses, gpu_lines, runnable_engines
+from mexma_runtime.backends import BackendStatus, backend_statuses, gpu_lines, has_gpu_driver, runnable_engines
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.cli.attention_kernels import attention_kernels
 from mexma_runtime.errors import EngineUnavailableError
@@ -43,7 +43,8 @@ def diagnose(bundle: Bundle | None = None, device: str = "cuda") -> Diagnosis:
     """Look around; imports the libraries of the backends. With a bundle, runs its engines for `device`, a GPU."""
     versions = {package: _version(package) for package in PACKAGES}
     hardware = detect_hardware()
-    backends = backend_statuses()
+    has_driver = has_gpu_driver()
+    backends = [on_this_machine(status, has_driver) for status in backend_statuses()]
     return Diagnosis(
         versions=versions,
         python=f"{platform.python_implementation()} {platform.python_version()}",
@@ -67,6 +68,17 @@ def _attention(bundle: Bundle, device: str) -> dict[str, str]:
         else:
             found[engine.name] = ", ".join(f"{kernel} in {n} nodes" for kernel, n in kernels.items())
     return found
+
+
+def on_this_machine(status: BackendStatus, has_driver: bool | None) -> BackendStatus:
+    """`status`, which without a GPU is told to nobody as something to install. None: nothing here can look for one."""
+    if status.device == "cpu" or status.problem is None or has_driver:
+        return status
+    if has_driver is None:
+        words = f"no NVIDIA GPU is known here (cuda-bindings would tell); where there is one: {status.problem}"
+    else:
+        words = "no NVIDIA GPU here: no driver was found (a container needs docker run --gpus all)"
+    return replace(status, problem=words)
 
 
 def find_problems(versions: dict[str, str | None], backends: list[BackendStatus]) -> list[str]:

@@ -12,6 +12,7 @@ import typer
 
 from mexma_runtime.backends import runners
 from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.companions import MODULES
 from mexma_runtime.bundle.manifest import EngineEntry, ProductMode
 from mexma_runtime.bundle.tuning import Tuning
 from mexma_runtime.cli.doctor import Diagnosis
@@ -38,6 +39,7 @@ def show_bundle(bundle: Bundle, *, is_verified: bool, as_json: bool) -> None:
             "pooling": f"{manifest.pooling.value} ({manifest.pooling.source})",
             "normalised": f"{manifest.normalize.value} ({manifest.normalize.source})",
             "similarity": f"{manifest.similarity.value} ({manifest.similarity.source})",
+            "opens in": _openers(bundle),
         }
     )
     for engine in manifest.engines:
@@ -99,6 +101,12 @@ def show_tuning(engine: EngineEntry, tuning: Tuning, path: Path, *, as_json: boo
     for sample in tuning.samples:
         typer.echo(f"{sample.n_tokens:>6}  {median(sample.graph_ms):>8.3f} ms  {median(sample.direct_ms):>8.3f} ms")
     typer.echo(f"graphs are taken for batches of up to {tuning.graph_up_to_tokens} tokens; kept in {path}")
+
+
+def _openers(bundle: Bundle) -> str:
+    if MODULES in bundle.manifest.companions and (bundle.folder / MODULES).is_file():
+        return "Encoder and sentence-transformers"
+    return "Encoder alone (`mexma build BUNDLE --target sentence-transformers` adds what sentence-transformers needs)"
 
 
 def _quantized(engine: EngineEntry) -> str:

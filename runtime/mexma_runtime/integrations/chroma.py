@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Unpack
 
+from mexma_runtime.call.options import require_several
 from mexma_runtime.encoder import Encoder
 from mexma_runtime.errors import BundleError, UsageError
 from mexma_runtime.integrations.shared import EncoderOrFolder, FolderOptions, importing, open_encoder
@@ -21,6 +22,9 @@ with importing("chromadb", package="chromadb", extra="chroma"):
 MAX_REOPENED = 4
 """Encoders of reopened collections that stay loaded: Chroma builds the function anew for each of their calls."""
 
+KEPT = ("bundle", "engine", "device", "space")
+"""What a collection keeps."""
+
 
 @register_embedding_function
 class MexmaEmbeddingFunction(EmbeddingFunction[Embeddable]):
@@ -31,16 +35,16 @@ class MexmaEmbeddingFunction(EmbeddingFunction[Embeddable]):
         opened = open_encoder(encoder, options)
         info = opened.info
         folder = os.path.abspath(info.bundle)  # noqa: PTH100 # a link stays one
-        self._config = {"bundle": folder, "engine": info.engine, "device": info.device, "space": info.space}
+        self._config = dict(zip(KEPT, (folder, info.engine, info.device, info.space), strict=True))
         self._encoder: Callable[[], Encoder] = lambda: opened
 
     def __call__(self, input: Embeddable) -> Embeddings:  # noqa: A002 # Chroma's name for it
         """A float32 vector for each text, with the checkpoint's prompt for documents; of images InputError."""
-        return list(self._encoder().encode_document(input))  # type: ignore[arg-type]  # it refuses images itself
+        return list(self._encoder().encode_document(require_several(input)))  # type: ignore[arg-type]  # it refuses images itself
 
     def embed_query(self, input: Embeddable) -> Embeddings:  # noqa: A002
         """The same with the checkpoint's prompt for queries."""
-        return list(self._encoder().encode_query(input))  # type: ignore[arg-type]
+        return list(self._encoder().encode_query(require_several(input)))  # type: ignore[arg-type]
 
     @staticmethod
     def name() -> str:
@@ -61,13 +65,18 @@ class MexmaEmbeddingFunction(EmbeddingFunction[Embeddable]):
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> MexmaEmbeddingFunction:
-        """The function that a collection was made with. Its first text opens the bundle; BundleError where that has
-        other vectors now.
+        """The function that a collection was made with; UsageError where its settings are not whole. Its first text
+        opens the bundle; BundleError where that has other vectors now.
         """
+        if missing := [key for key in KEPT if key not in config]:
+            raise UsageError(
+                f"a collection's settings: expected {', '.join(KEPT)}, missing are {', '.join(missing)}: give "
+                "get_collection an embedding_function"
+            )
         # Chroma builds one whenever it reads a collection's settings, to look at its name say.
         function = MexmaEmbeddingFunction.__new__(MexmaEmbeddingFunction)
         function._config = dict(config)
-        function._encoder = lambda: _reopened(**config, process=os.getpid())
+        function._encoder = lambda: _reopened(*(config[key] for key in KEPT), process=os.getpid())
         return function
 
     def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:

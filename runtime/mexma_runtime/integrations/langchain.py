@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Unpack
 
+from mexma_runtime.call.options import require_several
 from mexma_runtime.integrations.shared import (
     EncoderOrFolder,
     FolderOptions,
@@ -11,6 +12,7 @@ from mexma_runtime.integrations.shared import (
     encode_to_lists,
     importing,
     open_encoder,
+    require_one,
 )
 
 with importing("langchain_core", package="langchain-core", extra="langchain"):
@@ -26,16 +28,16 @@ class MexmaEmbeddings(Embeddings):
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """A vector for each text, with the checkpoint's prompt for documents."""
-        return encode_to_lists(self._encoder.encode_document, texts)
+        return encode_to_lists(self._encoder.encode_document, require_several(texts))
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of one text, with the checkpoint's prompt for queries."""
-        return encode_to_lists(self._encoder.encode_query, text)
+        return encode_to_lists(self._encoder.encode_query, require_one(text))
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """`embed_documents` in a thread."""
-        return await encode_in_thread(self._encoder.encode_document, texts)
+        return await encode_in_thread(self._encoder.encode_document, require_several(texts))
 
     async def aembed_query(self, text: str) -> list[float]:
         """`embed_query` in a thread."""
-        return await encode_in_thread(self._encoder.encode_query, text)
+        return await encode_in_thread(self._encoder.encode_query, require_one(text))

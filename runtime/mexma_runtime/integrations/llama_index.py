@@ -11,6 +11,7 @@ from mexma_runtime.integrations.shared import (
     encode_to_lists,
     importing,
     open_encoder,
+    require_one,
 )
 
 with importing("llama_index.core", package="llama-index-core", extra="llama-index"):
@@ -40,19 +41,19 @@ class MexmaEmbedding(BaseEmbedding):
         return "MexmaEmbedding"
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        return encode_to_lists(self._encoder.encode_query, query)
+        return encode_to_lists(self._encoder.encode_query, require_one(query))
 
     def _get_text_embedding(self, text: str) -> Embedding:
-        return encode_to_lists(self._encoder.encode_document, text)
+        return encode_to_lists(self._encoder.encode_document, require_one(text))
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         return encode_to_lists(self._encoder.encode_document, texts)
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return await encode_in_thread(self._encoder.encode_query, query)
+        return await encode_in_thread(self._encoder.encode_query, require_one(query))
 
     async def _aget_text_embedding(self, text: str) -> Embedding:
-        return await encode_in_thread(self._encoder.encode_document, text)
+        return await encode_in_thread(self._encoder.encode_document, require_one(text))
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         return await encode_in_thread(self._encoder.encode_document, texts)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias, Unpack
 
+from mexma_runtime.call.options import require_several
 from mexma_runtime.encoder import Encoder
-from mexma_runtime.errors import MissingDependencyError, UsageError
+from mexma_runtime.errors import InputError, MissingDependencyError, UsageError
 from mexma_runtime.load_options import LoadOptions
 from mexma_runtime.types import Vectors
 
@@ -37,8 +38,10 @@ def importing(module: str, *, package: str, extra: str) -> Iterator[None]:
 
 def open_encoder(encoder: EncoderOrFolder, options: FolderOptions) -> Encoder:
     """`encoder` itself, or loaded from its folder with `options`."""
-    if not isinstance(encoder, Encoder):
+    if isinstance(encoder, str | os.PathLike):
         return Encoder.load(encoder, **options)
+    if not isinstance(encoder, Encoder):
+        raise UsageError(f"encoder: expected an Encoder or the folder of a bundle, got {type(encoder).__name__}")
     if options:
         raise UsageError(f"{', '.join(options)}: options are for a folder, and an Encoder was loaded with its own")
     return encoder
@@ -54,8 +57,15 @@ class DocumentEmbedder:
 
     def embed(self, documents: Iterable[str], verbose: bool = False) -> Vectors:
         """float32 `(n, dim)`, with the checkpoint's prompt for documents; `verbose` draws a bar on a terminal."""
-        vectors: Vectors = self._encoder.encode_document(documents, show_progress_bar=verbose)
+        vectors: Vectors = self._encoder.encode_document(require_several(documents), show_progress_bar=verbose)
         return vectors
+
+
+def require_one(text: str) -> str:
+    """`text`; InputError where it is none."""
+    if not isinstance(text, str):
+        raise InputError(f"expected a str, got {type(text).__name__}")
+    return text
 
 
 def encode_to_lists(encode: Callable[..., Any], texts: str | Sequence[str], **options: Any) -> list[Any]:

@@ -83,6 +83,7 @@ def test_texts_may_have_their_old_name(encoder: Encoder, name: str) -> None:
         ({"output_value": "token_embeddings"}, "output_value: expected 'sentence_embedding'.* got 'token_embeddings'"),
         ({"output_value": None}, "output_value: expected 'sentence_embedding'.* got None"),
         ({"device": "cuda"}, r"device: this encoder is on cpu, got 'cuda': Encoder.load\(..., device=...\)"),
+        ({"device": "cpu:1"}, "device: this encoder is on cpu, got 'cpu:1'"),
         ({"device": ["cpu", "cpu"]}, r"device: this encoder is on cpu, got \['cpu', 'cpu'\]"),
         ({"pool": {}}, r"pool: expected None, got \{\}: an encoder is one process"),
         ({"chunk_size": 10}, "chunk_size: expected None, got 10"),
@@ -105,7 +106,9 @@ def test_what_means_nothing_to_an_engine_is_refused(encoder: Encoder, arguments:
 
 
 def test_an_encoder_is_on_its_own_device(encoder: Encoder) -> None:
-    np.testing.assert_array_equal(encoder.encode(TEXTS, device="cpu"), encoder.encode(TEXTS))
+    torch = pytest.importorskip("torch")
+    for device in ("cpu", "cpu:0", torch.device("cpu"), torch.device("cpu", 0)):
+        np.testing.assert_array_equal(encoder.encode(TEXTS, device=device), encoder.encode(TEXTS))
     with pytest.raises(TypeError, match="unexpected keyword argument 'task'"):
         encoder.encode(TEXTS, task="query")  # type: ignore[call-overload]
 

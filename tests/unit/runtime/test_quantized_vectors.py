@@ -40,7 +40,7 @@ def test_bits_of_one_vector_are_those_of_its_row(precision: VectorPrecision) -> 
 def test_one_vector_has_no_range(precision: VectorPrecision) -> None:
     row = np.ones(4, np.float32)
     for single in (row, row[None]):
-        with pytest.raises(InputError, match=r"takes the range of each dimension .* embed many at once"):
+        with pytest.raises(InputError, match=rf"^precision '{precision.value}' takes the range .* embed many at once"):
             quantize_vectors(single, precision)
 
 

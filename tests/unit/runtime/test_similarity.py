@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import datetime
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -25,6 +28,10 @@ def test_scores_are_those_of_sentence_transformers(function: Similarity) -> None
     np.testing.assert_allclose(
         pairwise_similarity(A[:5], B, function), of_pairs(A[:5], B).numpy(), rtol=1e-5, atol=1e-5
     )
+    for a, b in ((A[0], B[0]), (A[:1], B[0]), (A[0], B[:1])):
+        ours, scores = pairwise_similarity(a, b, function), of_pairs(a, b).numpy()
+        assert (ours.dtype, ours.shape) == (scores.dtype, scores.shape)
+        np.testing.assert_allclose(ours, scores, rtol=1e-5, atol=1e-5)
 
 
 @functions
@@ -60,3 +67,48 @@ def test_shapes_that_do_not_fit_are_refused(function: Similarity) -> None:
             similarity(a, b, function)
     with pytest.raises(InputError, match=r"similarity: expected \(n, dim\) twice, got \(7, 12\) and \(5, 12\)"):
         pairwise_similarity(A, B, function)
+
+
+@functions
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_tensors_of_any_type_are_taken_also_those_that_are_trained(function: Similarity, dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    a, b = (torch.tensor(rows).to(getattr(torch, dtype)).requires_grad_() for rows in (A, B))
+    of_numpy = similarity(a.detach().float().numpy(), b.detach().float().numpy(), function)
+
+    np.testing.assert_array_equal(similarity(a, b, function), of_numpy)
+    np.testing.assert_array_equal(similarity(list(a), tuple(b), function), of_numpy)
+    assert pairwise_similarity(a[0], b[0], function).shape == ()
+    with pytest.raises(InputError, match=r"expected \(n, dim\) twice, got \(7, 12\) and \(5, 12\)"):
+        pairwise_similarity(a, list(b), function)
+
+
+NO_VECTORS: list[Any] = [
+    ("abc", r"expected numbers, \(n, dim\) or \(dim,\), got str: <U3 are no real numbers"),
+    ("1.5", "got str: <U3 are no real numbers"),
+    (["1", "2"], "got list: <U1 are no real numbers"),
+    ([[1.0, 2.0], [3.0]], "got list: .* inhomogeneous shape"),
+    ([None, 1.0], "got list: object are no real numbers"),
+    (object(), "got object: object are no real numbers"),
+    ({"a": 1}, "got dict: object are no real numbers"),
+    (np.array([1j]), "got ndarray: complex128 are no real numbers"),
+    ([datetime.timedelta(1)], "got list: .* are no real numbers"),
+    (1.5, r"expected \(n, dim\) or \(dim,\), got \(\)"),
+    ([], r"expected \(n, dim\) or \(dim,\), got \(0,\)"),
+    ([[], []], r"expected \(n, dim\) or \(dim,\), got \(2, 0\)"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), NO_VECTORS)
+def test_what_is_no_vectors_is_refused_on_either_side(given: Any, said: str) -> None:
+    for score in (similarity, pairwise_similarity):
+        for pair in ((given, B), (B, given), (given, given)):
+            with pytest.raises(InputError, match=f"similarity: .*{said}"):
+                score(*pair)
+
+
+def test_a_tensor_without_numbers_is_refused() -> None:
+    torch = pytest.importorskip("torch")
+    for tensor in (torch.ones(2, 3, device="meta"), torch.eye(3).to_sparse()):
+        with pytest.raises(InputError, match=r"similarity: expected numbers, .* got Tensor: "):
+            similarity(tensor, tensor)

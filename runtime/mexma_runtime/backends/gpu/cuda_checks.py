@@ -63,10 +63,15 @@ class Gpu:
         return f"{self.name}, compute capability {self.capability[0]}.{self.capability[1]}"
 
 
+def has_driver() -> bool:
+    """Whether an NVIDIA driver is here, without which no GPU can be used."""
+    return bool(call(import_cudart().cudaDriverGetVersion))
+
+
 def all_gpus() -> list[Gpu]:
     """Every GPU that this process sees, good enough or not; none where there is no driver."""
     cudart = import_cudart()
-    if not call(cudart.cudaDriverGetVersion):
+    if not has_driver():
         return []
     return [_describe(cudart, index) for index in range(int(call(cudart.cudaGetDeviceCount)))]
 

@@ -76,6 +76,10 @@ def test_export_writes_both_precisions_and_dialects_unless_asked(
     assert len(Bundle.open(tmp_path / "one", verify=True).manifest.engines) == 1
 
 
+def test_the_help_of_export_says_what_is_required(app: typer.Typer) -> None:
+    assert "Required: the bundle's" in run(app, "export", "--help")[0]
+
+
 def test_export_warns_aloud(app: typer.Typer, tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "tiny"))
     (folder / "modules.json").unlink()

@@ -71,8 +71,15 @@ def test_the_bundle_stays_as_it_is(app: typer.Typer, tiny_bundle: Path, tmp_path
         (("--target", "triton", "--out", "x", "--name", "../../evil"), "--name: expected letters, digits"),
         (("--target", "triton", "--out", "x", "--name", ""), "--name: expected letters, digits"),
         (("--target", "plan", "--out", "x", "--over-tensorrt"), "--over-tensorrt is for --target triton"),
-        (("--target", "sentence-transformers", "--out", "x"), "--out, --engine and --precision: the files are"),
-        (("--target", "sentence-transformers", "--precision", "fp32"), "--out, --engine and --precision: the files"),
+        (
+            ("--target", "sentence-transformers", "--precision", "fp32"),
+            "--precision: without meaning for --target",
+        ),
+        (("--target", "sentence-transformers", "--device", "cuda"), "--device: without meaning for --target"),
+        (
+            ("--target", "sentence-transformers", "--engine", "fused.fp32", "--out", "x"),
+            "--out, --engine: without meaning for --target sentence-transformers, whose files are the whole bundle's",
+        ),
         (("--target", "sentence-transformers", "--profile", "latency:1"), "--profile and --hardware-compatible are"),
     ],
 )
@@ -87,7 +94,7 @@ def test_what_does_not_go_together_is_refused(
     monkeypatch.chdir(tmp_path)
     error = failure(app, tiny_bundle, *words)
     assert isinstance(error, UsageError)
-    assert said in str(error)
+    assert str(error).startswith(said)
     assert not list(tmp_path.iterdir())
 
 

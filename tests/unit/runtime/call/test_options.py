@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mexma_runtime import Encoder
@@ -70,3 +71,21 @@ def test_a_prompt_is_a_text(bundle_folder: Path) -> None:
                 encoder.encode(["a"], **options)
         with pytest.raises(UsageError, match="prompt: expected valid Unicode, got"):
             encoder.encode(["a"], prompt="\ud800")
+
+
+def test_a_prompt_wins_over_a_name_that_has_to_be_known(bundle_folder: Path) -> None:
+    with Encoder.load(bundle_folder, n_threads=1) as encoder:
+        expected = encoder.encode(["the cat"])
+        np.testing.assert_array_equal(encoder.encode(["cat"], prompt_name="query", prompt="the "), expected)
+        for prompt in (None, "the "):
+            with pytest.raises(UsageError, match=r"prompt_name: expected one of \[.*'query'.*\], got 'nonsense'"):
+                encoder.encode(["cat"], prompt_name="nonsense", prompt=prompt)
+
+
+def test_an_array_without_an_axis_is_no_sequence(bundle_folder: Path) -> None:
+    one: Any = np.array("abc")
+    with Encoder.load(bundle_folder, n_threads=1) as encoder:
+        for ask in (encoder.encode, encoder.encode_query, encoder.tokenize, encoder.encode_iter):
+            with pytest.raises(InputError, match=r"expected an? (sequence|iterable) of str, got ndarray of shape \(\)"):
+                ask(one)
+        np.testing.assert_array_equal(encoder.encode(one.reshape(1)), encoder.encode(["abc"]))

@@ -14,7 +14,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from mexma_runtime.backends import has_gpu_driver
 from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.companions import MODULES, with_companions, write_companions
 from mexma_runtime.bundle.manifest import MANIFEST_NAME, Certificate, ProductMode
 
 MakeBundle = Callable[..., Path]
@@ -150,6 +152,18 @@ def test_info_shows_how_an_engine_was_quantized_and_judged(run: Run, make_int8_b
         assert f"least cosine 0.99 to PyTorch on sample; {certificate.backend} on a processor (avx2)\n" in stdout
 
 
+def test_info_tells_what_opens_the_bundle(run: Run, make_bundle: MakeBundle) -> None:
+    folder = make_bundle()
+    alone = "opens in     Encoder alone (`mexma build BUNDLE --target sentence-transformers` adds what "
+    assert alone in run("info", folder)[1]
+    manifest = with_companions(Bundle.open(folder).manifest)
+    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    write_companions(folder, manifest)
+    assert "opens in     Encoder and sentence-transformers\n" in run("info", folder)[1]
+    (folder / MODULES).unlink()
+    assert alone in run("info", folder)[1]
+
+
 def test_info_verifies_the_weights_when_asked(run: Run, make_bundle: MakeBundle) -> None:
     folder = make_bundle()
     weights = folder / "weights.bin"
@@ -168,15 +182,18 @@ def test_doctor_tells_what_works(run: Run) -> None:
     assert code == 0
     assert f"onnxruntime on cpu: works, {onnxruntime.__version__}" in stdout
     assert "openvino on cpu: works, 20" in stdout
-    assert "tensorrt on cuda: tensorrt-cu13 is not installed" in stdout
     assert document["versions"]["numpy"] == np.__version__
     assert document["attention"] == {}
     assert document["hardware"]["n_logical_cpus"] == len(os.sched_getaffinity(0))
 
 
 def test_doctor_looks_at_gpus_alone(run: Run, bundle_folder: Path) -> None:
-    if json.loads(run("doctor", "--json")[1])["gpus"]:
+    document = json.loads(run("doctor", "--json")[1])
+    if document["gpus"]:
         pytest.skip("this machine has a GPU, and its own tests")
+    if has_gpu_driver() is False:
+        told = [status["problem"] for status in document["backends"] if status["device"] == "cuda"]
+        assert [problem.partition(":")[0] for problem in told] == ["no NVIDIA GPU here"] * 2
     code, _, stderr = run("doctor", "--bundle", bundle_folder)
     assert (code, "CUDAExecutionProvider was asked for" in stderr) == (6, True)
     code, _, stderr = run("doctor", "--bundle", bundle_folder, "--tune", "--device", "cpu")

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mexma_runtime.backends import BackendStatus
-from mexma_runtime.cli.doctor import find_problems
+from mexma_runtime.cli.doctor import find_problems, on_this_machine
 
 WORKS = BackendStatus(name="onnxruntime", device="cpu", version="1.31.1", problem=None)
 FAILS = BackendStatus(name="onnxruntime", device="cpu", version=None, problem="not installed")
@@ -22,3 +24,17 @@ def test_no_backend_is_a_problem_with_a_way_out() -> None:
     [problem] = find_problems({}, [FAILS])
 
     assert "pip install 'mexma-runtime[cpu]'" in problem
+
+
+def test_without_a_gpu_nothing_for_gpus_is_to_be_installed() -> None:
+    advice = "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'mexma-runtime[gpu]'"
+    lacking = replace(FAILS, device="cuda", problem=advice)
+
+    assert on_this_machine(lacking, True) is lacking
+    assert str(on_this_machine(lacking, False).problem).startswith("no NVIDIA GPU here: no driver was found")
+    assert "pip" not in str(on_this_machine(lacking, False).problem)
+    unknown = str(on_this_machine(lacking, None).problem)
+    assert unknown.startswith("no NVIDIA GPU is known here (cuda-bindings would tell); where there is one: ")
+    assert unknown.endswith(advice)
+    for status in (WORKS, FAILS, replace(WORKS, device="cuda")):
+        assert on_this_machine(status, False) is on_this_machine(status, None) is status

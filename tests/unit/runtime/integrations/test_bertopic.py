@@ -4,12 +4,13 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pytest
 from bertopic import BERTopic
 from bertopic.representation import KeyBERTInspired
 from hdbscan import HDBSCAN
 from sklearn.decomposition import PCA
 
-from mexma_runtime import Encoder
+from mexma_runtime import Encoder, InputError
 from mexma_runtime.integrations.bertopic import MexmaEmbedder
 
 THEMES = (
@@ -32,6 +33,11 @@ def test_vectors_are_the_encoders(encoder: Encoder, minilm_bundle: Path) -> None
 
 def test_no_texts_give_no_vectors(encoder: Encoder) -> None:
     assert MexmaEmbedder(encoder).embed([]).shape == (0, encoder.info.dim)
+
+
+def test_one_text_is_not_several(encoder: Encoder) -> None:
+    with pytest.raises(InputError, match="expected a sequence of str, got str"):
+        MexmaEmbedder(encoder).embed("abc")
 
 
 def test_texts_of_three_themes_are_three_topics(encoder: Encoder, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import chromadb
 import numpy as np
@@ -50,6 +50,13 @@ def test_no_texts_are_refused_by_chroma(encoder: Encoder) -> None:
     assert function.embed_query([]) == []
     with pytest.raises(ValueError, match="non-empty"):
         function([])
+
+
+def test_one_text_is_not_several(encoder: Encoder) -> None:
+    function, one = MexmaEmbeddingFunction(encoder), cast("list[str]", "ab")
+    for embed in (function, function.embed_query):
+        with pytest.raises(InputError, match="expected a sequence of str, got str"):
+            embed(one)
 
 
 def test_images_are_refused(encoder: Encoder) -> None:
@@ -97,6 +104,11 @@ def test_what_a_collection_keeps_gives_the_function_back(encoder: Encoder, minil
     again = MexmaEmbeddingFunction.build_from_config(config)
     assert again.get_config() == config
     np.testing.assert_allclose(again(TEXTS), encoder.encode_document(TEXTS), atol=1e-6)
+
+
+def test_settings_that_are_not_whole_are_refused_by_what_is_missing() -> None:
+    with pytest.raises(UsageError, match="expected bundle, engine, device, space, missing are engine, device, space:"):
+        MexmaEmbeddingFunction.build_from_config({"bundle": "x"})
 
 
 def test_a_reopened_collection_loads_one_encoder_when_the_first_text_comes(

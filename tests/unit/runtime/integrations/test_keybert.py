@@ -3,9 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from keybert import KeyBERT
 
-from mexma_runtime import Encoder
+from mexma_runtime import Encoder, InputError
 from mexma_runtime.integrations.keybert import MexmaEmbedder
 
 TEXT = "The ferry leaves the harbour at noon, and crosses the strait in an hour when the sea is calm."
@@ -22,6 +23,11 @@ def test_vectors_are_the_encoders(encoder: Encoder, minilm_bundle: Path) -> None
 
 def test_no_words_give_no_vectors(encoder: Encoder) -> None:
     assert MexmaEmbedder(encoder).embed([]).shape == (0, encoder.info.dim)
+
+
+def test_one_text_is_not_several(encoder: Encoder) -> None:
+    with pytest.raises(InputError, match="expected a sequence of str, got str"):
+        MexmaEmbedder(encoder).embed("abc")
 
 
 def test_keywords_are_those_that_are_most_like_the_text(encoder: Encoder) -> None:

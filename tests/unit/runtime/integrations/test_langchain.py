@@ -4,12 +4,13 @@ import asyncio
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import pytest
 from langchain_core.documents import Document
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from mexma_runtime import Encoder
+from mexma_runtime import Encoder, InputError
 from mexma_runtime.integrations.langchain import MexmaEmbeddings
 
 TEXTS = ["The ferry leaves at noon.", "Bake the bread for forty minutes.", "", "The court has ruled."]
@@ -34,6 +35,19 @@ def test_no_texts_give_no_vectors(encoder: Encoder) -> None:
     embeddings = MexmaEmbeddings(encoder)
     assert embeddings.embed_documents([]) == []
     assert asyncio.run(embeddings.aembed_documents([])) == []
+
+
+def test_one_text_is_not_several(encoder: Encoder) -> None:
+    embeddings = MexmaEmbeddings(encoder)
+    one, several = cast("list[str]", "abc"), cast("str", ["a", "b"])
+    with pytest.raises(InputError, match="expected a sequence of str, got str"):
+        embeddings.embed_documents(one)
+    with pytest.raises(InputError, match="expected a sequence of str, got str"):
+        asyncio.run(embeddings.aembed_documents(one))
+    with pytest.raises(InputError, match="expected a str, got list"):
+        embeddings.embed_query(several)
+    with pytest.raises(InputError, match="expected a str, got list"):
+        asyncio.run(embeddings.aembed_query(several))
 
 
 def test_a_cancelled_task_cancels_the_call(encoder: Encoder, cancel_once_begun: Callable[[Any], list[str]]) -> None:

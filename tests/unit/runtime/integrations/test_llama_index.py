@@ -12,7 +12,7 @@ from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.ingestion import IngestionCache, IngestionPipeline
 from llama_index.core.schema import TextNode
 
-from mexma_runtime import Encoder
+from mexma_runtime import Encoder, InputError
 from mexma_runtime.integrations.llama_index import MexmaEmbedding
 
 TEXTS = ["The ferry leaves at noon.", "Bake the bread for forty minutes.", "", "The court has ruled."]
@@ -50,6 +50,15 @@ def test_no_texts_give_no_vectors(encoder: Encoder) -> None:
     embedding = MexmaEmbedding(encoder)
     assert embedding.get_text_embedding_batch([]) == []
     assert asyncio.run(embedding.aget_text_embedding_batch([])) == []
+
+
+@pytest.mark.parametrize("name", ["get_query_embedding", "get_text_embedding"])
+def test_several_texts_are_not_one(encoder: Encoder, name: str) -> None:
+    embedding = MexmaEmbedding(encoder)
+    with pytest.raises(InputError, match="expected a str, got list"):
+        getattr(embedding, name)(["a", "b"])
+    with pytest.raises(InputError, match="expected a str, got list"):
+        asyncio.run(getattr(embedding, f"a{name}")(["a", "b"]))
 
 
 def test_a_cancelled_task_cancels_the_calls(encoder: Encoder, cancel_once_begun: Callable[[Any], list[str]]) -> None:

@@ -94,3 +94,11 @@ def test_options_are_those_of_load_and_for_a_folder(adapter: str, encoder: Encod
         adapted(minilm_bundle, n_thread=1)
     with pytest.raises(UsageError, match="n_threads, device: options are for a folder"):
         adapted(encoder, n_threads=1, device="cpu")
+
+
+@adapters
+def test_what_is_neither_an_encoder_nor_a_folder_is_refused(adapter: str) -> None:
+    adapted = getattr(import_module(f"mexma_runtime.integrations.{adapter}"), CLASSES[adapter])
+    for given in (None, object()):
+        with pytest.raises(UsageError, match="encoder: expected an Encoder or the folder of a bundle, got "):
+            adapted(given)
