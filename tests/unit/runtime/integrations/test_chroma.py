@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from chromadb.api import ClientAPI
 from chromadb.config import Settings
+from chromadb.utils.embedding_functions import SentenceTransformerEmbeddingFunction
 
 from mexma_runtime import BundleError, Encoder, InputError, UsageError
 from mexma_runtime.integrations.chroma import MexmaEmbeddingFunction
@@ -43,6 +44,15 @@ def test_vectors_are_the_encoders(encoder: Encoder, minilm_bundle: Path) -> None
     np.testing.assert_array_equal(queries, encoder.encode_query(TEXTS))
     assert not np.array_equal(documents, queries)
     assert {row.dtype for row in [*documents, *queries]} == {np.dtype(np.float32)}
+
+
+def test_chromas_own_function_takes_a_bundle(encoder: Encoder, minilm_bundle: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    function = SentenceTransformerEmbeddingFunction(
+        str(minilm_bundle), trust_remote_code=True, model_kwargs={"precision": "fp32"}
+    )
+    for made in (function, SentenceTransformerEmbeddingFunction.build_from_config(function.get_config())):
+        np.testing.assert_array_equal(made(TEXTS), encoder.encode(TEXTS))
 
 
 def test_no_texts_are_refused_by_chroma(encoder: Encoder) -> None:
