@@ -6,7 +6,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +47,8 @@ class Bundle:
         hashed = [entry for entry in manifest.files if verify or entry.name not in weights]
         done, total = 0, sum(entry.size for entry in hashed)
         for entry in hashed:
-            _check_hash(folder / entry.name, entry)
+            with file_errors(folder / entry.name, "cannot be read"):
+                _check_hash(folder / entry.name, entry, sha256_of(folder / entry.name))
             done += entry.size
             if progress:
                 progress(done, total)
@@ -59,16 +59,22 @@ class Bundle:
         return self.folder / self.manifest.file(name).name
 
     def copy_files(self, folder: Path) -> None:
-        """Copy into `folder` what it lacks of the bundle's files, or has otherwise, each whole or not at all."""
+        """Copy into `folder` what it lacks of the bundle's files, or has otherwise, each whole or not at all.
+
+        BundleError for a file that is not what the manifest says, FileError where the system refuses.
+        """
         for entry in self.manifest.files:
             path = folder / entry.name
             try:
                 check_size(path, entry)
-                _check_hash(path, entry)
+                _check_hash(path, entry, sha256_of(path))
             except BundleError:
-                source = self.folder / entry.name
+                source, digest = self.folder / entry.name, hashlib.sha256()
                 with file_errors(source, "cannot be copied"), source.open("rb") as file, WholeFile(path) as copy:
-                    shutil.copyfileobj(file, copy, READ_BYTES)
+                    while piece := file.read(READ_BYTES):
+                        digest.update(piece)
+                        copy.write(piece)
+                    _check_hash(source, entry, digest.hexdigest())
 
 
 def lock_folder(descriptor: int, folder: Path) -> OSError | None:
@@ -143,9 +149,7 @@ def check_size(path: Path, entry: FileEntry) -> None:
         raise BundleError(path, f"expected {entry.size} bytes, got {size}: copy the bundle again, or export again")
 
 
-def _check_hash(path: Path, entry: FileEntry) -> None:
-    with file_errors(path, "cannot be read"):
-        actual = sha256_of(path)
+def _check_hash(path: Path, entry: FileEntry, actual: str) -> None:
     if actual != entry.sha256:
         raise BundleError(
             path, f"expected sha256 {entry.sha256}, got {actual}: damaged or another file; copy or export again"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,10 @@ def with_companions(manifest: Manifest) -> Manifest:
     return dataclasses.replace(manifest, companions=sorted(COMPANIONS))
 
 
-def write_companions(folder: Path, manifest: Manifest) -> None:
-    """Write the companions that `manifest` names into `folder`, each whole and in place of what is there; FileError."""
+def write_companions(folder: Path, manifest: Manifest, names: Collection[str] = COMPANIONS) -> None:
+    """Write into `folder` those of `names` that `manifest` names, whole and in place of what is there; FileError."""
     for name, content in ((CONFIG, _config), (SETTINGS, _settings), (MODULES, _modules)):
-        if name not in manifest.companions:
+        if name not in manifest.companions or name not in names:
             continue
         text = json.dumps(content(manifest), indent=2, sort_keys=True) + "\n"
         write_whole(folder / name, text.encode(), replaces_link=True)

@@ -19,14 +19,16 @@ import numpy as np
 from mexma_runtime.bundle.bundle import Bundle, lock_folder, read_manifest
 from mexma_runtime.bundle.companions import (
     COMPANIONS,
+    CONFIG,
     SETTINGS,
     check_settings,
     contradiction,
     model_settings,
+    other_modules,
     with_companions,
     write_companions,
 )
-from mexma_runtime.bundle.manifest import MANIFEST_NAME, Manifest
+from mexma_runtime.bundle.manifest import MANIFEST_NAME
 from mexma_runtime.bundle.whole_files import write_whole
 from mexma_runtime.encoder import ITER_WINDOW_TEXTS, Encoder
 from mexma_runtime.errors import BundleError, EngineUnavailableError, InputError, UsageError, file_errors
@@ -60,8 +62,7 @@ OPTIONS = ("verify", *LoadOptions.__annotations__)
 """What `model_kwargs` may have."""
 SAVED = ("truncate_dim", "prompts", "default_prompt_name", "similarity_fn_name")
 """Settings of a model that saving writes and a bundle has, or does not have, of its own."""
-ARGUMENTS = tuple(inspect.signature(SentenceTransformer.encode).parameters)[2:]
-"""Names of `encode`'s arguments behind the texts, in their order."""
+ENCODE = inspect.signature(SentenceTransformer.encode)
 
 
 class BundleModule(InputModule):
@@ -82,6 +83,7 @@ class BundleModule(InputModule):
         self._bundle = Bundle.open(bundle, verify=verify)
         self._options = options
         self._max_seq_length: int | None = None
+        self._tokenizer: Any = None
         self._opened: tuple[tuple[str, int], Encoder] | None = None
         """Where: PyTorch's device and the process."""
         # A module has a device by a tensor of it.
@@ -170,16 +172,22 @@ class BundleModule(InputModule):
         """The checkpoint's prompts and similarity function, for `SentenceTransformer(modules=[module], **settings)`."""
         return model_settings(self._bundle.manifest)
 
-    @functools.cached_property
+    @property
     def tokenizer(self) -> Any:
-        """The bundle's tokenizer as transformers has it: a PreTrainedTokenizerFast."""
-        tokenizer = self.encoder.tokenizer
-        special = {"pad_token": tokenizer.id_to_token(self._bundle.manifest.text.padding_id)}
-        if ends := tokenizer.encode("").tokens:
-            special |= {"cls_token": ends[0], "sep_token": ends[-1]}
-        return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-            tokenizer_object=tokenizer, model_max_length=self.max_seq_length, **special
-        )
+        """The bundle's tokenizer as transformers has it, a PreTrainedTokenizerFast. Changing it changes no vector."""
+        if self._tokenizer is None:
+            tokenizer = self.encoder.tokenizer
+            special = {"pad_token": tokenizer.id_to_token(self._bundle.manifest.text.padding_id)}
+            if ends := tokenizer.encode("").tokens:
+                special |= {"cls_token": ends[0], "sep_token": ends[-1]}
+            self._tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+                tokenizer_object=tokenizer, model_max_length=self.max_seq_length, **special
+            )
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, _: object) -> None:
+        raise UsageError("tokenizer: it is the bundle's: export the checkpoint with another")
 
     @property
     def max_seq_length(self) -> int:
@@ -190,7 +198,7 @@ class BundleModule(InputModule):
     def max_seq_length(self, limit: int) -> None:
         self.encoder.max_seq_length = limit
         self._max_seq_length = limit
-        self.__dict__.pop("tokenizer", None)
+        self._tokenizer = None
 
     @property
     def is_normalized(self) -> bool:
@@ -236,9 +244,13 @@ class BundleModule(InputModule):
         Without `attention_mask` all ids are tokens. Raises InputError for ids that are none.
         """
         ids = features["input_ids"]
-        is_token = features.get("attention_mask", torch.ones_like(ids)).cpu().numpy().astype(bool)
-        if ids.is_floating_point():
-            raise InputError(f"input_ids: expected integers, got {ids.dtype}")
+        mask = features.get("attention_mask", torch.ones_like(ids))
+        if ids.is_floating_point() or ids.ndim != 2 or mask.shape != ids.shape:
+            raise InputError(
+                f"expected integers input_ids and attention_mask (n, length), got {ids.dtype} {tuple(ids.shape)} and "
+                f"{tuple(mask.shape)}"
+            )
+        is_token = mask.cpu().numpy().astype(bool)
         # Those that int32 does not hold stay beyond the vocabulary.
         numbers = ids.cpu().numpy()[is_token].clip(-1, np.iinfo(np.int32).max).astype(np.int32)
         vectors = self.encoder.encode_ids(Ragged.from_lengths(numbers, is_token.sum(axis=1)))
@@ -246,59 +258,59 @@ class BundleModule(InputModule):
         return features
 
     def require_savable(self, folder: Path, model: SentenceTransformer) -> None:
-        """Raise unless `model`, of which this is the first module, can be saved into `folder` and be the same again."""
-        own = self._bundle.manifest
-        if said := contradiction({name: getattr(model, name) for name in SAVED}, own):
+        """UsageError where `model`, with this as its first module, could not be saved in `folder` and opened again."""
+        if said := contradiction({name: getattr(model, name) for name in SAVED}, self._bundle.manifest):
             raise UsageError(
                 f"{folder}: not saved: the model has {said}: a bundle keeps its checkpoint's; others are given when "
                 "it is loaded, or to the checkpoint, exported again"
             )
-        if self.max_seq_length != own.text.max_tokens:
-            raise UsageError(
-                f"{folder}: not saved: max_seq_length is {self.max_seq_length}, and a bundle keeps its checkpoint's "
-                f"{own.text.max_tokens}: set it back to save, and again when the model is loaded"
-            )
-        there = self._same_bundle(folder)
+        there = read_manifest(folder)
         named = there.companions if there else ()
         if foreign := [name for name in COMPANIONS if name not in named and (folder / name).exists()]:
             raise UsageError(
                 f"{folder}: not saved: {', '.join(foreign)} of another model is there: choose another folder"
             )
-        if there and len(model) > 1:
+        kinds = [f"{type(module).__module__}.{type(module).__name__}" for module in list(model)[1:]]
+        if there and kinds != (saved := other_modules(folder)):
             raise UsageError(
-                f"{folder}: not saved: the bundle is there, a model of its own, and this one has more modules: choose "
-                "another folder"
+                f"{folder}: not saved: the model there has behind its bundle {', '.join(saved) or 'nothing'}, and this "
+                f"one {', '.join(kinds) or 'nothing'}: choose another folder"
             )
 
     def save(self, output_path: str, *arguments: Any, **options: Any) -> None:
         """Copy the bundle into the folder `output_path`, without what belongs to this machine, bundle.json last.
 
-        Raises BundleError where another bundle is there, another process writes there, or the settings of a model there
-        are not the bundle's.
+        Raises UsageError where `max_seq_length` would be lost; BundleError where another bundle is there, another
+        process writes there, a file of this bundle is damaged, or settings that were saved there are not the bundle's.
         """
         del arguments, options
-        folder, saved = Path(output_path), with_companions(self._bundle.manifest)
+        folder, own = Path(output_path), with_companions(self._bundle.manifest)
+        if self.max_seq_length != own.text.max_tokens:
+            raise UsageError(
+                f"{folder}: not saved: max_seq_length is {self.max_seq_length}, and a bundle keeps its checkpoint's "
+                f"{own.text.max_tokens}: set it back to save, and again when the model is loaded"
+            )
         with file_errors(folder, "cannot be written"):
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder, os.O_RDONLY)
         try:
             lock_folder(descriptor, folder)
-            there = self._same_bundle(folder)
-            if (folder / SETTINGS).exists():
-                check_settings(folder, saved)
+            there = read_manifest(folder)
+            try:
+                if there and with_companions(there) != own:
+                    raise BundleError(folder / MANIFEST_NAME, "another bundle is there: save into another folder")
+                if (folder / SETTINGS).exists():
+                    check_settings(folder, own)
+            except BundleError:
+                if there:  # sentence-transformers may have put others in the place of its settings
+                    write_companions(folder, there, (SETTINGS,))
+                raise
             self._bundle.copy_files(folder)
-            if there != saved:
-                write_whole(folder / MANIFEST_NAME, saved.to_json().encode())
-            write_companions(folder, saved)
+            if there != own:
+                write_whole(folder / MANIFEST_NAME, own.to_json().encode())
+            write_companions(folder, own, COMPANIONS if not other_modules(folder) else (CONFIG, SETTINGS))
         finally:
             os.close(descriptor)
-
-    def _same_bundle(self, folder: Path) -> Manifest | None:
-        """The manifest in `folder`, if there is one; BundleError where it is another bundle's."""
-        there, own = read_manifest(folder), self._bundle.manifest
-        if there not in (None, own, with_companions(own)):
-            raise BundleError(folder / MANIFEST_NAME, "another bundle is there: save into another folder")
-        return there
 
     def get_config_dict(self) -> dict[str, Any]:
         """What the module was made of, for its repr."""
@@ -315,7 +327,7 @@ class BundleModule(InputModule):
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
+        return {**self.__dict__, "_opened": None, "_tokenizer": None}
 
 
 class BundleTransformer(SentenceTransformer):
@@ -324,7 +336,9 @@ class BundleTransformer(SentenceTransformer):
     @functools.wraps(SentenceTransformer.encode)
     def encode(self, *arguments: Any, **how: Any) -> Any:
         """As there, but for `batch_size`: an encoder makes its own batches, for which 32 texts are few."""
-        how = dict(**dict(zip(ARGUMENTS, arguments[1:], strict=False)), **how)
+        how = dict(ENCODE.bind_partial(self, *arguments, **how).arguments)
+        how |= how.pop("kwargs", {})
+        del how["self"]
         first = self[0]
         if isinstance(first, BundleModule):
             if how.get("output_value") == "token_embeddings":
@@ -339,7 +353,7 @@ class BundleTransformer(SentenceTransformer):
             batch_size = how.get("batch_size", 1)
             if isinstance(batch_size, int) and batch_size > 0:
                 how["batch_size"] = max(batch_size, ITER_WINDOW_TEXTS)
-        return super().encode(*arguments[:1], **how)
+        return super().encode(**how)
 
     @functools.wraps(SentenceTransformer.save)
     def save(self, path: str, *arguments: Any, **options: Any) -> None:
@@ -347,6 +361,7 @@ class BundleTransformer(SentenceTransformer):
         first = self[0]
         if path and isinstance(first, BundleModule):
             first.require_savable(Path(path), self)
+            first.save(path)  # in front of what sentence-transformers writes: whatever fails, fails here
         super().save(path, *arguments, **options)
 
 

@@ -173,6 +173,8 @@ def test_the_tokenizer_is_one_of_transformers(model: SentenceTransformer, encode
     ]
     assert model.tokenizer.decode(expected[0], skip_special_tokens=True) == "the ferry leaves at noon."
     assert model.tokenizer.model_max_length == model.max_seq_length == 256
+    with pytest.raises(UsageError, match="tokenizer: it is the bundle's"):
+        model.tokenizer = model.tokenizer
 
 
 def test_features_of_other_tokenizers_are_taken(tiny: Path) -> None:
@@ -181,9 +183,11 @@ def test_features_of_other_tokenizers_are_taken(tiny: Path) -> None:
 
     vectors = model({"input_ids": ids})["sentence_embedding"]
     np.testing.assert_array_equal(vectors, model.encode(["the cat"]))
-    for wrong in (ids + 2**32, ids - 2**32, ids.double() + 0.5):
+    for wrong in (ids + 2**32, ids - 2**32, ids.double() + 0.5, ids[0]):
         with pytest.raises(InputError):
             model({"input_ids": wrong})
+    with pytest.raises(InputError, match=r"attention_mask \(n, length\), got torch.int64 \(1, 7\) and \(1, 3\)"):
+        model({"input_ids": ids, "attention_mask": torch.ones(1, 3)})
 
 
 def test_a_compiled_model_is_the_same(tiny: Path) -> None:
@@ -379,6 +383,10 @@ def test_a_pool_of_processes(minilm_bundle: Path, encoder: Encoder, tmp_path: Pa
     np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), encoder.encode_query(texts))
 
 
+class OfMyOwn(SentenceTransformer):  # type: ignore[misc]  # its types are skipped
+    pass
+
+
 class TestSaving:
     def test_a_saved_model_is_a_bundle(self, copied: Path, tmp_path: Path, encoder: Encoder) -> None:
         (copied / "local").mkdir()
@@ -451,27 +459,84 @@ class TestSaving:
         model.save_pretrained(str(out))
         Bundle.open(out, verify=True)
 
+    def test_a_damaged_bundle_is_not_saved(self, tiny: Path, tmp_path: Path) -> None:
+        model = opened(tiny)
+        engine = next(tiny.glob("model.*"))
+        engine.write_bytes(bytes(engine.stat().st_size))
+        for out in (tmp_path / "saved", tiny):
+            with pytest.raises(BundleError, match=r"model\..*: expected sha256"):
+                model.save_pretrained(str(out))
+        assert not (tmp_path / "saved" / SETTINGS).exists()
+
     def test_an_export_is_not_disturbed(self, tiny: Path, tmp_path: Path) -> None:
-        with (
-            Staging(tmp_path / "out"),
-            pytest.raises(BundleError, match="another export is writing here: wait for it to end"),
-        ):
-            opened(tiny).save_pretrained(str(tmp_path / "out"))
+        out = tmp_path / "saved"
+        with Staging(out), pytest.raises(BundleError, match="another export is writing here: wait for it to end"):
+            opened(tiny).save_pretrained(str(out))
+        opened(tiny).save_pretrained(str(out))
+        with Staging(out), pytest.raises(BundleError, match="another export is writing here: wait for it to end"):
+            opened(tiny).save_pretrained(str(out))
+        opened(out)
+
+    def test_what_a_killed_one_left_is_in_nobodys_way(self, minilm_bundle: Path, tmp_path: Path) -> None:
+        out = tmp_path / "saved"
+        opened(minilm_bundle).save_pretrained(str(out), create_model_card=False)
+        for name in (*COMPANIONS, MANIFEST_NAME):
+            (out / name).unlink()
+        engine = next(out.glob("model.*"))
+        engine.rename(out / f".{engine.name}.{'0' * 16}.part")
+
+        opened(minilm_bundle).save_pretrained(str(out))
+        opened(out)
+        (out / MANIFEST_NAME).unlink()
+        for name in (*COMPANIONS, "README.md"):
+            (out / name).unlink()
+        with Staging(out):
+            assert not list(out.iterdir())
 
     def test_other_modules_go_with_it_into_a_folder_of_their_own(self, tiny: Path, tmp_path: Path) -> None:
         model = opened(tiny)
         model.append(Normalize())
         expected = model.encode(["the cat"])
-        with pytest.raises(UsageError, match="the bundle is there, a model of its own, and this one has more modules"):
+        with pytest.raises(
+            UsageError, match=r"the model there has behind its bundle nothing, and this one .*Normalize"
+        ):
             model.save_pretrained(str(tiny))
 
         out = tmp_path / "saved"
-        model.save_pretrained(str(out))
-        np.testing.assert_array_equal(opened(out).encode(["the cat"]), expected)
+        for _ in range(2):
+            model.save_pretrained(str(out))
+            np.testing.assert_array_equal(opened(out).encode(["the cat"]), expected)
+        with pytest.raises(UsageError, match=r"behind its bundle .*Normalize, and this one nothing"):
+            opened(tiny).save_pretrained(str(out))
         with pytest.raises(
             UsageError, match=r"modules.json: a model of more than the bundle was saved here .*Normalize"
         ):
             Staging(out)
+        np.testing.assert_array_equal(opened(out).encode(["the cat"]), expected)
+
+    def test_a_class_of_ones_own_breaks_no_bundle(self, tiny: Path, minilm_bundle: Path, tmp_path: Path) -> None:
+        module = BundleModule(minilm_bundle)
+        settings = {**module.model_settings, "prompts": {"query": "find: "}}
+        with pytest.raises(BundleError, match="another bundle is there"):
+            OfMyOwn(modules=[module], **settings).save_pretrained(str(tiny))
+        opened(tiny)
+
+        model = OfMyOwn(modules=[BundleModule(tiny)], **settings)
+        with pytest.raises(BundleError, match=r"prompts .*find: "):
+            model.save_pretrained(str(tiny))
+        opened(tiny)
+        model.max_seq_length = 5
+        with pytest.raises(UsageError, match="max_seq_length is 5"):
+            model.save_pretrained(str(tmp_path / "saved"))
+
+    def test_one_without_companions_is_the_same_bundle(self, tiny: Path, tmp_path: Path) -> None:
+        out = tmp_path / "saved"
+        opened(tiny).save_pretrained(str(out))
+        (out / MANIFEST_NAME).write_text(replace(Bundle.open(out).manifest, companions=[]).to_json())
+        for name in COMPANIONS:
+            (out / name).unlink()
+        opened(tiny).save_pretrained(str(out))
+        opened(out)
 
     def test_a_bundle_of_an_older_version_gets_its_companions(self, make_bundle: MakeBundle) -> None:
         older = make_bundle()
