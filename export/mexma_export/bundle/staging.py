@@ -23,7 +23,7 @@ SPARE_BYTES = 64 << 20
 """Left free on the disk beside what is written."""
 
 _HASHED = r"weights\.[0-9a-f]{16}\.bin|model\..+\.[0-9a-f]{16}\.onnx|tokenizer\.[0-9a-f]{16}\.json"
-_NAMED = r"(bundle|config|config_sentence_transformers|modules)\.json"
+_NAMED = "|".join(map(re.escape, (MANIFEST_NAME, *COMPANIONS)))
 _OURS = re.compile(rf"\.new-.*|{_HASHED}|\.({_NAMED}|{_HASHED})\.[0-9a-f]+\.part")
 
 

@@ -47,8 +47,7 @@ class Bundle:
         hashed = [entry for entry in manifest.files if verify or entry.name not in weights]
         done, total = 0, sum(entry.size for entry in hashed)
         for entry in hashed:
-            with file_errors(folder / entry.name, "cannot be read"):
-                _check_hash(folder / entry.name, entry, sha256_of(folder / entry.name))
+            _check_hash(folder / entry.name, entry)
             done += entry.size
             if progress:
                 progress(done, total)
@@ -67,14 +66,14 @@ class Bundle:
             path = folder / entry.name
             try:
                 check_size(path, entry)
-                _check_hash(path, entry, sha256_of(path))
+                _check_hash(path, entry)
             except BundleError:
                 source, digest = self.folder / entry.name, hashlib.sha256()
                 with file_errors(source, "cannot be copied"), source.open("rb") as file, WholeFile(path) as copy:
                     while piece := file.read(READ_BYTES):
                         digest.update(piece)
                         copy.write(piece)
-                    _check_hash(source, entry, digest.hexdigest())
+                    _require_hash(source, entry, digest.hexdigest())
 
 
 def lock_folder(descriptor: int, folder: Path) -> OSError | None:
@@ -149,7 +148,12 @@ def check_size(path: Path, entry: FileEntry) -> None:
         raise BundleError(path, f"expected {entry.size} bytes, got {size}: copy the bundle again, or export again")
 
 
-def _check_hash(path: Path, entry: FileEntry, actual: str) -> None:
+def _check_hash(path: Path, entry: FileEntry) -> None:
+    with file_errors(path, "cannot be read"):
+        _require_hash(path, entry, sha256_of(path))
+
+
+def _require_hash(path: Path, entry: FileEntry, actual: str) -> None:
     if actual != entry.sha256:
         raise BundleError(
             path, f"expected sha256 {entry.sha256}, got {actual}: damaged or another file; copy or export again"

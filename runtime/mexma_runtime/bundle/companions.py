@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,14 @@ def model_settings(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def contradiction(given: Mapping[str, Any], manifest: Manifest) -> str | None:
-    """What `given`, settings of a SentenceTransformer, says otherwise than bundle.json of vectors or scores."""
+def contradiction(setting: Callable[[str], Any], manifest: Manifest) -> str | None:
+    """What a SentenceTransformer, of which `setting` gives each by its name, says otherwise than bundle.json of vectors
+    or scores.
+    """
     for name, own in {"truncate_dim": None, **model_settings(manifest)}.items():
-        if _heard(name, given.get(name)) != _heard(name, own):
-            return f"{name} {given.get(name)!r}, and {MANIFEST_NAME} has {own!r}"
+        given = setting(name)
+        if _heard(name, given) != _heard(name, own):
+            return f"{name} {given!r}, and {MANIFEST_NAME} has {own!r}"
     return None
 
 
@@ -70,7 +73,7 @@ def check_settings(folder: Path, manifest: Manifest) -> None:
         raise BundleError(path, f"not JSON ({error}): {REPAIR}") from None
     if not isinstance(there, dict):
         raise BundleError(path, f"expected an object: {REPAIR}")
-    if said := contradiction(there, manifest):
+    if said := contradiction(there.get, manifest):
         raise BundleError(
             path,
             f"{said}, which holds: {REPAIR}. Other settings are given when the model is loaded (prompts=...), or to "

@@ -76,7 +76,7 @@ class MexmaEmbeddingFunction(EmbeddingFunction[Embeddable]):
         # Chroma builds one whenever it reads a collection's settings, to look at its name say.
         function = MexmaEmbeddingFunction.__new__(MexmaEmbeddingFunction)
         function._config = dict(config)
-        function._encoder = lambda: _reopened(*(config[key] for key in KEPT), process=os.getpid())
+        function._encoder = lambda: _reopened(**{key: config[key] for key in KEPT}, process=os.getpid())
         return function
 
     def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:

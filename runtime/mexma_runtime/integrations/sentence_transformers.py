@@ -60,8 +60,6 @@ OF_PYTORCH = {
 """model_kwargs of models in PyTorch, ONNX and OpenVINO, and what a bundle has in their place."""
 OPTIONS = ("verify", *LoadOptions.__annotations__)
 """What `model_kwargs` may have."""
-SAVED = ("truncate_dim", "prompts", "default_prompt_name", "similarity_fn_name")
-"""Settings of a model that saving writes and a bundle has, or does not have, of its own."""
 ENCODE = inspect.signature(SentenceTransformer.encode)
 
 
@@ -259,7 +257,7 @@ class BundleModule(InputModule):
 
     def require_savable(self, folder: Path, model: SentenceTransformer) -> None:
         """UsageError where `model`, with this as its first module, could not be saved in `folder` and opened again."""
-        if said := contradiction({name: getattr(model, name) for name in SAVED}, self._bundle.manifest):
+        if said := contradiction(functools.partial(getattr, model), self._bundle.manifest):
             raise UsageError(
                 f"{folder}: not saved: the model has {said}: a bundle keeps its checkpoint's; others are given when "
                 "it is loaded, or to the checkpoint, exported again"

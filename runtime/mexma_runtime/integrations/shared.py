@@ -50,14 +50,16 @@ def open_encoder(encoder: EncoderOrFolder, options: FolderOptions) -> Encoder:
 class DocumentEmbedder:
     """What BERTopic and KeyBERT call of an embedder; each wants it under a base class of its own."""
 
+    embedding_model: Encoder
+    """Theirs sets it."""
+
     def __init__(self, encoder: EncoderOrFolder, **options: Unpack[FolderOptions]) -> None:
         """`encoder`: one, or a bundle's folder with the options of `Encoder.load`."""
-        self._encoder = open_encoder(encoder, options)
-        super().__init__(embedding_model=self._encoder)  # type: ignore[call-arg]  # theirs
+        super().__init__(embedding_model=open_encoder(encoder, options))  # type: ignore[call-arg]  # theirs
 
     def embed(self, documents: Iterable[str], verbose: bool = False) -> Vectors:
         """float32 `(n, dim)`, with the checkpoint's prompt for documents; `verbose` draws a bar on a terminal."""
-        vectors: Vectors = self._encoder.encode_document(require_several(documents), show_progress_bar=verbose)
+        vectors: Vectors = self.embedding_model.encode_document(require_several(documents), show_progress_bar=verbose)
         return vectors
 
 

@@ -15,10 +15,14 @@ from mexma_export.bundle.pipeline import export
 from mexma_export.bundle.request import ExportRequest
 from mexma_export.checkpoint.sources import resolve_source
 from mexma_runtime import EncodeCancelledError, Encoder
+from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.companions import with_companions, write_companions
+from mexma_runtime.bundle.manifest import MANIFEST_NAME
 from mexma_runtime.types import Precision
 
 PROMPTS = {"query": "query: ", "document": "passage: "}
 
+MakeBundle = Callable[..., Path]
 Embed = Callable[[list[str]], Awaitable[Any]]
 CancelOnce = Callable[[Embed], list[str]]
 
@@ -37,6 +41,22 @@ def minilm_bundle(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def encoder(minilm_bundle: Path) -> Encoder:
     return Encoder.load(minilm_bundle)
+
+
+@pytest.fixture
+def tiny(make_bundle: MakeBundle) -> Path:
+    """A bundle of a few numbers, with its companions."""
+    folder = make_bundle()
+    manifest = with_companions(Bundle.open(folder).manifest)
+    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    write_companions(folder, manifest)
+    return folder
+
+
+@pytest.fixture
+def copied(minilm_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of `minilm_bundle`, to be changed."""
+    return Path(shutil.copytree(minilm_bundle, tmp_path / "copied"))
 
 
 @pytest.fixture

@@ -1,17 +1,9 @@
 from __future__ import annotations
 
-import copy
 import json
 import os
 import pickle
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,21 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mexma_export.bundle.staging import Staging
 from mexma_runtime import BundleError, Encoder, EngineUnavailableError, InputError, UsageError
-from mexma_runtime.bundle.bundle import Bundle, read_manifest
-from mexma_runtime.bundle.companions import COMPANIONS, SETTINGS, with_companions, write_companions
+from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.companions import SETTINGS, write_companions
 from mexma_runtime.bundle.manifest import MANIFEST_NAME
 
 pytest.importorskip("sentence_transformers")
 
 import torch
 from sentence_transformers import SentenceTransformer, SparseEncoder
-from sentence_transformers.sentence_transformer.modules import Normalize
 
-from mexma_runtime.integrations.sentence_transformers import OPENING, BundleModule
-
-MakeBundle = Callable[..., Path]
+from mexma_runtime.integrations.sentence_transformers import BundleModule
 
 TEXTS = ["The ferry leaves at noon.", "Interest rates rose again.", "noon", "the " * 400] + [
     f"text {i} of some more" + " and more" * (i % 9) for i in range(70)
@@ -47,20 +35,6 @@ def opened(folder: Path, **options: Any) -> SentenceTransformer:
 @pytest.fixture(scope="module")
 def model(minilm_bundle: Path) -> SentenceTransformer:
     return opened(minilm_bundle)
-
-
-@pytest.fixture
-def tiny(make_bundle: MakeBundle) -> Path:
-    folder = make_bundle()
-    manifest = with_companions(Bundle.open(folder).manifest)
-    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-    write_companions(folder, manifest)
-    return folder
-
-
-@pytest.fixture
-def copied(minilm_bundle: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(minilm_bundle, tmp_path / "copied"))
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -314,241 +288,6 @@ def test_the_limit_can_be_set(tiny: Path, recwarn: pytest.WarningsRecorder) -> N
     assert model.max_seq_length == 5
     shorter = opened(tiny, processor_kwargs={"model_max_length": 5})
     np.testing.assert_array_equal(shorter.encode(texts), model.encode(texts))
-
-
-def test_a_copy_is_of_its_own(tiny: Path) -> None:
-    model = opened(tiny, model_kwargs={"n_threads": 1})
-    expected = model.encode(["the cat"])
-
-    shallow = copy.copy(model)
-    shallow.truncate_dim = 3
-    assert (shallow.encode("the cat").shape, model.encode("the cat").shape) == ((3,), (8,))
-    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
-        np.testing.assert_array_equal(other.encode(["the cat"]), expected)
-        assert other[0].encoder is not model[0].encoder
-        assert other[0].encoder.info.n_threads == 1
-
-
-def test_threads_share_one_encoder(tiny: Path) -> None:
-    module = BundleModule(tiny)
-    with ThreadPoolExecutor(8) as pool:
-        assert len({id(encoder) for encoder in pool.map(lambda _: module.encoder, range(16))}) == 1
-
-
-def test_a_fork_opens_its_own(tiny: Path) -> None:
-    module = BundleModule(tiny, n_threads=1)
-    expected = module(module.preprocess(["the cat"]))["sentence_embedding"]
-    assert _in_a_fork(lambda: torch.equal(module(module.preprocess(["the cat"]))["sentence_embedding"], expected))
-
-
-def test_a_fork_waits_for_a_thread_that_opens(minilm_bundle: Path) -> None:
-    modules = [BundleModule(minilm_bundle, n_threads=1) for _ in range(4)]
-    with ThreadPoolExecutor(4) as pool:
-        encoders = pool.map(lambda module: module.encoder, modules)
-        while not OPENING.locked():
-            time.sleep(0)
-        assert _in_a_fork(lambda: modules[0].preprocess(["the cat"])["input_ids"].shape == (1, 4))
-        assert all(encoder.info.dim == 384 for encoder in encoders)
-
-
-def _in_a_fork(check: Callable[[], bool]) -> bool:
-    """Whether `check` holds in a fork of this process, which is ended where it hangs."""
-    child = os.fork()
-    if not child:
-        signal.alarm(60)
-        status = 1
-        with suppress(BaseException):
-            status = 0 if check() else 2
-        os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def test_a_pool_of_processes(minilm_bundle: Path, encoder: Encoder, tmp_path: Path) -> None:
-    script = tmp_path / "pool.py"
-    script.write_text(
-        "import sys\n"
-        "import numpy as np\n"
-        "from sentence_transformers import SentenceTransformer\n"
-        "if __name__ == '__main__':\n"
-        "    model = SentenceTransformer(sys.argv[1], trust_remote_code=True, model_kwargs={'n_threads': 1})\n"
-        "    texts = [f'text number {i}' for i in range(40)]\n"
-        "    pool = model.start_multi_process_pool(['cpu', 'cpu'])\n"
-        "    np.save(sys.argv[2], model.encode(texts, pool=pool, chunk_size=10, prompt_name='query'))\n"
-        "    model.stop_multi_process_pool(pool)\n",
-        encoding="utf-8",
-    )
-    subprocess.run([sys.executable, str(script), str(minilm_bundle), str(tmp_path / "v.npy")], check=True)
-
-    texts = [f"text number {i}" for i in range(40)]
-    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), encoder.encode_query(texts))
-
-
-class OfMyOwn(SentenceTransformer):  # type: ignore[misc]  # its types are skipped
-    pass
-
-
-class TestSaving:
-    def test_a_saved_model_is_a_bundle(self, copied: Path, tmp_path: Path, encoder: Encoder) -> None:
-        (copied / "local").mkdir()
-        model = opened(copied)
-        out = tmp_path / "saved"
-        model.save_pretrained(str(out))
-
-        assert read_manifest(out) == read_manifest(copied)
-        assert not (out / "local").exists()
-        Bundle.open(out, verify=True)
-        for again in (opened(out), Encoder.load(out)):
-            np.testing.assert_array_equal(again.encode(TEXTS[:3]), encoder.encode(TEXTS[:3]))
-        for name in COMPANIONS:  # requirements among them, which sentence-transformers leaves out
-            assert json.loads((out / name).read_text()) == json.loads((copied / name).read_text())
-        model.save_pretrained(str(out))  # once more is no other bundle
-
-    def test_into_its_own_folder(self, tiny: Path) -> None:
-        before = {path.name: path.read_bytes() for path in tiny.iterdir()}
-        opened(tiny).save_pretrained(str(tiny), create_model_card=False)
-        assert {path.name: path.read_bytes() for path in tiny.iterdir() if path.name != "modules.json"} == {
-            name: content for name, content in before.items() if name != "modules.json"
-        }
-        opened(tiny)
-
-    @pytest.mark.parametrize("is_own", [True, False])
-    @pytest.mark.parametrize(
-        ("given", "said"),
-        [
-            ({"prompts": {"query": "find: "}}, r"prompts .*find: .* and bundle.json has .*the "),
-            ({"truncate_dim": 4}, "truncate_dim 4, and bundle.json has None"),
-            ({"similarity_fn_name": "dot"}, "similarity_fn_name 'dot', and bundle.json has 'cosine'"),
-            ({"processor_kwargs": {"model_max_length": 5}}, "max_seq_length is 5, .* checkpoint's 16: set it back"),
-        ],
-    )
-    def test_what_would_be_lost_is_refused_and_nothing_written(
-        self, tiny: Path, tmp_path: Path, is_own: bool, given: dict[str, Any], said: str
-    ) -> None:
-        before = _contents(tiny)
-        out = tiny if is_own else tmp_path / "saved"
-
-        with pytest.raises(UsageError, match=f"{out}: not saved: .*{said}"):
-            opened(tiny, **given).save_pretrained(str(out))
-        assert _contents(tiny) == before
-        assert is_own or not out.exists()
-
-    def test_another_bundle_is_not_overwritten(self, tiny: Path, minilm_bundle: Path) -> None:
-        before = _contents(tiny)
-        with pytest.raises(BundleError, match="another bundle is there: save into another folder"):
-            opened(minilm_bundle).save_pretrained(str(tiny))
-        (tiny / MANIFEST_NAME).write_text("{")
-        with pytest.raises(BundleError, match="not JSON"):
-            opened(minilm_bundle).save_pretrained(str(tiny))
-        assert _contents(tiny) == {**before, MANIFEST_NAME: b"{"}
-
-    def test_a_checkpoint_is_not_overwritten(self, tiny: Path, minilm_folder: Path, tmp_path: Path) -> None:
-        checkpoint = Path(shutil.copytree(minilm_folder, tmp_path / "checkpoint"))
-        before = _contents(checkpoint)
-        with pytest.raises(UsageError, match=r"not saved: config.json, .* of another model is there"):
-            opened(tiny).save_pretrained(str(checkpoint))
-        assert _contents(checkpoint) == before
-
-    def test_files_that_are_missing_or_damaged_there_are_copied(self, tiny: Path, tmp_path: Path) -> None:
-        out = tmp_path / "saved"
-        model = opened(tiny)
-        model.save_pretrained(str(out))
-        engine, tokenizer = (next(out.glob(f"{kind}.*")) for kind in ("model", "tokenizer"))
-        engine.write_bytes(bytes(engine.stat().st_size))
-        tokenizer.unlink()
-
-        model.save_pretrained(str(out))
-        Bundle.open(out, verify=True)
-
-    def test_a_damaged_bundle_is_not_saved(self, tiny: Path, tmp_path: Path) -> None:
-        model = opened(tiny)
-        engine = next(tiny.glob("model.*"))
-        engine.write_bytes(bytes(engine.stat().st_size))
-        for out in (tmp_path / "saved", tiny):
-            with pytest.raises(BundleError, match=r"model\..*: expected sha256"):
-                model.save_pretrained(str(out))
-        assert not (tmp_path / "saved" / SETTINGS).exists()
-
-    def test_an_export_is_not_disturbed(self, tiny: Path, tmp_path: Path) -> None:
-        out = tmp_path / "saved"
-        with Staging(out), pytest.raises(BundleError, match="another export is writing here: wait for it to end"):
-            opened(tiny).save_pretrained(str(out))
-        opened(tiny).save_pretrained(str(out))
-        with Staging(out), pytest.raises(BundleError, match="another export is writing here: wait for it to end"):
-            opened(tiny).save_pretrained(str(out))
-        opened(out)
-
-    def test_what_a_killed_one_left_is_in_nobodys_way(self, minilm_bundle: Path, tmp_path: Path) -> None:
-        out = tmp_path / "saved"
-        opened(minilm_bundle).save_pretrained(str(out), create_model_card=False)
-        for name in (*COMPANIONS, MANIFEST_NAME):
-            (out / name).unlink()
-        engine = next(out.glob("model.*"))
-        engine.rename(out / f".{engine.name}.{'0' * 16}.part")
-
-        opened(minilm_bundle).save_pretrained(str(out))
-        opened(out)
-        (out / MANIFEST_NAME).unlink()
-        for name in (*COMPANIONS, "README.md"):
-            (out / name).unlink()
-        with Staging(out):
-            assert not list(out.iterdir())
-
-    def test_other_modules_go_with_it_into_a_folder_of_their_own(self, tiny: Path, tmp_path: Path) -> None:
-        model = opened(tiny)
-        model.append(Normalize())
-        expected = model.encode(["the cat"])
-        with pytest.raises(
-            UsageError, match=r"the model there has behind its bundle nothing, and this one .*Normalize"
-        ):
-            model.save_pretrained(str(tiny))
-
-        out = tmp_path / "saved"
-        for _ in range(2):
-            model.save_pretrained(str(out))
-            np.testing.assert_array_equal(opened(out).encode(["the cat"]), expected)
-        with pytest.raises(UsageError, match=r"behind its bundle .*Normalize, and this one nothing"):
-            opened(tiny).save_pretrained(str(out))
-        with pytest.raises(
-            UsageError, match=r"modules.json: a model of more than the bundle was saved here .*Normalize"
-        ):
-            Staging(out)
-        np.testing.assert_array_equal(opened(out).encode(["the cat"]), expected)
-
-    def test_a_class_of_ones_own_breaks_no_bundle(self, tiny: Path, minilm_bundle: Path, tmp_path: Path) -> None:
-        module = BundleModule(minilm_bundle)
-        settings = {**module.model_settings, "prompts": {"query": "find: "}}
-        with pytest.raises(BundleError, match="another bundle is there"):
-            OfMyOwn(modules=[module], **settings).save_pretrained(str(tiny))
-        opened(tiny)
-
-        model = OfMyOwn(modules=[BundleModule(tiny)], **settings)
-        with pytest.raises(BundleError, match=r"prompts .*find: "):
-            model.save_pretrained(str(tiny))
-        opened(tiny)
-        model.max_seq_length = 5
-        with pytest.raises(UsageError, match="max_seq_length is 5"):
-            model.save_pretrained(str(tmp_path / "saved"))
-
-    def test_one_without_companions_is_the_same_bundle(self, tiny: Path, tmp_path: Path) -> None:
-        out = tmp_path / "saved"
-        opened(tiny).save_pretrained(str(out))
-        (out / MANIFEST_NAME).write_text(replace(Bundle.open(out).manifest, companions=[]).to_json())
-        for name in COMPANIONS:
-            (out / name).unlink()
-        opened(tiny).save_pretrained(str(out))
-        opened(out)
-
-    def test_a_bundle_of_an_older_version_gets_its_companions(self, make_bundle: MakeBundle) -> None:
-        older = make_bundle()
-        module = BundleModule(older)
-        SentenceTransformer(modules=[module], **module.model_settings).save_pretrained(str(older))
-
-        assert Bundle.open(older).manifest.companions == sorted(COMPANIONS)
-        np.testing.assert_array_equal(opened(older).encode(["the cat"]), Encoder.load(older).encode(["the cat"]))
-
-
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_companions_that_contradict_the_bundle_are_refused(tiny: Path) -> None:
