@@ -1,14 +1,16 @@
-"""Check every call of TensorRT against the types of its real bindings, where TensorRT itself cannot be installed.
+"""Check every call of TensorRT, and of TensorRT for RTX, against the types of their real bindings.
 
 NVIDIA's wheel tensorrt_cu13_bindings holds the compiled Python bindings alone. They link three libraries and take nine
 functions from them; with empty ones in their place the module can be imported, and pybind11-stubgen reads each class,
-enumeration and signature off it. Nothing of TensorRT runs. The stubs are kept in .typings/VERSION; mypy then reads our
+enumeration and signature off it. Nothing of TensorRT runs. TensorRT for RTX is installed, and read as it is; its stubs
+stand for TensorRT's too, since the same code calls both. The stubs are kept in .typings/VERSION; mypy then reads our
 modules against each version. Needs pip, a C compiler and the network, the first time.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import os
 import re
 import shutil
@@ -19,13 +21,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("10.16.1.11", "11.4.0.106")
+RTX = "tensorrt_rtx"
 CHECKED = (
     "runtime/mexma_runtime/backends/tensorrt_library.py",
     "runtime/mexma_runtime/backends/gpu/tensorrt_session.py",
-    "runtime/mexma_runtime/backends/gpu/tensorrt.py",
+    "runtime/mexma_runtime/backends/gpu/rtx_session.py",
     "export/mexma_export/targets/tensorrt/builder.py",
 )
-"""All that import tensorrt."""
+"""All that import tensorrt or tensorrt_rtx."""
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
 EMPTY = """
 void *createInferBuilder_INTERNAL(void *l, int v) { return 0; }
@@ -43,18 +46,23 @@ MISTAKES = {
     "builder.create_network('typed')": "arg-type",
     "trt.BuilderFlag.NO_SUCH_FLAG": "attr-defined",
 }
+RTX_MISTAKES = {
+    "builder.create_builder_config().set_compute_capability('8.9', 0)": "arg-type",
+    "trt.CudaGraphStrategy.NO_SUCH_STRATEGY": "attr-defined",
+}
 """Calls that mypy has to refuse: it would refuse nothing if it did not see the stubs."""
 _DEF = re.compile(r"^(\s*)def (\w+)\(.*\)( -> .*)?:\s*(\.\.\.)?\s*$")
 
 
 def main() -> int:
     """Check all versions; the exit status."""
-    for version in VERSIONS:
+    rtx = f"rtx-{importlib.metadata.version('tensorrt-rtx-cu13')}"
+    for version in (*VERSIONS, rtx):
         stubs = ROOT / ".typings" / version
-        if not (stubs / "tensorrt" / "tensorrt.pyi").is_file():
+        if not (stubs / "tensorrt").is_dir():
             print(f"TensorRT {version}: making type stubs from its bindings")
-            make_stubs(version, stubs)
-        refuse_mistakes(version, stubs)
+            (make_rtx_stubs if version == rtx else make_stubs)(version, stubs)
+        refuse_mistakes(version, stubs, MISTAKES | (RTX_MISTAKES if version == rtx else {}))
         done = mypy(stubs, *CHECKED)
         print(f"TensorRT {version}: {done.stdout.strip()}")
         if done.returncode:
@@ -75,14 +83,37 @@ def make_stubs(version: str, out: Path) -> None:
         for library in LIBRARIES:
             file = f"lib{library}.so.{major}"
             run("cc", "-shared", "-fPIC", f"-Wl,-soname,{file}", "-o", str(work / file), str(work / "empty.c"))
-        environment = {"LD_LIBRARY_PATH": str(work), "PYTHONPATH": str(work / "site")}
-        stubgen = [sys.executable, "-m", "pybind11_stubgen", "tensorrt_bindings", "-o", str(work / "stubs")]
-        run(*stubgen, "--ignore-all-errors", environment=environment)
-        for path in (work / "stubs" / "tensorrt_bindings").rglob("*.pyi"):
-            path.write_text(repaired(path.read_text().replace("tensorrt_bindings", "tensorrt")))
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
-        shutil.move(work / "stubs" / "tensorrt_bindings", out / "tensorrt")
+        read_stubs("tensorrt", work, {"LD_LIBRARY_PATH": str(work), "PYTHONPATH": str(work / "site")})
+        publish(work, out)
+
+
+def make_rtx_stubs(version: str, out: Path) -> None:
+    """The same of TensorRT for RTX, and `out`/tensorrt, which is all of it by the other name."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        read_stubs(RTX, work, {})
+        alias = work / "whole" / "tensorrt" / "__init__.pyi"
+        alias.parent.mkdir()
+        alias.write_text(f"from {RTX} import *\nfrom {RTX} import __version__ as __version__\n")
+        publish(work, out)
+
+
+def read_stubs(package: str, work: Path, environment: dict[str, str]) -> None:
+    """Write `work`/whole/PACKAGE, read off the module PACKAGE_bindings."""
+    module = f"{package}_bindings"
+    stubgen = [sys.executable, "-m", "pybind11_stubgen", module, "-o", str(work / "stubs"), "--ignore-all-errors"]
+    run(*stubgen, environment=environment)
+    for path in (work / "stubs" / module).rglob("*.pyi"):
+        path.write_text(repaired(path.read_text().replace(module, package)))
+    (work / "whole").mkdir()
+    shutil.move(work / "stubs" / module, work / "whole" / package)
+
+
+def publish(work: Path, out: Path) -> None:
+    """Put `work`/whole in the place of `out`."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(work / "whole", out)
 
 
 def repaired(text: str) -> str:
@@ -114,14 +145,14 @@ def is_valid(line: str) -> bool:
     return True
 
 
-def refuse_mistakes(version: str, stubs: Path) -> None:
-    """SystemExit unless mypy finds each of MISTAKES."""
+def refuse_mistakes(version: str, stubs: Path, mistakes: dict[str, str]) -> None:
+    """SystemExit unless mypy finds each of `mistakes`, which are calls and the codes of their errors."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mistakes.py"
-        calls = "".join(f"    {mistake}\n" for mistake in MISTAKES)
+        calls = "".join(f"    {mistake}\n" for mistake in mistakes)
         path.write_text(f"import tensorrt as trt\ndef wrong(builder: trt.Builder) -> None:\n{calls}")
         told = mypy(stubs, str(path)).stdout
-    for number, (mistake, code) in enumerate(MISTAKES.items(), start=3):
+    for number, (mistake, code) in enumerate(mistakes.items(), start=3):
         if f"mistakes.py:{number}: error" not in told or f"[{code}]" not in told:
             raise SystemExit(f"TensorRT {version}: mypy does not refuse {mistake}: the stubs are not read:\n{told}")
 

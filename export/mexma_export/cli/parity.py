@@ -29,7 +29,7 @@ def register_parity(app: typer.Typer) -> None:
         precision: Annotated[list[Precision] | None, typer.Option(help="Only engines of these precisions.")] = None,
         device: Annotated[str, typer.Option(help="What to run engines on: cpu, or a GPU: cuda, cuda:1.")] = "cpu",
         backend: Annotated[
-            str | None, typer.Option(help="Judge by this alone: onnxruntime, openvino, tensorrt.")
+            str | None, typer.Option(help="Judge by this alone: onnxruntime, openvino, tensorrt, tensorrt-rtx.")
         ] = None,
         certify: Annotated[
             bool, typer.Option("--certify", help="Keep the verdicts in the bundle, as its engines' certificates.")

@@ -23,7 +23,7 @@ class BackendInfo:
     """What was chosen; nothing in it is a wish."""
 
     backend: str
-    """`onnxruntime`, `openvino` or `tensorrt`."""
+    """`onnxruntime`, `openvino`, `tensorrt` or `tensorrt-rtx`."""
     version: str
     """Version of the library."""
     device: str

@@ -82,3 +82,8 @@ def make_logger(library: Library, messages: Messages) -> Any:
             messages.add(severity.name, msg)
 
     return Logger()
+
+
+def view(memory: Any) -> memoryview:
+    """A library's host memory as bytes; it has Python's buffer protocol, which the type stubs do not tell."""
+    return memoryview(memory)

@@ -54,7 +54,7 @@ def embed_command(
     backend: Annotated[
         str | None,
         typer.Option(
-            help="onnxruntime, openvino or tensorrt; default: OpenVINO for int8, where it is there, else onnxruntime."
+            help="onnxruntime, openvino, tensorrt or tensorrt-rtx; default: OpenVINO for int8, where it is there, else onnxruntime."
         ),
     ] = None,
     attention: Annotated[

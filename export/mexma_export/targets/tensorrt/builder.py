@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mexma_runtime.backends.tensorrt_library import TENSORRT, TENSORRT_RTX, Library, Messages, make_logger
+from mexma_runtime.backends.tensorrt_library import TENSORRT, TENSORRT_RTX, Library, Messages, make_logger, view
 from mexma_runtime.bundle.plans import HardwareCompatibility, Profile
 from mexma_runtime.errors import MexmaError
 
@@ -64,7 +64,7 @@ class ThisGpu:
 
     def finish(self, config: trt.IBuilderConfig) -> None:
         """Keep the timing cache."""
-        self.timing_cache = bytes(_view(config.get_timing_cache().serialize()))
+        self.timing_cache = bytes(view(config.get_timing_cache().serialize()))
 
     def inspect(self, plan: memoryview, logger: trt.ILogger) -> str | None:
         """Which kernels run, and what was fused into each."""
@@ -164,7 +164,7 @@ def build(
     if plan is None:
         raise MexmaError(f"{graph}: {named} cannot build this network: {messages.errors()}")
     target.finish(config)
-    data = _view(plan)
+    data = view(plan)
     layers = target.inspect(data, logger)
     if layers is None and library is TENSORRT:
         raise MexmaError(f"{graph}: {named} cannot open the plan that it has built: {messages.errors()}")
@@ -203,8 +203,3 @@ def _make_monitor(library: Library, report: Report) -> Any:
                 self.failure = self.failure or error
 
     return Monitor()
-
-
-def _view(memory: Any) -> memoryview:
-    """The library's host memory as bytes; it has Python's buffer protocol, which its type stubs do not tell."""
-    return memoryview(memory)

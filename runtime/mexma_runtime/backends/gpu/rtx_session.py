@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from mexma_runtime.backends.gpu.device import Device
 from mexma_runtime.backends.gpu.tensorrt_session import PlanSession
-from mexma_runtime.backends.tensorrt_library import TENSORRT_RTX
+from mexma_runtime.backends.tensorrt_library import TENSORRT_RTX, view
 from mexma_runtime.bundle.plans import Profile
 from mexma_runtime.bundle.whole_files import write_whole
 from mexma_runtime.errors import FileError
@@ -42,7 +42,7 @@ class RtxSession(PlanSession):
     def keep_kernels(self) -> None:
         """Write what was compiled to the file; a bundle that cannot be written to is opened more slowly each time."""
         with suppress(FileError):
-            write_whole(self._kernels, memoryview(self._cache.serialize()))
+            write_whole(self._kernels, view(self._cache.serialize()))
 
     @property
     def _rtx_engine(self) -> rtx.ICudaEngine:

@@ -61,6 +61,8 @@ def test_a_backend_runs_what_the_table_says_and_the_manifest_too(engine: EngineE
     plans = {("tensorrt", "cuda"), ("tensorrt-rtx", "cuda")}
     assert runners(Dialect.PORTABLE, FP16) == {("onnxruntime", "cpu"), ("onnxruntime", "cuda")} | plans
     assert runners(Dialect.PORTABLE, Precision.FP8, FP16) == {("onnxruntime", "cpu")} | plans
+    older = dataclasses.replace(engine, dialect=Dialect.PORTABLE, precision=FP16, requires={"tensorrt": "10.16"})
+    assert [spec.name for spec in BACKENDS if spec.runs(older)] == ["tensorrt", "tensorrt-rtx"]
     unlisted = dataclasses.replace(engine, dialect=Dialect.PORTABLE, precision=FP32, requires={"openvino": "1"})
     assert [spec.name for spec in BACKENDS if spec.runs(unlisted)] == ["openvino"]
 

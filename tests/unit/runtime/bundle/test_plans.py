@@ -19,6 +19,7 @@ from mexma_runtime.bundle.plans import (
     Platform,
     Profile,
     Range,
+    RtxPlatform,
     find_plan,
     plans_folder,
     read_plan,
@@ -29,6 +30,7 @@ H200 = Platform(gpu="NVIDIA H200", capability="9.0", tensorrt="10.16.1.11")
 H100 = dataclasses.replace(H200, gpu="NVIDIA H100 80GB HBM3")
 A10 = dataclasses.replace(H200, gpu="NVIDIA A10", capability="8.6")
 T4 = dataclasses.replace(H200, gpu="Tesla T4", capability="7.5")
+RTX_4090 = RtxPlatform(capabilities=["8.9"], tensorrt_rtx="1.7.1.116")
 LATER = dataclasses.replace(H200, tensorrt="11.4.0.106")
 
 
@@ -96,6 +98,28 @@ def test_a_plan_for_another_gpu_version_or_graph_is_refused(plan: Plan, entry: E
         find_plan(tmp_path, entry, H200)
     for said in ("NVIDIA A10 (compute", "TensorRT 11.4.0.106", "from an older export of the engine", "mexma build"):
         assert said in str(refused.value)
+
+
+def rtx_plan(plan: Plan, *capabilities: str, version: str = "1.7.1.116") -> Plan:
+    target = RtxPlatform(capabilities=list(capabilities), tensorrt_rtx=version)
+    file = f"{plan.engine}.{len(capabilities)}.plan"
+    return dataclasses.replace(plan, target=target, compatibility=None, file=file)
+
+
+def test_a_plan_for_rtx_runs_on_its_capabilities_with_its_version(
+    plan: Plan, entry: EngineEntry, tmp_path: Path
+) -> None:
+    shared, own = rtx_plan(plan, "8.6", "8.9", "12.0"), rtx_plan(plan, "8.9")
+    for other in (shared, rtx_plan(plan, "8.6"), rtx_plan(plan, "8.9", version="1.8.0.1"), plan):
+        put(tmp_path, other)
+    assert read_plan(put(tmp_path, shared)) == shared
+    assert find_plan(tmp_path, entry, RTX_4090)[0] == shared
+    put(tmp_path, own)
+    assert find_plan(tmp_path, entry, RTX_4090)[0] == own  # made for fewer GPUs
+    assert find_plan(tmp_path, entry, H200)[0] == plan
+    assert not shared.runs_on(H200)
+    assert not plan.runs_on(RTX_4090)
+    assert shared.target.folder_name == "sm86-sm89-sm120-rtx1.7.1.116"
 
 
 def test_a_damaged_plan_is_said(plan: Plan, entry: EngineEntry, tmp_path: Path) -> None:

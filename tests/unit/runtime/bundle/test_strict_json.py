@@ -36,6 +36,25 @@ GOOD: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Square:
+    side: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circle:
+    radius: int
+
+
+def test_of_several_objects_the_one_with_these_fields_is_read() -> None:
+    assert parse(Square | Circle, {"radius": 2}) == Circle(radius=2)
+    assert parse(Square | Circle, {"side": 2}) == Square(side=2)
+    with pytest.raises(MismatchError, match="radius: expected int"):
+        parse(Square | Circle, {"radius": "2"})
+    with pytest.raises(MismatchError, match=r"missing fields: side.*unknown fields: width"):
+        parse(Square | Circle, {"width": 2})
+
+
 def test_a_document_is_read_as_its_types_say() -> None:
     document = parse(Document, GOOD)
     assert document == Document(

@@ -53,18 +53,20 @@ class Session:
         self.device: Any = None
         """That works off its runs."""
         self.threads: set[str] = set()
+        self.fixed_runs = 0
 
     def holds(self, n_sentences: int, longest: int) -> bool:
         fitting = [(n, length) for n, length in self._profiles if n_sentences <= n and longest <= length]
         return bool(fitting) or not self._profiles
 
     def binding(self, *, is_fixed: bool) -> Any:
-        return Binding(self._session.binding(is_fixed=is_fixed))
+        return Binding(self._session.binding(is_fixed=is_fixed), is_fixed=is_fixed)
 
     def run(self, binding: Any) -> None:
         self.device.runs.append(None)
         self.threads.add(threading.current_thread().name)
         self.shapes.add(binding.shape)
+        self.fixed_runs += binding.is_fixed
         if np.prod(binding.shape) > self.most_tokens:
             raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 123")
         self.device.queue(partial(self._session.run, binding.inner))
@@ -73,8 +75,8 @@ class Session:
 class Binding:
     """An IO binding that knows how many tokens it binds."""
 
-    def __init__(self, inner: Any) -> None:
-        self.inner, self.shape = inner, (0,)
+    def __init__(self, inner: Any, *, is_fixed: bool) -> None:
+        self.inner, self.is_fixed, self.shape = inner, is_fixed, (0,)
 
     def bind_input(self, name: str, dtype: Any, shape: Any, pointer: int) -> None:
         if name == "input_ids":
@@ -344,6 +346,21 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
         with pytest.raises(MexmaError, match="failed on a batch of 2 sentences, 100 tokens: CUDA failure 719") as found:
             encoder.encode_ids(Ragged.from_sequences([[5] * 50, [6] * 50]))
         assert not isinstance(found.value, DeviceError)
+
+
+def test_what_a_library_captures_by_itself_is_run_and_not_captured_again(
+    paths: dict[Dialect, Path], make: MakeBackend, bundle: Bundle, expected: Vectors
+) -> None:
+    """As TensorRT for RTX does, of the bindings that stay as they are."""
+    session = open_session(paths[Dialect.PACKED])
+    session.captures = True
+    backend = make(session=session)
+    assert (session.device.n_graphs, backend.info.n_graphs) == (0, 7)
+    session.fixed_runs = 0
+    with encoder_over(bundle, backend) as encoder:
+        np.testing.assert_allclose([encoder.encode(text) for text in TEXTS[:9]], expected[:9], atol=2e-5)
+        assert session.fixed_runs == sum(encoder.tokenize([text]).ragged.ids.size <= 64 for text in TEXTS[:9]) > 0
+        np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=2e-5)
 
 
 def test_a_graph_that_cannot_be_captured_is_said(

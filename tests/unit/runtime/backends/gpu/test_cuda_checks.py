@@ -26,6 +26,7 @@ from mexma_runtime.backends.gpu.cuda_checks import (
 )
 from mexma_runtime.backends.gpu.cuda_device import CudaDevice, CudaGraph, call, import_cudart
 from mexma_runtime.backends.gpu.onnxruntime import require_placement
+from mexma_runtime.backends.gpu.tensorrt_rtx import capability_problem as rtx_problem
 from mexma_runtime.errors import DeviceError, DeviceMemoryError, EngineUnavailableError
 
 
@@ -50,6 +51,19 @@ def has_driver() -> bool:
 )
 def test_a_driver_that_is_too_old_is_said(driver: int, said: str) -> None:
     assert said in (driver_problem(driver, 13) or "")
+
+
+def test_tensorrt_is_told_of_itself_and_not_of_onnxruntime() -> None:
+    said = driver_problem(12080, 13, "TensorRT for RTX") or ""
+    assert "and this TensorRT for RTX was built for CUDA 13: update the driver to 580 or later" in said
+    assert "onnxruntime" not in said
+
+
+def test_what_tensorrt_for_rtx_does_not_run_on_is_told_with_what_it_does() -> None:
+    said = rtx_problem(gpu((9, 0))) or ""
+    assert said.startswith("cuda:1 is NVIDIA V100, compute capability 9.0, and TensorRT for RTX runs on compute capab")
+    assert "8.9 (GeForce RTX 40, " in said
+    assert rtx_problem(gpu((8, 9))) is rtx_problem(gpu((12, 0))) is None
 
 
 def test_a_driver_of_the_same_cuda_or_a_newer_one_will_do() -> None:
