@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from mexma_runtime.backends.support import (
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.bundle.plans import Platform
-from mexma_runtime.bundle.tuning import Tuning, choose_limit, writable_file, write_tuning
+from mexma_runtime.bundle.tuning import Tuning, choose_crossover, choose_limit, writable_file, write_tuning
 from mexma_runtime.errors import (
     DeviceError,
     EngineUnavailableError,
@@ -45,6 +46,7 @@ from mexma_runtime.errors import (
     UsageError,
     file_errors,
 )
+from mexma_runtime.types import Dialect
 
 __all__ = [
     "BACKENDS",
@@ -53,6 +55,7 @@ __all__ = [
     "BackendSpec",
     "BackendStatus",
     "Graphs",
+    "Tuned",
     "backend_statuses",
     "choose",
     "device_for",
@@ -82,6 +85,18 @@ class BackendStatus:
     """Of its library; None where it does not work."""
     problem: str | None
     """Why it does not work; None where it does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What `tune` has found."""
+
+    engine: EngineEntry
+    tuning: Tuning
+    file: Path
+    """Where it is kept."""
+    attention: str
+    """The kernels that were measured with, and why no others, in words; empty of engines that have no choice."""
 
 
 def open_backend(
@@ -127,28 +142,35 @@ def open_backends(
     return opened[0] if len(opened) == 1 else SeveralBackends(opened)
 
 
-def tune(
-    bundle: Bundle, device: str, *, progress: Callable[[int, int], None] | None = None
-) -> tuple[EngineEntry, Tuning, Path]:
+def tune(bundle: Bundle, device: str, *, progress: Callable[[str, int, int], None] | None = None) -> Tuned:
     """Measure the engine that `device`, a GPU, runs by default, and keep in the bundle's folder what was found.
 
-    Returns the engine, what was found and where it is kept. Raises as `choose`, `writable_file` and `open_backend`.
+    A packed one is opened with both attention kernels; where there is but one, graphs alone are measured. `progress` is
+    told what is measured, how many were and how many there are. Raises as `choose`, `writable_file` and `open_backend`.
     """
     spec, entry = choose(bundle, device=device)
     if spec.device == "cpu":
         raise UsageError(f"--tune measures GPUs, and {device!r} is none: --device cuda")
     writable_file(bundle.folder)
-    widest = Tuning(graph_up_to_tokens=STEPS[-1])
-    options = GpuOptions(graphs=Graphs.AT_LOAD, tuning=widest)
+    attention = Attention.AUTO if entry.dialect is Dialect.PACKED else None
+    options = GpuOptions(graphs=Graphs.AT_LOAD, attention=attention, tuning=Tuning(graph_up_to_tokens=STEPS[-1]))
     opened = open_backend(bundle, entry, options, device, backend=spec.name)
     assert isinstance(opened, DeviceBackend)
+    dim = bundle.manifest.dim
+    told = {what: functools.partial(progress, what) if progress else None for what in ("graphs", "attention")}
     with closing(opened):
-        samples = opened.measure(dim=bundle.manifest.dim, progress=progress)
+        samples = opened.measure(dim=dim, progress=told["graphs"])
+        attention_samples = opened.measure_attention(dim=dim, progress=told["attention"])
         info = opened.info
     found = Tuning(
-        graph_up_to_tokens=choose_limit(samples), max_batch_tokens=info.policy.max_batch_tokens, samples=samples
+        graph_up_to_tokens=choose_limit(samples),
+        max_batch_tokens=info.policy.max_batch_tokens,
+        flash_above_mean_tokens=choose_crossover(attention_samples),
+        samples=samples,
+        attention_samples=attention_samples,
     )
-    return entry, found, write_tuning(bundle.folder, info.processor, entry, found)
+    file = write_tuning(bundle.folder, info.processor, entry, found)
+    return Tuned(engine=entry, tuning=found, file=file, attention=info.attention)
 
 
 def plan_platform(device: str) -> Platform:

@@ -1,7 +1,8 @@
-"""onnxruntime on an NVIDIA GPU: a session on one stream of ours, captured graphs for small batches."""
+"""onnxruntime on an NVIDIA GPU: a session, or two, on one stream of ours, captured graphs for small batches."""
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from mexma_runtime.backends.gpu.assembly import assemble, layout_for
+from mexma_runtime.backends.gpu.attention import open_with, why_no_flash
 from mexma_runtime.backends.gpu.backend import DeviceBackend, Worker
 from mexma_runtime.backends.gpu.cuda_checks import Gpu, find_gpu, libraries, load_libraries
 from mexma_runtime.backends.gpu.cuda_device import CudaDevice
 from mexma_runtime.backends.gpu.engine import is_out_of_memory
+from mexma_runtime.backends.gpu.session import Session
 from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, OrtSession, import_onnxruntime, open_session
 from mexma_runtime.backends.options import Attention, GpuOptions, Graphs
 from mexma_runtime.backends.requirements import require_names, require_version, version_key
@@ -77,22 +80,41 @@ def _open(bundle: Bundle, entry: EngineEntry, options: GpuOptions, gpu: Gpu, wor
     """In the thread that will run it."""
     ort, spinning = _import_onnxruntime(), options.spinning is not False
     device = CudaDevice(gpu.index, spinning=spinning)
-    path = bundle.path(entry.file)
-    session = _session(bundle, entry, device, options)
-    inputs, outputs = ([value.name for value in found] for found in (session.get_inputs(), session.get_outputs()))
-    require_names(path, entry, inputs, outputs, feedable=layout_for(bundle.manifest, entry).names)
-    return assemble(
-        bundle,
-        entry,
-        OrtSession(session, device.kind, device.index),
+    tuning = options.tuning or read_tuning(bundle.folder, gpu.description, entry)
+    is_packed = entry.dialect is Dialect.PACKED
+
+    def open_session(kernel: Attention, memory_limit: int | None) -> Session:
+        limited = dataclasses.replace(options, attention=kernel, memory_limit=memory_limit)
+        session = _session(bundle, entry, device, limited)
+        inputs, outputs = ([value.name for value in found] for found in (session.get_inputs(), session.get_outputs()))
+        names = layout_for(bundle.manifest, entry).names
+        require_names(bundle.path(entry.file), entry, inputs, outputs, feedable=names)
+        return OrtSession(session, device.kind, device.index)
+
+    def assembled(session: Session, attention: str) -> DeviceBackend:
+        return assemble(
+            bundle,
+            entry,
+            session,
+            device,
+            worker,
+            graphs=options.graphs or Graphs.AT_LOAD,
+            tuning=tuning,
+            version=str(ort.__version__),
+            processor=gpu.description,
+            spinning=spinning,
+            make_value=lambda shape: ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, "cuda", gpu.index),
+            attention=attention if is_packed else "",
+        )
+
+    return open_with(
+        options.attention or Attention.EFFICIENT,
+        open_session,
+        assembled,
         device,
-        worker,
-        graphs=options.graphs or Graphs.AT_LOAD,
-        tuning=options.tuning or read_tuning(bundle.folder, gpu.description, entry),
-        version=str(ort.__version__),
-        processor=gpu.description,
-        spinning=spinning,
-        make_value=lambda shape: ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, "cuda", gpu.index),
+        no_flash=why_no_flash(entry.precision, gpu),
+        memory_limit=options.memory_limit,
+        flash_above_mean_tokens=tuning.flash_above_mean_tokens,
     )
 
 

@@ -63,9 +63,7 @@ def test_what_was_measured_before_there_were_two_kernels_is_still_read(tmp_path:
     entry = {"gpu": "H200", "engine": engine.name, "file": engine.file, "tuning": tuning}
     path = writable_file(tmp_path)
     path.write_text(json.dumps({"schema": 1, "entries": [entry]}))
-    kept = Tuning(
-        graph_up_to_tokens=512, samples=[Sample(n_tokens=8, graph_ms=[0.5, 0.6], direct_ms=[2.0, 2.1])]
-    )
+    kept = Tuning(graph_up_to_tokens=512, samples=[Sample(n_tokens=8, graph_ms=[0.5, 0.6], direct_ms=[2.0, 2.1])])
     assert read_tuning(tmp_path, "H200", engine) == kept
     write_tuning(tmp_path, "L4", engine, Tuning())
     assert json.loads(path.read_text())["schema"] == 2

@@ -1,0 +1,77 @@
+"""Which of onnxruntime's attention kernels a packed engine runs, by what was asked for and what there is room for."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import TypeAlias
+
+from mexma_runtime.backends.gpu.backend import DeviceBackend
+from mexma_runtime.backends.gpu.cuda_checks import Gpu
+from mexma_runtime.backends.gpu.device import Device
+from mexma_runtime.backends.gpu.session import Session
+from mexma_runtime.backends.gpu.two_kernels import TwoKernelSession
+from mexma_runtime.backends.options import Attention
+from mexma_runtime.errors import DeviceMemoryError
+from mexma_runtime.types import Precision
+
+FLASH_CAPABILITY = (8, 0)
+"""Of compute: what onnxruntime's FlashAttention needs."""
+
+OpenSession: TypeAlias = Callable[[Attention, int | None], Session]
+"""Opens a session with that kernel, which takes at most so many bytes of the device's memory; None: no limit."""
+Assemble: TypeAlias = Callable[[Session, str], DeviceBackend]
+"""Puts a backend together from a session, and what to say of its attention."""
+
+
+def why_no_flash(precision: Precision, gpu: Gpu) -> str | None:
+    """What keeps an engine of `precision` from running FlashAttention on `gpu`; None: nothing."""
+    if precision is Precision.FP32:
+        return "fp32 has no flash kernel"
+    if gpu.capability < FLASH_CAPABILITY:
+        found, needed = (f"{major}.{minor}" for major, minor in (gpu.capability, FLASH_CAPABILITY))
+        return f"flash needs compute capability {needed}, and {gpu.name} has {found}"
+    return None
+
+
+def open_with(
+    wanted: Attention,
+    open_session: OpenSession,
+    assemble: Assemble,
+    device: Device,
+    *,
+    no_flash: str | None,
+    memory_limit: int | None,
+    flash_above_mean_tokens: int,
+) -> DeviceBackend:
+    """A backend with the kernel that is `wanted`, or with both; with efficient alone where `no_flash` says why.
+
+    Of both each may take half of `memory_limit`. Where either finds no room, for its weights or for the largest batch,
+    efficient is opened anew, alone, and may take all of it.
+    """
+    if wanted is Attention.AUTO and no_flash is None:
+        try:
+            return _open_both(open_session, assemble, device, memory_limit, flash_above_mean_tokens)
+        except DeviceMemoryError as error:
+            no_flash = f"there is no room for flash beside it ({error})"
+        gc.collect()  # a staging buffer and its last batch refer to each other, and to a session
+    if wanted is Attention.EFFICIENT or no_flash is None:
+        return assemble(open_session(wanted, memory_limit), wanted)
+    return assemble(open_session(Attention.EFFICIENT, memory_limit), f"efficient alone: {no_flash}")
+
+
+def _open_both(
+    open_session: OpenSession,
+    assemble: Assemble,
+    device: Device,
+    memory_limit: int | None,
+    flash_above_mean_tokens: int,
+) -> DeviceBackend:
+    """A function, so that nothing holds the memory of two that fail while one is made in their place."""
+    half = None if memory_limit is None else memory_limit // 2
+    efficient = open_session(Attention.EFFICIENT, half)
+    free_bytes = device.free_bytes()
+    flash = open_session(Attention.FLASH, half)
+    taken_bytes = free_bytes - device.free_bytes()
+    both = TwoKernelSession(efficient, flash, flash_above_mean_tokens=flash_above_mean_tokens, flash_bytes=taken_bytes)
+    return assemble(both, "")
