@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from mexma_runtime.backends.gpu.cuda_checks import Gpu, find_gpu, libraries, loa
 from mexma_runtime.backends.gpu.cuda_device import CudaDevice
 from mexma_runtime.backends.gpu.engine import is_out_of_memory
 from mexma_runtime.backends.gpu.session import Session
+from mexma_runtime.backends.gpu.shared_weights import SharedWeights
 from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, OrtSession, import_onnxruntime, open_session
 from mexma_runtime.backends.options import Attention, GpuOptions, Graphs
 from mexma_runtime.backends.requirements import require_names, require_version, version_key
 from mexma_runtime.backends.support import MIN_ONNXRUNTIME_GPU
 from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.linked_files import map_graph
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.bundle.tuning import read_tuning
 from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError, UsageError
@@ -83,13 +86,16 @@ def _open(bundle: Bundle, entry: EngineEntry, options: GpuOptions, gpu: Gpu, wor
     tuning = options.tuning or read_tuning(bundle.folder, gpu.description, entry)
     is_packed = entry.dialect is Dialect.PACKED
 
-    def open_session(kernel: Attention, memory_limit: int | None) -> Session:
+    def open_session(kernel: Attention, memory_limit: int | None, weights: SharedWeights | None) -> Session:
         limited = dataclasses.replace(options, attention=kernel, memory_limit=memory_limit)
-        session = _session(bundle, entry, device, limited)
+        session = _session(bundle, entry, device, limited, weights)
         inputs, outputs = ([value.name for value in found] for found in (session.get_inputs(), session.get_outputs()))
         names = layout_for(bundle.manifest, entry).names
         require_names(bundle.path(entry.file), entry, inputs, outputs, feedable=names)
-        return OrtSession(session, device.kind, device.index)
+        return OrtSession(session, device.kind, device.index, keeps=weights)
+
+    def share_weights() -> SharedWeights:
+        return SharedWeights(map_graph(bundle, entry).weights_read_in_runs(), device)
 
     def assembled(session: Session, attention: str) -> DeviceBackend:
         return assemble(
@@ -110,6 +116,7 @@ def _open(bundle: Bundle, entry: EngineEntry, options: GpuOptions, gpu: Gpu, wor
     return open_with(
         options.attention or Attention.EFFICIENT,
         open_session,
+        share_weights,
         assembled,
         device,
         no_flash=why_no_flash(entry.precision, gpu),
@@ -118,11 +125,14 @@ def _open(bundle: Bundle, entry: EngineEntry, options: GpuOptions, gpu: Gpu, wor
     )
 
 
-def _session(bundle: Bundle, entry: EngineEntry, device: CudaDevice, options: GpuOptions) -> Any:
+def _session(
+    bundle: Bundle, entry: EngineEntry, device: CudaDevice, options: GpuOptions, weights: SharedWeights | None
+) -> Any:
     """A session whose nodes are all on the GPU."""
     ort, session, path = _import_onnxruntime(), None, bundle.path(entry.file)
+    new = functools.partial(_new_session, bundle, entry, device, options, weights)
     try:
-        session = _new_session(bundle, entry, device, options, graphs=options.graphs is not Graphs.NEVER)
+        session = new(graphs=options.graphs is not Graphs.NEVER)
     except Exception as error:
         if is_out_of_memory(error):
             raise DeviceMemoryError(
@@ -131,7 +141,7 @@ def _session(bundle: Bundle, entry: EngineEntry, device: CudaDevice, options: Gp
             ) from error
         # Where a node is on the CPU, graphs are refused before its name can be read.
         with suppress(Exception):
-            session = _new_session(bundle, entry, device, options, graphs=False)
+            session = new(graphs=False)
         if session is not None:
             require_placement(session, path, PROVIDER)
         raise EngineUnavailableError(f"{path}: {NAME} {ort.__version__} cannot open this graph: {error}") from error
@@ -140,7 +150,15 @@ def _session(bundle: Bundle, entry: EngineEntry, device: CudaDevice, options: Gp
     return session
 
 
-def _new_session(bundle: Bundle, entry: EngineEntry, device: CudaDevice, options: GpuOptions, *, graphs: bool) -> Any:
+def _new_session(
+    bundle: Bundle,
+    entry: EngineEntry,
+    device: CudaDevice,
+    options: GpuOptions,
+    weights: SharedWeights | None,
+    *,
+    graphs: bool,
+) -> Any:
     ort = _import_onnxruntime()
     settings = ort.SessionOptions()
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -148,6 +166,8 @@ def _new_session(bundle: Bundle, entry: EngineEntry, device: CudaDevice, options
     settings.log_severity_level = SILENT
     # Patterns are kept for each shape, and shapes are without number.
     settings.enable_mem_pattern = False
+    for name, value in weights.values.items() if weights else ():
+        settings.add_initializer(name, value)
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     provider = {
         "device_id": str(device.index),

@@ -5,6 +5,7 @@ The graph of the second gives vectors that are longer by a ten thousandth, which
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -18,14 +19,17 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
+from mexma_runtime.backends.gpu import shared_weights
 from mexma_runtime.backends.gpu.assembly import assemble
 from mexma_runtime.backends.gpu.attention import open_with, why_no_flash
 from mexma_runtime.backends.gpu.backend import DeviceBackend, Worker
 from mexma_runtime.backends.gpu.cuda_checks import Gpu
 from mexma_runtime.backends.gpu.measuring import MEAN_TOKENS, measure_kernels, spread
+from mexma_runtime.backends.gpu.shared_weights import SharedWeights
 from mexma_runtime.backends.onnxruntime_library import OrtSession
 from mexma_runtime.backends.options import Attention, Graphs
 from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.linked_files import map_graph
 from mexma_runtime.bundle.tuning import Tuning
 from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError
 from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
@@ -34,13 +38,15 @@ EFFICIENT, FLASH, AUTO = Attention
 TUNING = Tuning(graph_up_to_tokens=192, max_batch_tokens=1024, flash_above_mean_tokens=64)
 LONGER = 1.0001
 MB = 10**6
+WEIGHTS_BYTES = 4 * (64 * (8192 + 514) + 3 * 64 * (64 + 128 + 128))
+"""Of the stand-in `tiny`, in fp32: embeddings, and of each layer the products but for queries, keys and values."""
 
 
 class Session:
     """A session that notes its runs, and that finds no memory for more than `most_tokens`."""
 
-    def __init__(self, kernel: Attention, inner: Any, house: House) -> None:
-        self.kernel, self._inner, self._house = kernel, OrtSession(inner, "cpu", 0), house
+    def __init__(self, kernel: Attention, inner: OrtSession, house: House) -> None:
+        self.kernel, self._inner, self._house = kernel, inner, house
         self.library, self.providers = self._inner.library, self._inner.providers
         self._device, self._has_run = house.device, False
 
@@ -90,6 +96,7 @@ class House:
         """Kernel, tokens and sentences of each run of a session; replays of graphs are none."""
         self.opened: list[tuple[Attention, int | None]] = []
         self.sessions: list[weakref.ref[Session]] = []
+        self.weights: list[weakref.ref[SharedWeights]] = []
         self.threads: set[str] = set()
         self.device: Any = None
         self._backends: list[DeviceBackend] = []
@@ -110,11 +117,13 @@ class House:
         self.runs.clear()
         self.opened.clear()
         self.sessions.clear()
+        self.weights.clear()
         assembled = partial(self._assemble, device=device, worker=worker, graphs=graphs, tuning=tuning)
         backend = worker.run(
             lambda: open_with(
                 wanted,
                 self._open,
+                self._share,
                 assembled,
                 device,
                 no_flash=no_flash,
@@ -129,14 +138,22 @@ class House:
         for backend in self._backends:
             backend.close()
 
-    def _open(self, kernel: Attention, memory_limit: int | None) -> Session:
+    def _share(self) -> SharedWeights:
+        weights = SharedWeights(map_graph(self.bundle, self.entry).weights_read_in_runs(), self.device)
+        self.device.free -= weights.n_bytes
+        self.weights.append(weakref.ref(weights))
+        return weights
+
+    def _open(self, kernel: Attention, memory_limit: int | None, weights: SharedWeights | None) -> Session:
         self.opened.append((kernel, memory_limit))
         if kernel in self.no_room_for_weights:
             raise DeviceMemoryError("no room for the weights")
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
+        for name, value in weights.values.items() if weights else ():
+            options.add_initializer(name, value)
         inner = ort.InferenceSession(str(self.paths[kernel]), options, providers=["CPUExecutionProvider"])
-        session = Session(kernel, inner, self)
+        session = Session(kernel, OrtSession(inner, "cpu", 0, keeps=weights), self)
         self.sessions.append(weakref.ref(session))
         self.device.free -= 300 * MB
         return session
@@ -286,23 +303,68 @@ def no_room_for_the_largest(house: House) -> None:
     house.most_tokens = {FLASH: 1000}
 
 
-@pytest.mark.parametrize("limit", [None, 1001])
+@pytest.mark.parametrize("limit", [None, 10 * MB])
 @pytest.mark.parametrize("shortage", [no_room_for_weights, no_room_for_the_largest])
 def test_where_there_is_no_room_for_both_efficient_runs_alone(
     shortage: Callable[[House], None], limit: int | None, house: House
 ) -> None:
     shortage(house)
     backend = house.load(AUTO, memory_limit=limit)
-    half = limit and limit // 2
+    half = limit and (limit - WEIGHTS_BYTES) // 2
     assert house.opened == [(EFFICIENT, half), (FLASH, half), (EFFICIENT, limit)]
     assert backend.info.attention.startswith("efficient alone: there is no room for flash beside it (")
     assert backend.info.policy.max_batch_tokens == 1024
     *failed, last = house.sessions
     assert [session() for session in failed] == [None] * len(failed)
+    assert [weights() for weights in house.weights] == [None]
     assert last() is not None
     house.runs.clear()
     embedded(backend, batch_of(300))
     assert house.runs == [(EFFICIENT, 300, 1)]
+
+
+def test_a_limit_that_the_weights_alone_take_is_for_efficient_alone(house: House) -> None:
+    backend = house.load(AUTO, memory_limit=WEIGHTS_BYTES)
+    assert house.opened == [(EFFICIENT, WEIGHTS_BYTES)]
+    assert f"the weights take {WEIGHTS_BYTES} bytes, and memory_limit is {WEIGHTS_BYTES}" in backend.info.attention
+
+
+def test_both_sessions_read_the_weights_where_they_are(house: House) -> None:
+    """All that a sentence is known by is in these weights: with zeros in their place every sentence is like another."""
+    backend = house.load(AUTO)
+    batches = [batch_of(10, 20), batch_of(100, 200)]
+    (shared,) = (weights() for weights in house.weights)
+    assert shared is not None
+    assert shared.n_bytes == WEIGHTS_BYTES
+    assert all(value.device_name() == "cpu" for value in shared.values.values())
+    for batch in batches:
+        first, second = embedded(backend, batch)
+        assert np.abs(first - second).max() > 0.1
+    ctypes.memset(shared._memory.pointer, 0, shared.n_bytes)
+    for batch in batches:
+        first, second = embedded(backend, batch)
+        np.testing.assert_allclose(first, second, atol=1e-4)
+
+
+def test_weights_are_copied_in_parts_and_stay_what_they_are(
+    house: House, make_host_device: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_weights, "CHUNK_BYTES", 10_000)
+    weights = map_graph(house.bundle, house.entry).weights_read_in_runs()
+    shared = SharedWeights(weights, make_host_device())
+    assert list(shared.values) == [tensor.name for tensor in weights]
+    for tensor in weights:
+        value = shared.values[tensor.name]
+        np.testing.assert_array_equal(value.numpy(), tensor.values)
+        assert value.data_ptr() % 16 == 0
+
+
+def test_what_onnxruntime_joins_itself_is_not_shared(house: House) -> None:
+    mapped = map_graph(house.bundle, house.entry)
+    names = {tensor.name for tensor in mapped.weights_read_in_runs()}
+    left = {tensor.name.rpartition("attention.")[2] for tensor in mapped.weights if tensor.name not in names}
+    assert left == {"query.weight", "key.weight", "value.weight"}
+    assert {"embeddings.word", "layer.2.ffn.down.weight"} < names
 
 
 def test_where_there_is_no_room_for_the_largest_batch_of_either_it_is_smaller_with_efficient_alone(
@@ -349,6 +411,7 @@ def test_closing_releases_both(house: House) -> None:
     assert [session() is None for session in house.sessions] == [False, False]
     backend.close()
     assert [session() is None for session in house.sessions] == [True, True]
+    assert [weights() for weights in house.weights] == [None]
 
 
 def test_both_kernels_are_measured_in_turns(house: House) -> None:
