@@ -59,7 +59,7 @@ def open_with(
             no_flash = f"there is no room for flash beside it ({error})"
         gc.collect()  # a staging buffer and its last batch refer to each other, and to a session
     if wanted is Attention.EFFICIENT or no_flash is None:
-        return assemble(open_session(wanted, memory_limit, None), wanted)
+        return assemble(open_session(wanted, memory_limit, None), wanted.value)
     return assemble(open_session(Attention.EFFICIENT, memory_limit, None), f"efficient alone: {no_flash}")
 
 
@@ -78,6 +78,11 @@ def _open_both(
     efficient = open_session(Attention.EFFICIENT, half, weights)
     free_bytes = device.free_bytes()
     flash = open_session(Attention.FLASH, half, weights)
-    taken_bytes = free_bytes - device.free_bytes()
-    both = TwoKernelSession(efficient, flash, flash_above_mean_tokens=flash_above_mean_tokens, flash_bytes=taken_bytes)
+    both = TwoKernelSession(
+        efficient,
+        flash,
+        flash_above_mean_tokens=flash_above_mean_tokens,
+        flash_bytes=free_bytes - device.free_bytes(),
+        shared_bytes=weights.n_bytes,
+    )
     return assemble(both, "")

@@ -39,20 +39,28 @@ class TwoKernelSession:
     """The two sessions of a packed engine as one. What a graph has captured is one of them, by the bucket's shape."""
 
     def __init__(
-        self, efficient: Session, flash: Session, *, flash_above_mean_tokens: int, flash_bytes: int = 0
+        self,
+        efficient: Session,
+        flash: Session,
+        *,
+        flash_above_mean_tokens: int,
+        flash_bytes: int,
+        shared_bytes: int,
     ) -> None:
-        """`flash_bytes`: of the device's memory, that `flash` took when it was opened."""
+        """`flash_bytes`: of the device's memory, that `flash` took when it was opened, beside weights of `shared_bytes`
+        that both were given."""
         self._sessions = {Attention.EFFICIENT: efficient, Attention.FLASH: flash}
         self._only: Attention | None = None
         self.library, self.providers = efficient.library, efficient.providers
         self.flash_above_mean_tokens = flash_above_mean_tokens
-        self.flash_bytes = flash_bytes
-        """Of the device's memory, that flash takes besides efficient: weights, and what its largest batch needs."""
+        self.flash_bytes, self._shared_bytes = flash_bytes, shared_bytes
+        """Of the device's memory: what flash takes beside efficient, for its largest batch, too; and both read."""
 
     def __str__(self) -> str:
         return (
             f"efficient for batches of up to {self.flash_above_mean_tokens} tokens a sentence on average, flash above; "
-            f"flash took {self.flash_bytes / 1e6:,.0f} MB more"
+            f"flash took {self.flash_bytes / 1e6:,.0f} MB more, beside {self._shared_bytes / 1e6:,.0f} MB of weights "
+            "for both"
         )
 
     def holds(self, n_sentences: int, longest: int) -> bool:

@@ -6,20 +6,25 @@ The graph of the second gives vectors that are longer by a ten thousandth, which
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import json
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
-from mexma_runtime.backends.gpu import shared_weights
+from mexma_runtime import backends
+from mexma_runtime.backends.gpu import measuring, shared_weights
+from mexma_runtime.backends.gpu import onnxruntime as onnxruntime_cuda
 from mexma_runtime.backends.gpu.assembly import assemble
 from mexma_runtime.backends.gpu.attention import open_with, why_no_flash
 from mexma_runtime.backends.gpu.backend import DeviceBackend, Worker
@@ -27,10 +32,12 @@ from mexma_runtime.backends.gpu.cuda_checks import Gpu
 from mexma_runtime.backends.gpu.measuring import MEAN_TOKENS, measure_kernels, spread
 from mexma_runtime.backends.gpu.shared_weights import SharedWeights
 from mexma_runtime.backends.onnxruntime_library import OrtSession
-from mexma_runtime.backends.options import Attention, Graphs
+from mexma_runtime.backends.options import Attention, GpuOptions, Graphs
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.linked_files import map_graph
-from mexma_runtime.bundle.tuning import Tuning
+from mexma_runtime.bundle.manifest import EngineEntry
+from mexma_runtime.bundle.tuning import Tuning, choose_crossover, read_tuning
+from mexma_runtime.cli.tables import show_tuning
 from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError
 from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
 
@@ -290,9 +297,45 @@ def test_a_kernel_that_computes_something_else_is_refused(house: House) -> None:
 
 def test_what_both_take_is_told(house: House) -> None:
     assert house.load(AUTO).info.attention == (
-        "efficient for batches of up to 64 tokens a sentence on average, flash above; flash took 350 MB more"
+        "efficient for batches of up to 64 tokens a sentence on average, flash above; flash took 350 MB more, beside "
+        "2 MB of weights for both"
     )
     assert [house.load(kernel).info.attention for kernel in (EFFICIENT, FLASH)] == ["efficient", "flash"]
+
+
+def test_the_cuda_backend_opens_both(
+    house: House, make_host_device: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of its own code but for the provider, the device and the kernels, which have stand-ins here."""
+    opened: list[tuple[Attention | None, int | None]] = []
+
+    def session(bundle: Bundle, entry: EngineEntry, device: Any, options: GpuOptions, weights: SharedWeights) -> Any:
+        opened.append((options.attention, options.memory_limit))
+        assert options.attention
+        settings = ort.SessionOptions()
+        for name, value in weights.values.items():
+            settings.add_initializer(name, value)
+        return ort.InferenceSession(str(house.paths[options.attention]), settings, providers=["CPUExecutionProvider"])
+
+    def device(index: int, *, spinning: bool) -> Any:
+        made = make_host_device()
+        made.queue = lambda work: work()  # as these sessions, which wait for nothing
+        return made
+
+    monkeypatch.setattr(onnxruntime_cuda, "_session", session)
+    monkeypatch.setattr(onnxruntime_cuda, "CudaDevice", device)
+    monkeypatch.setattr(onnxruntime_cuda, "why_no_flash", lambda precision, gpu: None)
+    gpu = Gpu(index=0, name="NVIDIA L4", capability=(8, 9), memory_bytes=1 << 34)
+    options = GpuOptions(attention=AUTO, graphs=Graphs.NEVER, memory_limit=10 * MB, tuning=TUNING)
+    worker = Worker("cuda:0")
+    backend = worker.run(onnxruntime_cuda._open, house.bundle, house.entry, options, gpu, worker)
+    half = (10 * MB - WEIGHTS_BYTES) // 2
+    assert opened == [(EFFICIENT, half), (FLASH, half)]
+    assert backend.info.attention.startswith("efficient for batches of up to 64 tokens a sentence on average, flash")
+    short, long = (np.linalg.norm(embedded(backend, batch_of(length))) for length in (64, 65))
+    alone = [np.linalg.norm(embedded(house.load(EFFICIENT), batch_of(length))) for length in (64, 65)]
+    np.testing.assert_allclose([short / alone[0], long / alone[1]], [1, LONGER], atol=(LONGER - 1) / 10)
+    backend.close()
 
 
 def no_room_for_weights(house: House) -> None:
@@ -357,6 +400,24 @@ def test_weights_are_copied_in_parts_and_stay_what_they_are(
         value = shared.values[tensor.name]
         np.testing.assert_array_equal(value.numpy(), tensor.values)
         assert value.data_ptr() % 16 == 0
+
+
+def test_onnxruntime_takes_values_on_a_gpu_for_nvidias(capfd: pytest.CaptureFixture[str]) -> None:
+    """It uses them where they are if their device is the one that its CUDA provider plans for, which is this one.
+
+    Where it is another, as here, it says both devices; the memory, which is none, is not looked at.
+    """
+    gpu: Any = SimpleNamespace(kind="cuda", index=1)
+    value = shared_weights._value(np.zeros((2, 2), np.float32), 0x1000, gpu)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in ("x", "y"))
+    graph = helper.make_graph([node], "g", [x], [y], [numpy_helper.from_array(np.eye(2, dtype=np.float32), "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    options = ort.SessionOptions()
+    options.log_severity_level = 2
+    options.add_initializer("w", value)
+    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert "[DeviceType:1 MemoryType:0 VendorId:4318 DeviceId:1 Alignment:0]" in capfd.readouterr().err
 
 
 def test_what_onnxruntime_joins_itself_is_not_shared(house: House) -> None:
@@ -432,6 +493,42 @@ def test_both_kernels_are_measured_in_turns(house: House) -> None:
     embedded(backend, batch_of(10))
     assert house.runs == [(EFFICIENT, 10, 1)]
     assert house.load(EFFICIENT).measure_attention(dim=64) == []
+
+
+@pytest.mark.parametrize("has_flash", [True, False])
+def test_tuning_keeps_where_the_kernels_cross(
+    has_flash: bool, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `mexma doctor --tune`, with this device in the GPU's place."""
+    asked: list[Any] = []
+
+    def opened(bundle: Bundle, entry: Any, options: Any, device: str, *, backend: str) -> DeviceBackend:
+        asked.append((entry.name, options.attention, options.graphs))
+        no_flash = None if has_flash else "fp32 has no flash kernel"
+        return house.load(options.attention, graphs=options.graphs, no_flash=no_flash)
+
+    monkeypatch.setattr(backends, "open_backend", opened)
+    monkeypatch.setattr(measuring, "MEAN_TOKENS", (8, 128))
+    bundle = dataclasses.replace(house.bundle, folder=tmp_path)
+    progress: list[tuple[str, int, int]] = []
+    tuned = backends.tune(bundle, "cuda", progress=lambda *told: progress.append(told))
+    assert asked == [(house.entry.name, AUTO, Graphs.AT_LOAD)]
+    tuning = tuned.tuning
+    assert read_tuning(tmp_path, "the host", house.entry) == tuning
+    assert [sample.n_tokens for sample in tuning.samples] == [8, 12, 16, 24, 32, 48, 64, 96, 128, 192]
+    assert progress[9] == ("graphs", 10, 10)
+    assert progress[10:] == [("attention", 1, 2), ("attention", 2, 2)] * has_flash
+    assert [sample.mean_tokens for sample in tuning.attention_samples] == [8, 128] * has_flash
+    assert tuning.flash_above_mean_tokens == choose_crossover(tuning.attention_samples)
+    show_tuning(tuned, as_json=False)
+    told = capsys.readouterr().out
+    above = tuning.flash_above_mean_tokens
+    assert (f"attention='auto' takes flash above {above} tokens a sentence, on average" in told) == has_flash
+    alone = "attention kernels were not compared: efficient alone: fp32 has no flash kernel"
+    assert (alone in told) != has_flash
+    show_tuning(tuned, as_json=True)
+    document = json.loads(capsys.readouterr().out)
+    assert (document["attention"], document["flash_above_mean_tokens"]) == (tuned.attention, above)
 
 
 @pytest.mark.parametrize(("mean", "shortest", "longest"), [(8, 1, 15), (64, 1, 127), (300, 88, 512), (512, 512, 512)])
