@@ -59,9 +59,9 @@ class Tuning:
     """With attention='auto': batches whose sentences have more tokens than this, on average, run in flash.
 
     The default is by reasoning. A sentence of up to 64 tokens is one tile of either kernel, and flash's (128 x 128) has
-    four times the cells. A longer one is as many cells or more to efficient (64 x 64), and a cell takes flash less
-    time. On an H200, in thousands of tokens/s, efficient and flash: 633 and 519 at a mean of 11.6 tokens, 734 and 759
-    at 128, 605 and 699 at 512 (docs/gpu.md).
+    four times the cells of efficient's (64 x 64). Of a longer one it has at most 1.8 times as many, and a cell takes it
+    little more than half the time (docs/lab/gpu.md). Measured on an H200 in thousands of tokens/s, efficient and flash:
+    633 and 519 at a mean of 11.6 tokens, 734 and 759 at 128, 605 and 699 at 512.
     """
     samples: list[Sample] = dataclasses.field(default_factory=list)
     """What `graph_up_to_tokens` was chosen by; none: the default."""

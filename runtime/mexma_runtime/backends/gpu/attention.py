@@ -46,12 +46,17 @@ def open_with(
     no_flash: str | None,
     memory_limit: int | None,
     flash_above_mean_tokens: int,
+    max_tokens: int,
 ) -> DeviceBackend:
-    """A backend with the kernel that is `wanted`, or with both; with efficient alone where `no_flash` says why.
+    """A backend with the kernel that is `wanted`, or with both.
 
-    Both read the same weights, and each may take half of what these leave of `memory_limit`. Where either finds no
-    room, for the rest of its weights or for the largest batch, efficient is opened anew, alone, and may take all of it.
+    For both, efficient alone is taken where `no_flash` says why, or no sentence, of `max_tokens` at most, is long
+    enough for flash. Both read the same weights, and each may take half of what these leave of `memory_limit`. Where
+    either finds no room, for the rest of its weights or for the largest batch, efficient is opened anew, alone, and may
+    take all of it.
     """
+    if wanted is Attention.AUTO and no_flash is None and flash_above_mean_tokens >= max_tokens:
+        no_flash = f"it is the faster up to {flash_above_mean_tokens} tokens a sentence, and none has more"
     if wanted is Attention.AUTO and no_flash is None:
         try:
             return _open_both(open_session, share_weights(), assemble, device, memory_limit, flash_above_mean_tokens)

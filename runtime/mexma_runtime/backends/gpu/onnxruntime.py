@@ -122,6 +122,7 @@ def _open(bundle: Bundle, entry: EngineEntry, options: GpuOptions, gpu: Gpu, wor
         no_flash=why_no_flash(entry.precision, gpu),
         memory_limit=options.memory_limit,
         flash_above_mean_tokens=tuning.flash_above_mean_tokens,
+        max_tokens=bundle.manifest.text.max_tokens,
     )
 
 

@@ -47,14 +47,16 @@ class TwoKernelSession:
         flash_bytes: int,
         shared_bytes: int,
     ) -> None:
-        """`flash_bytes`: of the device's memory, that `flash` took when it was opened, beside weights of `shared_bytes`
-        that both were given."""
+        """`flash_bytes`: of the device's memory, that `flash` took when it was opened. `shared_bytes`: of the weights
+        that both were given.
+        """
         self._sessions = {Attention.EFFICIENT: efficient, Attention.FLASH: flash}
         self._only: Attention | None = None
         self.library, self.providers = efficient.library, efficient.providers
         self.flash_above_mean_tokens = flash_above_mean_tokens
-        self.flash_bytes, self._shared_bytes = flash_bytes, shared_bytes
-        """Of the device's memory: what flash takes beside efficient, for its largest batch, too; and both read."""
+        self.flash_bytes = flash_bytes
+        """Of the device's memory, that flash takes beside efficient; for its largest batch, too, once that has run."""
+        self._shared_bytes = shared_bytes
 
     def __str__(self) -> str:
         return (

@@ -136,6 +136,7 @@ class House:
                 no_flash=no_flash,
                 memory_limit=memory_limit,
                 flash_above_mean_tokens=tuning.flash_above_mean_tokens,
+                max_tokens=self.bundle.manifest.text.max_tokens,
             )
         )
         self._backends.append(backend)
@@ -446,6 +447,24 @@ def test_without_a_flash_kernel_there_is_one_session_and_it_is_told(house: House
         assert house.opened == [(EFFICIENT, None)]
         assert backend.info.attention == "efficient alone: fp32 has no flash kernel"
     assert house.load(EFFICIENT, no_flash="fp32 has no flash kernel").info.attention == "efficient"
+
+
+def test_where_no_sentence_is_long_enough_for_flash_there_is_one_session(house: House) -> None:
+    backend = house.load(AUTO, tuning=dataclasses.replace(TUNING, flash_above_mean_tokens=512))
+    assert house.opened == [(EFFICIENT, None)]
+    told = "efficient alone: it is the faster up to 512 tokens a sentence, and none has more"
+    assert backend.info.attention == told
+    house.load(AUTO, tuning=dataclasses.replace(TUNING, flash_above_mean_tokens=511))
+    assert len(house.opened) == 2
+
+
+def test_where_flash_is_always_the_faster_it_has_every_bucket(house: House) -> None:
+    always = dataclasses.replace(TUNING, flash_above_mean_tokens=0)
+    backend = house.load(AUTO, graphs=Graphs.AT_LOAD, tuning=always)
+    assert backend.info.n_graphs == house.load(FLASH, graphs=Graphs.AT_LOAD, tuning=always).info.n_graphs
+    house.load(AUTO, graphs=Graphs.AT_LOAD, tuning=always)
+    captured = [kernel for kernel, n_tokens, n_sentences in house.runs if n_tokens == 4 * n_sentences]
+    assert set(captured) == {FLASH}
 
 
 def test_flash_needs_fp16_and_a_gpu_of_ampere_or_later() -> None:
