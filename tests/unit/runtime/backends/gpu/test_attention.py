@@ -61,7 +61,7 @@ class Session:
         return True
 
     def binding(self) -> Any:
-        return Binding(self._inner.binding())
+        return Binding(self._inner.binding(), self)
 
     def run(self, binding: Any) -> None:
         house = self._house
@@ -76,10 +76,10 @@ class Session:
 
 
 class Binding:
-    """An IO binding that knows its tokens and sentences."""
+    """An IO binding that knows its tokens and sentences, and holds its session, as onnxruntime's does."""
 
-    def __init__(self, inner: Any) -> None:
-        self.inner, self.shape = inner, (0, 0)
+    def __init__(self, inner: Any, session: Session) -> None:
+        self.inner, self.session, self.shape = inner, session, (0, 0)
 
     def bind_input(self, name: str, dtype: Any, shape: Any, pointer: int) -> None:
         if name == "input_ids":
