@@ -52,10 +52,10 @@ WEIGHTS_BYTES = 4 * (64 * (8192 + 514) + 3 * 64 * (64 + 128 + 128))
 class Session:
     """A session that notes its runs, and that finds no memory for more than `most_tokens`."""
 
-    def __init__(self, kernel: Attention, inner: OrtSession, house: House) -> None:
-        self.kernel, self._inner, self._house = kernel, inner, house
+    def __init__(self, kernel: Attention, inner: OrtSession, opener: Opener) -> None:
+        self.kernel, self._inner, self._house = kernel, inner, opener
         self.library, self.providers = self._inner.library, self._inner.providers
-        self._device, self._has_run = house.device, False
+        self._device, self._has_run = opener.device, False
 
     def holds(self, n_sentences: int, longest: int) -> bool:
         return True
@@ -64,10 +64,10 @@ class Session:
         return Binding(self._inner.binding(), self)
 
     def run(self, binding: Any) -> None:
-        house = self._house
-        house.runs.append((self.kernel, *binding.shape))
-        house.threads.add(threading.current_thread().name)
-        if binding.shape[0] > house.most_tokens.get(self.kernel, 1 << 30):
+        opener = self._house
+        opener.runs.append((self.kernel, *binding.shape))
+        opener.threads.add(threading.current_thread().name)
+        if binding.shape[0] > opener.most_tokens.get(self.kernel, 1 << 30):
             raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 123")
         if not self._has_run:
             self._device.free -= 50 * MB  # for activations
@@ -91,7 +91,7 @@ class Binding:
         self.inner.bind_output(name, dtype, shape, pointer)
 
 
-class House:
+class Opener:
     """Opens backends over one packed engine, and keeps what their sessions did."""
 
     def __init__(self, bundle: Bundle, paths: dict[Attention, Path], make_device: Callable[[], Any]) -> None:
@@ -208,8 +208,8 @@ def paths(bundle: Bundle, packed_on_cpu: Callable[[Path], Path]) -> dict[Attenti
 
 
 @pytest.fixture
-def house(bundle: Bundle, paths: dict[Attention, Path], make_host_device: Callable[[], Any]) -> Iterator[House]:
-    made = House(bundle, dict(paths), make_host_device)
+def opener(bundle: Bundle, paths: dict[Attention, Path], make_host_device: Callable[[], Any]) -> Iterator[Opener]:
+    made = Opener(bundle, dict(paths), make_host_device)
     yield made
     made.close()
 
@@ -237,21 +237,21 @@ MEANS = [
 
 @pytest.mark.parametrize(("kernel", "lengths"), MEANS)
 def test_a_batch_runs_in_the_kernel_for_its_mean_length(
-    kernel: Attention, lengths: tuple[int, ...], house: House
+    kernel: Attention, lengths: tuple[int, ...], opener: Opener
 ) -> None:
     batch = batch_of(*lengths)
-    vectors = {alone: embedded(house.load(alone), batch) for alone in (EFFICIENT, FLASH)}
+    vectors = {alone: embedded(opener.load(alone), batch) for alone in (EFFICIENT, FLASH)}
     assert not np.array_equal(vectors[EFFICIENT], vectors[FLASH])
-    backend = house.load(AUTO)
-    house.runs.clear()
+    backend = opener.load(AUTO)
+    opener.runs.clear()
     for _ in range(3):  # in either staging buffer
         np.testing.assert_array_equal(embedded(backend, batch), vectors[kernel])
-    assert house.runs == [(kernel, sum(lengths), len(lengths))] * 3
+    assert opener.runs == [(kernel, sum(lengths), len(lengths))] * 3
 
 
-def test_batches_of_either_kind_follow_each_other(house: House) -> None:
+def test_batches_of_either_kind_follow_each_other(opener: Opener) -> None:
     """Under way at once, in the same staging buffers: each binding is of its own session."""
-    backend = house.load(AUTO)
+    backend = opener.load(AUTO)
     batches = [batch_of(*lengths) for _, lengths in MEANS] * 2
     expected = [embedded(backend, batch) for batch in batches]
     found = [np.empty_like(vectors) for vectors in expected]
@@ -263,8 +263,8 @@ def test_batches_of_either_kind_follow_each_other(house: House) -> None:
 
 
 @pytest.mark.parametrize("graphs", [Graphs.AT_LOAD, Graphs.FIRST_USE])
-def test_each_bucket_has_captured_one_kernel(graphs: Graphs, house: House) -> None:
-    alone, backend = house.load(EFFICIENT, graphs=graphs), house.load(AUTO, graphs=graphs)
+def test_each_bucket_has_captured_one_kernel(graphs: Graphs, opener: Opener) -> None:
+    alone, backend = opener.load(EFFICIENT, graphs=graphs), opener.load(AUTO, graphs=graphs)
     lengths_of = {
         EFFICIENT: [(3,), (40,), (64,), (20,) * 5, (60, 60, 60), (90, 20)],
         FLASH: [(65,), (96,), (97,), (128,), (150,), (192,), (100, 90)],
@@ -277,35 +277,35 @@ def test_each_bucket_has_captured_one_kernel(graphs: Graphs, house: House) -> No
                 # In a bucket for fewer sentences rounding may differ, but by far less than the kernels do.
                 found = embedded(backend, batch)
                 assert np.linalg.norm(found - expected) < (LONGER - 1) / 10 * np.linalg.norm(expected)
-    before = list(house.runs)
+    before = list(opener.runs)
     for _, lengths in MEANS[:5]:
         embedded(backend, batch_of(*lengths))
-    assert house.runs == before
+    assert opener.runs == before
 
 
-def test_both_kernels_are_checked_and_given_the_largest_batch_at_loading(house: House) -> None:
-    house.load(AUTO)
+def test_both_kernels_are_checked_and_given_the_largest_batch_at_loading(opener: Opener) -> None:
+    opener.load(AUTO)
     probes = [(7, 1), (3, 1), (12, 1), (22, 3)]
-    assert [run[1:] for run in house.runs if run[0] is EFFICIENT] == [(1024, 513), *probes]
-    assert [run[1:] for run in house.runs if run[0] is FLASH] == [(1024, 513), *probes, (22, 3)]
+    assert [run[1:] for run in opener.runs if run[0] is EFFICIENT] == [(1024, 513), *probes]
+    assert [run[1:] for run in opener.runs if run[0] is FLASH] == [(1024, 513), *probes, (22, 3)]
 
 
-def test_a_kernel_that_computes_something_else_is_refused(house: House) -> None:
-    house.paths[FLASH] = lengthened(house.paths[EFFICIENT], 1.01, house.paths[EFFICIENT].with_suffix(".wrong.onnx"))
+def test_a_kernel_that_computes_something_else_is_refused(opener: Opener) -> None:
+    opener.paths[FLASH] = lengthened(opener.paths[EFFICIENT], 1.01, opener.paths[EFFICIENT].with_suffix(".wrong.onnx"))
     with pytest.raises(EngineUnavailableError, match="computes wrong vectors"):
-        house.load(AUTO)
+        opener.load(AUTO)
 
 
-def test_what_both_take_is_told(house: House) -> None:
-    assert house.load(AUTO).info.attention == (
+def test_what_both_take_is_told(opener: Opener) -> None:
+    assert opener.load(AUTO).info.attention == (
         "efficient for batches of up to 64 tokens a sentence on average, flash above; flash took 350 MB more, beside "
         "2 MB of weights for both"
     )
-    assert [house.load(kernel).info.attention for kernel in (EFFICIENT, FLASH)] == ["efficient", "flash"]
+    assert [opener.load(kernel).info.attention for kernel in (EFFICIENT, FLASH)] == ["efficient", "flash"]
 
 
 def test_the_cuda_backend_opens_both(
-    house: House, make_host_device: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+    opener: Opener, make_host_device: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of its own code but for the provider, the device and the kernels, which have stand-ins here."""
     opened: list[tuple[Attention | None, int | None]] = []
@@ -316,7 +316,7 @@ def test_the_cuda_backend_opens_both(
         settings = ort.SessionOptions()
         for name, value in weights.values.items():
             settings.add_initializer(name, value)
-        return ort.InferenceSession(str(house.paths[options.attention]), settings, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(opener.paths[options.attention]), settings, providers=["CPUExecutionProvider"])
 
     def device(index: int, *, spinning: bool) -> Any:
         made = make_host_device()
@@ -329,55 +329,55 @@ def test_the_cuda_backend_opens_both(
     gpu = Gpu(index=0, name="NVIDIA L4", capability=(8, 9), memory_bytes=1 << 34)
     options = GpuOptions(attention=AUTO, graphs=Graphs.NEVER, memory_limit=10 * MB, tuning=TUNING)
     worker = Worker("cuda:0")
-    backend = worker.run(onnxruntime_cuda._open, house.bundle, house.entry, options, gpu, worker)
+    backend = worker.run(onnxruntime_cuda._open, opener.bundle, opener.entry, options, gpu, worker)
     half = (10 * MB - WEIGHTS_BYTES) // 2
     assert opened == [(EFFICIENT, half), (FLASH, half)]
     assert backend.info.attention.startswith("efficient for batches of up to 64 tokens a sentence on average, flash")
     short, long = (np.linalg.norm(embedded(backend, batch_of(length))) for length in (64, 65))
-    alone = [np.linalg.norm(embedded(house.load(EFFICIENT), batch_of(length))) for length in (64, 65)]
+    alone = [np.linalg.norm(embedded(opener.load(EFFICIENT), batch_of(length))) for length in (64, 65)]
     np.testing.assert_allclose([short / alone[0], long / alone[1]], [1, LONGER], atol=(LONGER - 1) / 10)
     backend.close()
 
 
-def no_room_for_weights(house: House) -> None:
-    house.no_room_for_weights = {FLASH}
+def no_room_for_weights(opener: Opener) -> None:
+    opener.no_room_for_weights = {FLASH}
 
 
-def no_room_for_the_largest(house: House) -> None:
-    house.most_tokens = {FLASH: 1000}
+def no_room_for_the_largest(opener: Opener) -> None:
+    opener.most_tokens = {FLASH: 1000}
 
 
 @pytest.mark.parametrize("limit", [None, 10 * MB])
 @pytest.mark.parametrize("shortage", [no_room_for_weights, no_room_for_the_largest])
 def test_where_there_is_no_room_for_both_efficient_runs_alone(
-    shortage: Callable[[House], None], limit: int | None, house: House
+    shortage: Callable[[Opener], None], limit: int | None, opener: Opener
 ) -> None:
-    shortage(house)
-    backend = house.load(AUTO, memory_limit=limit)
+    shortage(opener)
+    backend = opener.load(AUTO, memory_limit=limit)
     half = limit and (limit - WEIGHTS_BYTES) // 2
-    assert house.opened == [(EFFICIENT, half), (FLASH, half), (EFFICIENT, limit)]
+    assert opener.opened == [(EFFICIENT, half), (FLASH, half), (EFFICIENT, limit)]
     assert backend.info.attention.startswith("efficient alone: there is no room for flash beside it (")
     assert backend.info.policy.max_batch_tokens == 1024
-    *failed, last = house.sessions
+    *failed, last = opener.sessions
     assert [session() for session in failed] == [None] * len(failed)
-    assert [weights() for weights in house.weights] == [None]
+    assert [weights() for weights in opener.weights] == [None]
     assert last() is not None
-    house.runs.clear()
+    opener.runs.clear()
     embedded(backend, batch_of(300))
-    assert house.runs == [(EFFICIENT, 300, 1)]
+    assert opener.runs == [(EFFICIENT, 300, 1)]
 
 
-def test_a_limit_that_the_weights_alone_take_is_for_efficient_alone(house: House) -> None:
-    backend = house.load(AUTO, memory_limit=WEIGHTS_BYTES)
-    assert house.opened == [(EFFICIENT, WEIGHTS_BYTES)]
+def test_a_limit_that_the_weights_alone_take_is_for_efficient_alone(opener: Opener) -> None:
+    backend = opener.load(AUTO, memory_limit=WEIGHTS_BYTES)
+    assert opener.opened == [(EFFICIENT, WEIGHTS_BYTES)]
     assert f"the weights take {WEIGHTS_BYTES} bytes, and memory_limit is {WEIGHTS_BYTES}" in backend.info.attention
 
 
-def test_both_sessions_read_the_weights_where_they_are(house: House) -> None:
+def test_both_sessions_read_the_weights_where_they_are(opener: Opener) -> None:
     """All that a sentence is known by is in these weights: with zeros in their place every sentence is like another."""
-    backend = house.load(AUTO)
+    backend = opener.load(AUTO)
     batches = [batch_of(10, 20), batch_of(100, 200)]
-    (shared,) = (weights() for weights in house.weights)
+    (shared,) = (weights() for weights in opener.weights)
     assert shared is not None
     assert shared.n_bytes == WEIGHTS_BYTES
     assert all(value.device_name() == "cpu" for value in shared.values.values())
@@ -391,10 +391,10 @@ def test_both_sessions_read_the_weights_where_they_are(house: House) -> None:
 
 
 def test_weights_are_copied_in_parts_and_stay_what_they_are(
-    house: House, make_host_device: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+    opener: Opener, make_host_device: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_weights, "CHUNK_BYTES", 10_000)
-    weights = map_graph(house.bundle, house.entry).weights_read_in_runs()
+    weights = map_graph(opener.bundle, opener.entry).weights_read_in_runs()
     shared = SharedWeights(weights, make_host_device())
     assert list(shared.values) == [tensor.name for tensor in weights]
     for tensor in weights:
@@ -421,8 +421,8 @@ def test_onnxruntime_takes_values_on_a_gpu_for_nvidias(capfd: pytest.CaptureFixt
     assert "[DeviceType:1 MemoryType:0 VendorId:4318 DeviceId:1 Alignment:0]" in capfd.readouterr().err
 
 
-def test_what_onnxruntime_joins_itself_is_not_shared(house: House) -> None:
-    mapped = map_graph(house.bundle, house.entry)
+def test_what_onnxruntime_joins_itself_is_not_shared(opener: Opener) -> None:
+    mapped = map_graph(opener.bundle, opener.entry)
     names = {tensor.name for tensor in mapped.weights_read_in_runs()}
     left = {tensor.name.rpartition("attention.")[2] for tensor in mapped.weights if tensor.name not in names}
     assert left == {"query.weight", "key.weight", "value.weight"}
@@ -430,40 +430,40 @@ def test_what_onnxruntime_joins_itself_is_not_shared(house: House) -> None:
 
 
 def test_where_there_is_no_room_for_the_largest_batch_of_either_it_is_smaller_with_efficient_alone(
-    house: House,
+    opener: Opener,
 ) -> None:
-    house.most_tokens = {EFFICIENT: 600, FLASH: 600}
+    opener.most_tokens = {EFFICIENT: 600, FLASH: 600}
     with pytest.raises(DeviceMemoryError, match="no room for a batch of 1024 tokens"):
-        house.load(AUTO)
-    house.most_tokens = {EFFICIENT: 1024, FLASH: 1024}
-    backend = house.load(AUTO, tuning=Tuning(max_batch_tokens=2048))
+        opener.load(AUTO)
+    opener.most_tokens = {EFFICIENT: 1024, FLASH: 1024}
+    backend = opener.load(AUTO, tuning=Tuning(max_batch_tokens=2048))
     assert backend.info.policy.max_batch_tokens == 1024
     assert backend.info.attention.startswith("efficient alone: ")
 
 
-def test_without_a_flash_kernel_there_is_one_session_and_it_is_told(house: House) -> None:
+def test_without_a_flash_kernel_there_is_one_session_and_it_is_told(opener: Opener) -> None:
     for wanted in (AUTO, FLASH):
-        backend = house.load(wanted, no_flash="fp32 has no flash kernel")
-        assert house.opened == [(EFFICIENT, None)]
+        backend = opener.load(wanted, no_flash="fp32 has no flash kernel")
+        assert opener.opened == [(EFFICIENT, None)]
         assert backend.info.attention == "efficient alone: fp32 has no flash kernel"
-    assert house.load(EFFICIENT, no_flash="fp32 has no flash kernel").info.attention == "efficient"
+    assert opener.load(EFFICIENT, no_flash="fp32 has no flash kernel").info.attention == "efficient"
 
 
-def test_where_no_sentence_is_long_enough_for_flash_there_is_one_session(house: House) -> None:
-    backend = house.load(AUTO, tuning=dataclasses.replace(TUNING, flash_above_mean_tokens=512))
-    assert house.opened == [(EFFICIENT, None)]
+def test_where_no_sentence_is_long_enough_for_flash_there_is_one_session(opener: Opener) -> None:
+    backend = opener.load(AUTO, tuning=dataclasses.replace(TUNING, flash_above_mean_tokens=512))
+    assert opener.opened == [(EFFICIENT, None)]
     told = "efficient alone: it is the faster up to 512 tokens a sentence, and none has more"
     assert backend.info.attention == told
-    house.load(AUTO, tuning=dataclasses.replace(TUNING, flash_above_mean_tokens=511))
-    assert len(house.opened) == 2
+    opener.load(AUTO, tuning=dataclasses.replace(TUNING, flash_above_mean_tokens=511))
+    assert len(opener.opened) == 2
 
 
-def test_where_flash_is_always_the_faster_it_has_every_bucket(house: House) -> None:
+def test_where_flash_is_always_the_faster_it_has_every_bucket(opener: Opener) -> None:
     always = dataclasses.replace(TUNING, flash_above_mean_tokens=0)
-    backend = house.load(AUTO, graphs=Graphs.AT_LOAD, tuning=always)
-    assert backend.info.n_graphs == house.load(FLASH, graphs=Graphs.AT_LOAD, tuning=always).info.n_graphs
-    house.load(AUTO, graphs=Graphs.AT_LOAD, tuning=always)
-    captured = [kernel for kernel, n_tokens, n_sentences in house.runs if n_tokens == 4 * n_sentences]
+    backend = opener.load(AUTO, graphs=Graphs.AT_LOAD, tuning=always)
+    assert backend.info.n_graphs == opener.load(FLASH, graphs=Graphs.AT_LOAD, tuning=always).info.n_graphs
+    opener.load(AUTO, graphs=Graphs.AT_LOAD, tuning=always)
+    captured = [kernel for kernel, n_tokens, n_sentences in opener.runs if n_tokens == 4 * n_sentences]
     assert set(captured) == {FLASH}
 
 
@@ -475,28 +475,28 @@ def test_flash_needs_fp16_and_a_gpu_of_ampere_or_later() -> None:
     assert why_no_flash(Precision.FP16, turing) == "flash needs compute capability 8.0, and NVIDIA T4 has 7.5"
 
 
-def test_every_run_of_both_is_in_the_devices_own_thread(house: House) -> None:
-    backend = house.load(AUTO, graphs=Graphs.FIRST_USE)
+def test_every_run_of_both_is_in_the_devices_own_thread(opener: Opener) -> None:
+    backend = opener.load(AUTO, graphs=Graphs.FIRST_USE)
     for _, lengths in MEANS * 2:
         embedded(backend, batch_of(*lengths))
-    assert {kernel for kernel, _, _ in house.runs} == {EFFICIENT, FLASH}
-    (name,) = house.threads
+    assert {kernel for kernel, _, _ in opener.runs} == {EFFICIENT, FLASH}
+    (name,) = opener.threads
     assert name.startswith("mexma-cpu:0")
 
 
-def test_closing_releases_both(house: House) -> None:
-    backend = house.load(AUTO, graphs=Graphs.AT_LOAD)
+def test_closing_releases_both(opener: Opener) -> None:
+    backend = opener.load(AUTO, graphs=Graphs.AT_LOAD)
     embedded(backend, batch_of(5))
     embedded(backend, batch_of(500))
-    assert [session() is None for session in house.sessions] == [False, False]
+    assert [session() is None for session in opener.sessions] == [False, False]
     backend.close()
-    assert [session() is None for session in house.sessions] == [True, True]
-    assert [weights() for weights in house.weights] == [None]
+    assert [session() is None for session in opener.sessions] == [True, True]
+    assert [weights() for weights in opener.weights] == [None]
 
 
-def test_both_kernels_are_measured_in_turns(house: House) -> None:
-    backend = house.load(AUTO)
-    house.runs.clear()
+def test_both_kernels_are_measured_in_turns(opener: Opener) -> None:
+    backend = opener.load(AUTO)
+    opener.runs.clear()
     done: list[tuple[int, int]] = []
     samples = backend._worker.run(
         lambda: measure_kernels(backend._engine, dim=64, n_rounds=2, progress=lambda *counts: done.append(counts))
@@ -505,18 +505,18 @@ def test_both_kernels_are_measured_in_turns(house: House) -> None:
     assert all(len(sample.efficient_ms) == len(sample.flash_ms) == 2 for sample in samples)
     assert all(ms > 0 for sample in samples for ms in sample.efficient_ms + sample.flash_ms)
     assert done[-1] == (len(MEAN_TOKENS), len(MEAN_TOKENS))
-    assert [kernel for kernel, _, _ in house.runs] == [EFFICIENT, FLASH] * 3 * len(MEAN_TOKENS)
-    means = [n_tokens / n_sentences for _, n_tokens, n_sentences in house.runs[::6]]
+    assert [kernel for kernel, _, _ in opener.runs] == [EFFICIENT, FLASH] * 3 * len(MEAN_TOKENS)
+    means = [n_tokens / n_sentences for _, n_tokens, n_sentences in opener.runs[::6]]
     np.testing.assert_allclose(means, MEAN_TOKENS, rtol=0.1)
-    house.runs.clear()
+    opener.runs.clear()
     embedded(backend, batch_of(10))
-    assert house.runs == [(EFFICIENT, 10, 1)]
-    assert house.load(EFFICIENT).measure_attention(dim=64) == []
+    assert opener.runs == [(EFFICIENT, 10, 1)]
+    assert opener.load(EFFICIENT).measure_attention(dim=64) == []
 
 
 @pytest.mark.parametrize("has_flash", [True, False])
 def test_tuning_keeps_where_the_kernels_cross(
-    has_flash: bool, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    has_flash: bool, opener: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As `mexma doctor --tune`, with this device in the GPU's place."""
     asked: list[Any] = []
@@ -524,16 +524,16 @@ def test_tuning_keeps_where_the_kernels_cross(
     def opened(bundle: Bundle, entry: Any, options: Any, device: str, *, backend: str) -> DeviceBackend:
         asked.append((entry.name, options.attention, options.graphs))
         no_flash = None if has_flash else "fp32 has no flash kernel"
-        return house.load(options.attention, graphs=options.graphs, no_flash=no_flash)
+        return opener.load(options.attention, graphs=options.graphs, no_flash=no_flash)
 
     monkeypatch.setattr(backends, "open_backend", opened)
     monkeypatch.setattr(measuring, "MEAN_TOKENS", (8, 128))
-    bundle = dataclasses.replace(house.bundle, folder=tmp_path)
+    bundle = dataclasses.replace(opener.bundle, folder=tmp_path)
     progress: list[tuple[str, int, int]] = []
     tuned = backends.tune(bundle, "cuda", progress=lambda *told: progress.append(told))
-    assert asked == [(house.entry.name, AUTO, Graphs.AT_LOAD)]
+    assert asked == [(opener.entry.name, AUTO, Graphs.AT_LOAD)]
     tuning = tuned.tuning
-    assert read_tuning(tmp_path, "the host", house.entry) == tuning
+    assert read_tuning(tmp_path, "the host", opener.entry) == tuning
     assert [sample.n_tokens for sample in tuning.samples] == [8, 12, 16, 24, 32, 48, 64, 96, 128, 192]
     assert progress[9] == ("graphs", 10, 10)
     assert progress[10:] == [("attention", 1, 2), ("attention", 2, 2)] * has_flash
