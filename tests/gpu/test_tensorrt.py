@@ -18,7 +18,7 @@ from mexma_export.quantize.recipe import load_recipe
 from mexma_export.targets.targets import BuildTarget, TargetOptions, make_target
 from mexma_runtime import Encoder
 from mexma_runtime.backends import backend_statuses, plan_platform
-from mexma_runtime.bundle.plans import FOLDER, read_plan
+from mexma_runtime.bundle.plans import plans_folder, read_plan
 from mexma_runtime.types import Dialect, Precision, Vectors
 
 pytestmark = pytest.mark.gpu
@@ -76,7 +76,7 @@ def test_vectors_are_the_cpus(bundle: Path, expected: Vectors, precision: Precis
 
 
 def test_a_plan_is_described_inspected_and_timed(bundle: Path) -> None:
-    folder = bundle / FOLDER / plan_platform("cuda").folder_name
+    folder = plans_folder(bundle, plan_platform("cuda"))
     for path in folder.glob("portable.*.json"):
         if path.name.endswith(".layers.json"):
             assert json.loads(path.read_text(encoding="utf-8"))["Layers"]
@@ -90,6 +90,6 @@ def test_a_plan_is_described_inspected_and_timed(bundle: Path) -> None:
 def test_building_again_replaces_the_plan(bundle: Path) -> None:
     options = TargetOptions(target=BuildTarget.TENSORRT, device="cuda", profiles=("8x512",), engine="portable.fp16")
     make_target(bundle, options, progress=lambda what, done, total: None)
-    folder = bundle / FOLDER / plan_platform("cuda").folder_name
+    folder = plans_folder(bundle, plan_platform("cuda"))
     assert len(list(folder.glob("portable.fp16.*.plan"))) == 1
     assert [p.name for p in read_plan(folder / "portable.fp16.json").profiles] == ["8x512"]

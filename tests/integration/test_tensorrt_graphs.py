@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -11,17 +10,13 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from mexma_export.bundle.pipeline import export
-from mexma_export.bundle.request import ExportRequest
-from mexma_export.checkpoint.sources import resolve_source
 from mexma_export.corpus.sample import load_sample
 from mexma_export.parity.figures import compare
-from mexma_export.quantize.options import FP8_MIN_COSINE, QuantizationOptions
-from mexma_export.quantize.recipe import load_recipe
+from mexma_export.quantize.options import FP8_MIN_COSINE
 from mexma_runtime import Encoder
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry, ProductMode
-from mexma_runtime.types import QUANTIZED, Dialect, Precision
+from mexma_runtime.types import QUANTIZED, Precision
 
 TABLE = json.loads((Path(__file__).parents[1] / "golden" / "tensorrt_operators.json").read_text(encoding="utf-8"))
 TYPES: dict[int, str] = {
@@ -36,29 +31,6 @@ TYPES: dict[int, str] = {
 PRECISIONS = (Precision.FP16, Precision.INT8, Precision.FP8)
 ENGLISH = [line.text for line in load_sample() if line.lang == "en"]
 """Calibration never saw them."""
-
-
-def export_for_tensorrt(
-    checkpoint: Path, out: Path, *precisions: Precision, texts: Path | None = None, check: bool = False
-) -> Path:
-    recipe = dataclasses.replace(load_recipe("tensorrt"), smoothquant_alphas=(0.6, 0.8), clip_ratios=(1.0, 0.8, 0.6))
-    options = QuantizationOptions(recipes=(recipe,), calibration=texts)
-    plan = ExportRequest(
-        out=out,
-        precisions=precisions,
-        dialects=(Dialect.PORTABLE,),
-        quantization=None if QUANTIZED.isdisjoint(precisions) else options,
-        check_parity=check,
-    )
-    export(resolve_source(str(checkpoint)), plan)
-    return out
-
-
-@pytest.fixture(scope="module", params=["tiny_checkpoint", "tiny_bert_checkpoint"])
-def bundle(request: pytest.FixtureRequest, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Both poolings and both position schemes."""
-    folder = tmp_path_factory.mktemp("tensorrt") / "bundle"
-    return Bundle.open(export_for_tensorrt(request.getfixturevalue(request.param), folder, *PRECISIONS, texts=texts))
 
 
 def entry_of(bundle: Bundle, precision: Precision) -> EngineEntry:
@@ -80,8 +52,8 @@ each = pytest.mark.parametrize("precision", PRECISIONS)
 
 
 @each
-def test_operators_types_and_opset_are_in_the_parsers_list(bundle: Bundle, precision: Precision) -> None:
-    model, kinds = graph_of(bundle, precision)
+def test_operators_types_and_opset_are_in_the_parsers_list(tensorrt_bundle: Bundle, precision: Precision) -> None:
+    model, kinds = graph_of(tensorrt_bundle, precision)
     (opset,) = model.opset_import
     assert opset.domain == ""
     for least, most in TABLE["opsets"].values():
@@ -96,8 +68,8 @@ def test_operators_types_and_opset_are_in_the_parsers_list(bundle: Bundle, preci
 
 
 @each
-def test_zero_points_are_zero_and_scales_positive(bundle: Bundle, precision: Precision) -> None:
-    model, _ = graph_of(bundle, precision)
+def test_zero_points_are_zero_and_scales_positive(tensorrt_bundle: Bundle, precision: Precision) -> None:
+    model, _ = graph_of(tensorrt_bundle, precision)
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     quantizing = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert bool(quantizing) == (precision in QUANTIZED)
@@ -107,8 +79,10 @@ def test_zero_points_are_zero_and_scales_positive(bundle: Bundle, precision: Pre
 
 
 @pytest.mark.parametrize("precision", sorted(QUANTIZED))
-def test_only_products_read_what_was_quantized_and_all_else_is_fp16(bundle: Bundle, precision: Precision) -> None:
-    model, kinds = graph_of(bundle, precision)
+def test_only_products_read_what_was_quantized_and_the_rest_is_fp16(
+    tensorrt_bundle: Bundle, precision: Precision
+) -> None:
+    model, kinds = graph_of(tensorrt_bundle, precision)
     eight_bits = TensorProto.INT8 if precision is Precision.INT8 else TensorProto.FLOAT8E4M3FN
     readers: dict[str, set[str]] = {}
     for node in model.graph.node:
@@ -127,7 +101,7 @@ def test_only_products_read_what_was_quantized_and_all_else_is_fp16(bundle: Bund
         is_pooling = str(node.name).startswith("pooling.")  # which is in fp32
         if node.op_type in ("Add", "Gelu", "LayerNormalization", "MatMul", "Softmax") and not is_pooling:
             assert kinds[node.output[0]] == TensorProto.FLOAT16, node.name
-    quantized = [p for p in quantization_of(bundle, precision) if p.mode is not ProductMode.FLOAT]
+    quantized = [p for p in quantization_of(tensorrt_bundle, precision) if p.mode is not ProductMode.FLOAT]
     assert n_products == sum(3 if p.name.endswith("qkv") else 1 for p in quantized)
     assert {p.mode for p in quantized} == {ProductMode.STATIC}
 
@@ -139,21 +113,20 @@ def quantization_of(bundle: Bundle, precision: Precision) -> list:  # type: igno
 
 
 @each
-def test_engines_say_what_runs_them(bundle: Bundle, precision: Precision) -> None:
-    entry = entry_of(bundle, precision)
-    assert {"tensorrt", "onnxruntime"} == set(entry.requires)
+def test_engines_say_what_runs_them(tensorrt_bundle: Bundle, precision: Precision) -> None:
+    entry = entry_of(tensorrt_bundle, precision)
+    assert {"tensorrt", "tensorrt-rtx", "onnxruntime"} == set(entry.requires)
     suffix = {Precision.FP16: "", Precision.INT8: ".tensorrt.int8", Precision.FP8: ".tensorrt.e4m3"}[precision]
     assert entry.name == f"portable.{precision}{suffix}"
 
 
-def test_fidelity_on_minilm(minilm_folder: Path, tmp_path: Path) -> None:
+def test_fidelity_on_minilm(minilm_for_tensorrt: Bundle) -> None:
     """The bars of int8, in mean pooling, for both; fp8 leaves in fp16 what it takes."""
-    out = tmp_path / "minilm"
-    export_for_tensorrt(minilm_folder, out, Precision.FP32, *PRECISIONS, check=True)
+    out = minilm_for_tensorrt.folder
     with Encoder.load(out, precision="fp32", dialect="portable") as encoder:
         expected = encoder.encode(ENGLISH)
     shares = {}
-    for entry in Bundle.open(out).manifest.engines:
+    for entry in minilm_for_tensorrt.manifest.engines:
         if entry.precision is Precision.FP32:
             continue
         with Encoder.load(out, engine=entry.name, backend="onnxruntime") as encoder:

@@ -23,7 +23,8 @@ def register_build(app: typer.Typer) -> None:
         target: Annotated[
             BuildTarget,
             typer.Option(
-                help="tensorrt: plans for this machine's GPU, in the bundle. plan: a bare plan with its description. "
+                help="tensorrt: plans for this machine's GPU, in the bundle. tensorrt-rtx: for RTX GPUs, built on "
+                "any machine. plan: a bare plan with its description. "
                 "triton: a model repository. sentence-transformers: what older bundles lack to be its models."
             ),
         ],
@@ -36,6 +37,13 @@ def register_build(app: typer.Typer) -> None:
         ] = None,
         device: Annotated[
             str | None, typer.Option(help="The GPU that plans are for: cuda, cuda:1; default: cuda.")
+        ] = None,
+        capability: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="Of tensorrt-rtx: compute capabilities that a plan is for; may be given several times; default: "
+                "8.6, 8.9 and 12.0."
+            ),
         ] = None,
         engine: Annotated[
             str | None, typer.Option(help="The engine to take, by its name; default: all that the target takes.")
@@ -62,6 +70,7 @@ def register_build(app: typer.Typer) -> None:
         wanted = TargetOptions(
             target=target,
             device=device,
+            capabilities=tuple(dict.fromkeys(capability or ())),
             precisions=tuple(dict.fromkeys(precision or ())),
             engine=engine,
             profiles=tuple(profile or ()),

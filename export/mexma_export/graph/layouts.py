@@ -52,6 +52,9 @@ class Layout(Protocol):
 class PaddedLayout:
     """Inputs: PADDED_INPUTS. Vectors are as pooled: who reads them may give them length 1."""
 
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+
     def declare(self, g: GraphBuilder) -> Tokens:
         """The inputs of padded graphs: PADDED_INPUTS."""
         return Tokens(inputs={name: g.input(name, ["batch", "length"]) for name in PADDED_INPUTS})
@@ -70,11 +73,20 @@ class PaddedLayout:
             return g.op("Squeeze", [x, g.constant("cls.axis", np.array([1], np.int64))], output)
         axis = g.constant("pooling.axis", np.array([1], np.int64))
         weights = g.op("Cast", [tokens.inputs["attention_mask"]], "pooling.weights", to=ir.DataType.FLOAT)
-        # A matrix product, not a sum: onnxruntime's ReduceSum has other last bits for a batch of one, and is slower.
-        row = g.op("Unsqueeze", [weights, axis], "pooling.row")
-        total = g.op("Squeeze", [g.op("MatMul", [row, x], "pooling.sums"), axis], "pooling.sum")
+        total = self._sum(g, x, weights, axis)
         count = g.op("ReduceSum", [weights, axis], "pooling.count", keepdims=1)
         return g.op("Div", [total, count], output)
+
+    def _sum(self, g: GraphBuilder, x: ir.Value, weights: ir.Value, axis: ir.Value) -> ir.Value:
+        if self._dialect is Dialect.PORTABLE and g.float_type is not ir.DataType.FLOAT:
+            # For TensorRT, whose compiler for Turing has no matrix product in fp32.
+            column = g.op(
+                "Unsqueeze", [weights, g.constant("pooling.column.axis", np.array([2], np.int64))], "pooling.column"
+            )
+            return g.op("ReduceSum", [g.op("Mul", [x, column], "pooling.weighted"), axis], "pooling.sum", keepdims=0)
+        # A matrix product, not a sum: onnxruntime's ReduceSum has other last bits for a batch of one, and is slower.
+        row = g.op("Unsqueeze", [weights, axis], "pooling.row")
+        return g.op("Squeeze", [g.op("MatMul", [row, x], "pooling.sums"), axis], "pooling.sum")
 
 
 class PackedLayout:
@@ -126,7 +138,7 @@ class PackedLayout:
 
 def layout_of(dialect: Dialect, config: ModelConfig) -> Layout:
     """How `dialect` lays out tokens."""
-    return PackedLayout(config.n_heads, config.hidden_size) if dialect is Dialect.PACKED else PaddedLayout()
+    return PackedLayout(config.n_heads, config.hidden_size) if dialect is Dialect.PACKED else PaddedLayout(dialect)
 
 
 def _in_fp32(g: GraphBuilder, x: ir.Value) -> ir.Value:

@@ -9,11 +9,12 @@ from enum import StrEnum
 from pathlib import Path
 
 from mexma_export.bundle.staging import Staging
-from mexma_runtime.backends import plan_platform
+from mexma_export.targets.tensorrt.capabilities import capability_groups, require_capabilities
+from mexma_runtime.backends import plan_platform, rtx_platform
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.companions import with_companions
 from mexma_runtime.bundle.manifest import EngineEntry
-from mexma_runtime.bundle.plans import HardwareCompatibility, find_plan
+from mexma_runtime.bundle.plans import HardwareCompatibility, Plan, find_plan
 from mexma_runtime.errors import UsageError
 from mexma_runtime.terminal import Progress
 from mexma_runtime.types import Precision
@@ -24,6 +25,8 @@ class BuildTarget(StrEnum):
 
     TENSORRT = "tensorrt"
     """Plans for this machine's GPU, in the bundle's local/."""
+    TENSORRT_RTX = "tensorrt-rtx"
+    """Plans for RTX GPUs of some compute capabilities, in the bundle's local/; built on any machine."""
     PLAN = "plan"
     """A bare plan and the JSON that describes it."""
     TRITON = "triton"
@@ -39,6 +42,8 @@ class TargetOptions:
     target: BuildTarget
     device: str | None = None
     """The GPU that plans are for: `cuda`, `cuda:1`; None: `cuda`."""
+    capabilities: tuple[str, ...] = ()
+    """Compute capabilities that plans for RTX are for; none: the default ones."""
     precisions: tuple[Precision, ...] = ()
     """Of the bundle's engines; none: all that the target takes."""
     engine: str | None = None
@@ -57,7 +62,9 @@ class TargetOptions:
         target = self.target
         if self.out is None and target in (BuildTarget.PLAN, BuildTarget.TRITON):
             raise UsageError("--out FOLDER is needed: where to write")
-        if self.out is not None and target is BuildTarget.TENSORRT:
+        is_plan = target in (BuildTarget.TENSORRT, BuildTarget.PLAN)
+        is_rtx = target is BuildTarget.TENSORRT_RTX
+        if self.out is not None and (is_rtx or target is BuildTarget.TENSORRT):
             raise UsageError("--out: plans of a bundle go into its local/; --target plan writes them elsewhere")
         if target is BuildTarget.SENTENCE_TRANSFORMERS:
             options = {
@@ -71,15 +78,25 @@ class TargetOptions:
                     f"{', '.join(given)}: without meaning for --target {target}, whose files are the whole bundle's "
                     "and go into it: leave out"
                 )
-        is_plan = target in (BuildTarget.TENSORRT, BuildTarget.PLAN)
-        if (self.profiles or self.compatibility is not HardwareCompatibility.NONE) and not is_plan:
-            raise UsageError("--profile and --hardware-compatible are for --target tensorrt or plan")
+        if self.profiles and not (is_plan or is_rtx):
+            raise UsageError("--profile is for --target tensorrt, tensorrt-rtx or plan")
+        if self.compatibility is not HardwareCompatibility.NONE and not is_plan:
+            raise UsageError("--hardware-compatible is for --target tensorrt or plan")
+        if self.capabilities and not is_rtx:
+            raise UsageError("--capability is for --target tensorrt-rtx: other plans are for this machine's GPU")
+        if is_rtx and self.device is not None:
+            raise UsageError(
+                f"--device {self.device}: plans for RTX are for compute capabilities (--capability), and built without "
+                "a GPU: leave it out"
+            )
         if self.over_tensorrt and target is not BuildTarget.TRITON:
             raise UsageError("--over-tensorrt is for --target triton")
         if not re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII):
             raise UsageError(f"--name: expected letters, digits, ., - and _, got {self.name!r}")
         if is_plan:
             plan_platform(self.gpu)
+        if is_rtx:
+            rtx_platform(require_capabilities(self.capabilities))
 
     @property
     def gpu(self) -> str:
@@ -96,15 +113,16 @@ def make_target(folder: Path, options: TargetOptions, *, progress: Progress) -> 
         return [_companions(folder)]
     if options.target is BuildTarget.TRITON:
         return [_triton(Bundle.open(folder), options)]
-    return _plans(folder, options, progress)
+    if options.target is BuildTarget.TENSORRT_RTX:
+        return _rtx_plans(Bundle.open(folder), options, progress)
+    return _plans(Bundle.open(folder), options, progress)
 
 
-def _plans(folder: Path, options: TargetOptions, progress: Progress) -> list[str]:
+def _plans(bundle: Bundle, options: TargetOptions, progress: Progress) -> list[str]:
     from mexma_export.targets.tensorrt.build import BuildOptions, build_plans, engines_for_tensorrt
     from mexma_export.targets.tensorrt.profiles import DEFAULT_SPECS
 
     platform = plan_platform(options.gpu)
-    bundle = Bundle.open(folder)
     engines = engines_for_tensorrt(bundle, precisions=options.precisions, engine=options.engine)
     how = BuildOptions(
         platform=platform,
@@ -112,11 +130,34 @@ def _plans(folder: Path, options: TargetOptions, progress: Progress) -> list[str
         compatibility=options.compatibility,
         out=options.out if options.target is BuildTarget.PLAN else None,
     )
-    return [
-        f"{plan.engine} for {plan.target}: {path} ({plan.size / 1e6:,.0f} MB), profiles "
-        f"{', '.join(profile.name for profile in plan.profiles)}"
-        for plan, path in build_plans(bundle, engines, how, progress=progress)
-    ]
+    return [described(plan, path) for plan, path in build_plans(bundle, engines, how, progress=progress)]
+
+
+def _rtx_plans(bundle: Bundle, options: TargetOptions, progress: Progress) -> list[str]:
+    """Plans of each engine for the capabilities that run it, and a line for those that do not.
+
+    UsageError where none of them runs any engine.
+    """
+    from mexma_export.targets.tensorrt.build import BuildOptions, build_plans, engines_for_tensorrt
+    from mexma_export.targets.tensorrt.profiles import DEFAULT_SPECS
+
+    made, left_out = [], []
+    for entry in engines_for_tensorrt(bundle, precisions=options.precisions, engine=options.engine):
+        groups, others = capability_groups(entry.precision, options.capabilities)
+        for group in groups:
+            how = BuildOptions(platform=rtx_platform(group), profiles=options.profiles or DEFAULT_SPECS)
+            made += [described(plan, path) for plan, path in build_plans(bundle, [entry], how, progress=progress)]
+        if others:
+            left_out.append(f"{entry.name}: not for {', '.join(others)}, which has no {entry.precision}")
+    if not made:
+        raise UsageError(f"--capability: nothing was built. {'; '.join(left_out)}")
+    return made + left_out
+
+
+def described(plan: Plan, path: Path) -> str:
+    """A line for a plan that was made."""
+    profiles = ", ".join(profile.name for profile in plan.profiles)
+    return f"{plan.engine} for {plan.target}: {path} ({plan.size / 1e6:,.0f} MB), profiles {profiles}"
 
 
 def _companions(folder: Path) -> str:

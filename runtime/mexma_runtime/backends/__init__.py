@@ -35,9 +35,10 @@ from mexma_runtime.backends.support import (
     runs_by,
     serving,
 )
+from mexma_runtime.backends.tensorrt_library import TENSORRT_RTX
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
-from mexma_runtime.bundle.plans import Platform
+from mexma_runtime.bundle.plans import Platform, RtxPlatform
 from mexma_runtime.bundle.tuning import Tuning, choose_crossover, choose_limit, writable_file, write_tuning
 from mexma_runtime.errors import (
     DeviceError,
@@ -68,6 +69,7 @@ __all__ = [
     "require_memory_left",
     "required_versions",
     "resolve_backend_options",
+    "rtx_platform",
     "runnable_engines",
     "runners",
     "runs_by",
@@ -85,6 +87,8 @@ class BackendStatus:
     """Of its library; None where it does not work."""
     problem: str | None
     """Why it does not work; None where it does."""
+    gpus: str
+    """Those that it runs on, where these are not all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +188,14 @@ def plan_platform(device: str) -> Platform:
     return platform_here(int(device.partition(":")[2] or 0))
 
 
+def rtx_platform(capabilities: Sequence[str]) -> RtxPlatform:
+    """What plans of TensorRT for RTX have to be built for, to run on GPUs of `capabilities`; needs no GPU.
+
+    MissingDependencyError where it is not installed.
+    """
+    return RtxPlatform(capabilities=list(capabilities), tensorrt_rtx=str(TENSORRT_RTX.load().__version__))
+
+
 def backend_statuses() -> list[BackendStatus]:
     """For each backend, whether its library is here and why it does not work where it does not."""
     return [_status(spec) for spec in BACKENDS]
@@ -212,4 +224,4 @@ def _status(spec: BackendSpec) -> BackendStatus:
         version = module_of(spec).library_version()
     except (EngineUnavailableError, MissingDependencyError) as error:
         problem = str(error)
-    return BackendStatus(name=spec.name, device=spec.device, version=version, problem=problem)
+    return BackendStatus(name=spec.name, device=spec.device, version=version, problem=problem, gpus=spec.gpus)

@@ -47,6 +47,7 @@ class OrtSession:
     """onnxruntime's session as a device's Session."""
 
     library = NAME
+    captures = False
 
     def __init__(self, inner: Any, kind: str, index: int, *, keeps: Any = None) -> None:
         """`kind` and `index`: of the device, as onnxruntime names it. `keeps`: what has to live as long as `inner`."""
@@ -57,7 +58,7 @@ class OrtSession:
         """True: onnxruntime runs any shape."""
         return True
 
-    def binding(self) -> OrtBinding:
+    def binding(self, *, is_fixed: bool) -> OrtBinding:
         """A new IO binding of the session."""
         return OrtBinding(self._inner.io_binding(), *self._device)
 

@@ -37,8 +37,8 @@ def require_memory_left() -> None:
 
 
 def require_version(engine: EngineEntry, library: str, version: str, *, extra: str) -> None:
-    """EngineUnavailableError where `version` of `library` is too old for `engine`."""
-    least = engine.requires[library]
+    """EngineUnavailableError where `version` of `library` is too old for `engine`, as far as that names it."""
+    least = engine.requires.get(library, "0")
     if version_key(version) < version_key(least):
         raise EngineUnavailableError(
             f"engine {engine.name} needs {library} {least} or later, {version} is installed: "

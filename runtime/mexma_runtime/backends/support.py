@@ -12,6 +12,7 @@ from mexma_runtime.backends.options import CpuOptions, GpuOptions
 from mexma_runtime.backends.requirements import version_key
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
+from mexma_runtime.bundle.rtx_capabilities import listed_capabilities
 from mexma_runtime.errors import EngineUnavailableError, UsageError
 from mexma_runtime.types import FLOATS, QUANTIZED, Dialect, Precision
 
@@ -64,7 +65,7 @@ class BackendSpec:
     """What is known of a backend before its library is imported."""
 
     name: str
-    """As EngineEntry.requires spells it, and the module of its library."""
+    """As EngineEntry.requires spells it."""
     device: str
     """The kind of device it runs on: `cpu` or `cuda`."""
     module: str
@@ -72,7 +73,11 @@ class BackendSpec:
     supports: tuple[Support, ...]
     """What it runs, the best dialect first."""
     takes_plans: bool = False
-    """Whether it runs plans, built from an engine's graph on the device, and not the graph itself."""
+    """Whether it runs plans, built from an engine's graph, and not the graph itself."""
+    gpus: str = ""
+    """Those that it runs on, where these are not all that CUDA 13 has code for."""
+    runs_all_of: str | None = None
+    """Another backend whose engines it runs too: older bundles name that one alone."""
 
     @property
     def dialects(self) -> tuple[Dialect, ...]:
@@ -81,7 +86,7 @@ class BackendSpec:
 
     def runs(self, engine: EngineEntry) -> bool:
         """Whether `engine` is for this backend and its device."""
-        return self.name in engine.requires and any(
+        return bool({self.name, self.runs_all_of} & engine.requires.keys()) and any(
             engine.dialect is support.dialect and engine.precision in support.precisions for support in self.supports
         )
 
@@ -133,6 +138,19 @@ BACKENDS = (
             Support(dialect=Dialect.PORTABLE, precisions=QUANTIZED, around=Precision.FP16, since="10.16"),
         ),
         takes_plans=True,
+    ),
+    BackendSpec(
+        name="tensorrt-rtx",
+        device="cuda",
+        module="mexma_runtime.backends.gpu.tensorrt_rtx",
+        # The only release whose compiler has read the graphs.
+        supports=(
+            Support(dialect=Dialect.PORTABLE, precisions=(Precision.FP16,), since="1.7"),
+            Support(dialect=Dialect.PORTABLE, precisions=QUANTIZED, around=Precision.FP16, since="1.7"),
+        ),
+        takes_plans=True,
+        gpus=listed_capabilities(),
+        runs_all_of="tensorrt",
     ),
 )
 """Who runs what: nothing else in the project says so."""

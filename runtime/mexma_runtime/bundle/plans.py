@@ -1,6 +1,7 @@
-"""TensorRT plans beside a bundle: each is for one GPU and one TensorRT, so they lie in local/, outside the hashes.
+"""Plans beside a bundle: compiled by TensorRT for one GPU, or by TensorRT for RTX for chosen compute capabilities.
 
-A plan is described by a JSON file of the same name. `mexma build BUNDLE --target tensorrt` builds both.
+Each is for one version of its library too, so they lie in local/, outside the hashes. A plan is described by a JSON
+file of the same name. `mexma build BUNDLE --target tensorrt` (or `tensorrt-rtx`) builds both.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import shlex
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import ClassVar, TypeAlias
 
 from mexma_runtime.bundle.manifest import LOCAL, EngineEntry, PositionScheme
 from mexma_runtime.bundle.strict_json import read_document
@@ -18,8 +20,6 @@ from mexma_runtime.errors import BundleError, EngineUnavailableError
 from mexma_runtime.types import Pooling, Precision
 
 SCHEMA = 1
-FOLDER = Path(LOCAL) / "tensorrt"
-"""In the bundle's folder."""
 LAYERS = ".layers.json"
 """How the file beside a plan ends that has the inspector's output, and is no description of a plan."""
 
@@ -37,7 +37,11 @@ class HardwareCompatibility(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Platform:
-    """What a plan is built for."""
+    """What TensorRT builds a plan for."""
+
+    library: ClassVar[str] = "tensorrt"
+    """The backend that runs such plans, and the folder in local/ that they lie in."""
+    title: ClassVar[str] = "TensorRT"
 
     gpu: str
     """Its name, as CUDA gives it."""
@@ -52,8 +56,41 @@ class Platform:
     @property
     def folder_name(self) -> str:
         """Letters, digits and hyphens: `nvidia-h200-sm90-trt10.16.1.11`."""
-        words = "".join(c if c.isascii() and c.isalnum() else " " for c in self.gpu.lower()).split()
-        return f"{'-'.join(words)}-sm{self.capability.replace('.', '')}-trt{self.tensorrt}"
+        return f"{words_of(self.gpu)}-{_sm(self.capability)}-trt{self.tensorrt}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RtxPlatform:
+    """What TensorRT for RTX builds a plan for, whichever machine it builds it on."""
+
+    library: ClassVar[str] = "tensorrt-rtx"
+    """The backend that runs such plans, and the folder in local/ that they lie in."""
+    title: ClassVar[str] = "TensorRT for RTX"
+
+    capabilities: list[str]
+    """Compute capabilities, the least first: `["8.6", "8.9", "12.0"]`; where a plan is to run, the GPU's."""
+    tensorrt_rtx: str
+    """Version, to the last digit: plans of another are not compatible."""
+
+    def __str__(self) -> str:
+        return f"compute capability {', '.join(self.capabilities)} with TensorRT for RTX {self.tensorrt_rtx}"
+
+    @property
+    def folder_name(self) -> str:
+        """Letters, digits and hyphens: `sm86-sm89-sm120-rtx1.7.1.116`."""
+        return f"{'-'.join(map(_sm, self.capabilities))}-rtx{self.tensorrt_rtx}"
+
+
+AnyPlatform: TypeAlias = Platform | RtxPlatform
+
+
+def words_of(gpu: str) -> str:
+    """A GPU's name as a file's: letters, digits and hyphens."""
+    return "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in gpu.lower()).split())
+
+
+def _sm(capability: str) -> str:
+    return f"sm{capability.replace('.', '')}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +154,9 @@ class Plan:
     graph: str
     """File name of that engine's graph, which has its hash."""
     precision: Precision
-    target: Platform
-    compatibility: HardwareCompatibility
+    target: AnyPlatform
+    compatibility: HardwareCompatibility | None
+    """None: a plan for RTX, which runs on its capabilities alone."""
     profiles: list[Profile]
     """In the plan's order."""
     inputs: list[Tensor]
@@ -140,23 +178,43 @@ class Plan:
         """Sentences of the batch with the most."""
         return max(profile.n_sentences.most for profile in self.profiles)
 
+    @property
+    def breadth(self) -> int:
+        """Larger where more kinds of GPU may run it: of two plans the narrower is the faster."""
+        if isinstance(self.target, RtxPlatform):
+            return len(self.target.capabilities)
+        return [None, *HardwareCompatibility].index(self.compatibility)
+
     def to_json(self) -> str:
         """The text of the file."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
-    def runs_on(self, platform: Platform) -> bool:
+    def runs_on(self, platform: AnyPlatform) -> bool:
         """Whether it may be opened there."""
-        if self.target.tensorrt != platform.tensorrt:
+        target = self.target
+        if isinstance(target, RtxPlatform) or isinstance(platform, RtxPlatform):
+            return (
+                isinstance(target, RtxPlatform)
+                and isinstance(platform, RtxPlatform)
+                and target.tensorrt_rtx == platform.tensorrt_rtx
+                and set(platform.capabilities) <= set(target.capabilities)
+            )
+        if target.tensorrt != platform.tensorrt:
             return False
-        if self.compatibility is HardwareCompatibility.NONE:
-            return (self.target.gpu, self.target.capability) == (platform.gpu, platform.capability)
+        if self.compatibility is HardwareCompatibility.AMPERE_PLUS:
+            return int(platform.capability.partition(".")[0]) >= AMPERE
         if self.compatibility is HardwareCompatibility.SAME_CAPABILITY:
-            return self.target.capability == platform.capability
-        return int(platform.capability.partition(".")[0]) >= AMPERE
+            return target.capability == platform.capability
+        return (target.gpu, target.capability) == (platform.gpu, platform.capability)
 
 
 AMPERE = 8
 """Compute capability's first number."""
+
+
+def plans_folder(folder: Path, platform: AnyPlatform) -> Path:
+    """Where the bundle in `folder` keeps plans for `platform`."""
+    return folder / LOCAL / platform.library / platform.folder_name
 
 
 def read_plan(path: Path) -> Plan:
@@ -168,32 +226,42 @@ def read_plan(path: Path) -> Plan:
     return plan
 
 
-def find_plan(folder: Path, engine: EngineEntry, platform: Platform) -> tuple[Plan, Path]:
+def find_plan(folder: Path, engine: EngineEntry, platform: AnyPlatform) -> tuple[Plan, Path]:
     """The plan of `engine` in the bundle's `folder` that may run on `platform`, and where it lies.
 
     EngineUnavailableError says what plans there are instead, and the command that builds one here; BundleError where
     the one there is damaged.
     """
-    others = []
-    for path in sorted((folder / FOLDER).glob("*/*.json")):
+    fitting, others = [], []
+    for path in sorted(plans_folder(folder, platform).parent.glob("*/*.json")):
         if path.name.endswith(LAYERS):
             continue
         plan = read_plan(path)
         if plan.engine != engine.name:
             continue
         if plan.graph == engine.file and plan.runs_on(platform):
-            return plan, _checked(path.parent / plan.file, plan)
+            fitting.append((plan, path.parent / plan.file))
         others.append(str(plan.target) + ("" if plan.graph == engine.file else ", from an older export of the engine"))
+    if fitting:
+        plan, path = min(fitting, key=lambda found: found[0].breadth)
+        return plan, _checked(path, plan)
     there = f"there are plans for {'; '.join(others)}" if others else "there is none"
     raise EngineUnavailableError(
-        f"{folder}: no TensorRT plan of engine {engine.name} for {platform}; {there}. Build one on this machine: "
-        f"{build_command(folder, engine)}"
+        f"{folder}: no {platform.title} plan of engine {engine.name} for {platform}; {there}. Build one"
+        f"{_where(platform)}: {build_command(folder, engine, platform)}"
     )
 
 
-def build_command(folder: Path, engine: EngineEntry) -> str:
-    """What builds a plan of `engine` on the machine where it is run."""
-    return f"mexma build {shlex.quote(str(folder))} --target tensorrt --engine {engine.name}"
+def build_command(folder: Path, engine: EngineEntry, platform: AnyPlatform) -> str:
+    """What builds a plan of `engine` for `platform`."""
+    command = f"mexma build {shlex.quote(str(folder))} --target {platform.library} --engine {engine.name}"
+    if isinstance(platform, RtxPlatform):
+        command += "".join(f" --capability {capability}" for capability in platform.capabilities)
+    return command
+
+
+def _where(platform: AnyPlatform) -> str:
+    return ", on any machine" if isinstance(platform, RtxPlatform) else " on this machine"
 
 
 def _checked(path: Path, plan: Plan) -> Path:

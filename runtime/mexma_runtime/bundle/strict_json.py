@@ -104,7 +104,15 @@ def read_value(expected: Any, value: Any, *, path: Path) -> Any:
 @functools.cache
 def _hints(expected: type) -> dict[str, Any]:
     """The types of a dataclass's fields, looked up once: a manifest has hundreds of objects of a kind."""
-    return typing.get_type_hints(expected, include_extras=True)
+    hints = typing.get_type_hints(expected, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(expected)}
+
+
+def _has_fields_of(expected: Any, value: Any) -> bool:
+    """Whether `expected` is the dataclass, of several in a union, that an object was written from."""
+    if not (isinstance(value, dict) and isinstance(expected, type) and dataclasses.is_dataclass(expected)):
+        return False
+    return _hints(expected).keys() == value.keys()
 
 
 def parse(expected: Any, value: Any, where: str = "") -> Any:
@@ -156,7 +164,8 @@ def parse(expected: Any, value: Any, where: str = "") -> Any:
         if value is None and type(None) in arguments:
             return None
         options = [option for option in arguments if option is not type(None)]
-        return parse(type(value) if type(value) in options else options[0], value, where)
+        fitting = (option for option in options if option is type(value) or _has_fields_of(option, value))
+        return parse(next(fitting, options[0]), value, where)
     if origin in (list, tuple):
         if not isinstance(value, list):
             raise refuse("a list")

@@ -14,7 +14,7 @@ from mexma_runtime.hardware import Hardware, default_threads, detect_hardware
 
 PACKAGES = (
     *("mexma-runtime", "numpy", "tokenizers", "typer", "onnxruntime", "onnxruntime-gpu", "openvino"),
-    *("cuda-bindings", "nvidia-cublas", "nvidia-cudnn-cu13", "tensorrt-cu13"),
+    *("cuda-bindings", "nvidia-cublas", "nvidia-cudnn-cu13", "tensorrt-cu13", "tensorrt-rtx-cu13"),
     *("onnx", "onnx-ir", "safetensors", "huggingface-hub", "torch", "transformers", "sentence-transformers"),
 )
 
@@ -78,6 +78,7 @@ def on_this_machine(status: BackendStatus, has_driver: bool | None) -> BackendSt
         words = f"no NVIDIA GPU is known here (cuda-bindings would tell); where there is one: {status.problem}"
     else:
         words = "no NVIDIA GPU here: no driver was found (a container needs docker run --gpus all)"
+        words += f"; it runs on compute capability {status.gpus}" if status.gpus else ""
     return replace(status, problem=words)
 
 

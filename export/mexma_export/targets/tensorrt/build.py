@@ -1,4 +1,4 @@
-"""Plans of a bundle's engines for the GPU of this machine: built, described, and published by one rename each."""
+"""Plans of a bundle's engines: built, described, and published by one rename each."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from mexma_export.targets.tensorrt.builder import build
+from mexma_export.targets.tensorrt.builder import RtxGpus, Target, ThisGpu, build
 from mexma_export.targets.tensorrt.ep_context import ep_context_model
 from mexma_export.targets.tensorrt.profiles import parse_profiles
 from mexma_runtime.bundle.bundle import Bundle, content_name
 from mexma_runtime.bundle.manifest import EngineEntry, Manifest
-from mexma_runtime.bundle.plans import FOLDER, LAYERS, SCHEMA, HardwareCompatibility, Plan, Platform, Tensor, TextRules
+from mexma_runtime.bundle.plans import (
+    LAYERS,
+    SCHEMA,
+    AnyPlatform,
+    HardwareCompatibility,
+    Plan,
+    RtxPlatform,
+    Tensor,
+    TextRules,
+    plans_folder,
+)
 from mexma_runtime.bundle.whole_files import write_whole
 from mexma_runtime.errors import EngineUnavailableError, MexmaError, file_errors
 from mexma_runtime.terminal import Progress
@@ -34,10 +44,11 @@ MEANINGS = {
 class BuildOptions:
     """How plans are to be built."""
 
-    platform: Platform
+    platform: AnyPlatform
     profiles: tuple[str, ...]
     """Specifications: `profiles.GRAMMAR`."""
     compatibility: HardwareCompatibility = HardwareCompatibility.NONE
+    """Of TensorRT's plans."""
     out: Path | None = None
     """A folder for bare plans; None: the bundle's local/, where the runtime finds them."""
 
@@ -66,11 +77,12 @@ def build_plans(
 ) -> list[tuple[Plan, Path]]:
     """Build a plan of each of `engines`: what describes it, and where it lies.
 
-    A plan takes the place of an older one when it is complete and TensorRT has opened it; a build that fails leaves the
-    older one, and its log. MexmaError says what TensorRT gave as its reason, and where the log is.
+    A plan takes the place of an older one when it is complete and TensorRT has opened it (that for RTX opens none where
+    there is no GPU); a build that fails leaves the older one, and its log. MexmaError says what the library gave as its
+    reason, and where the log is.
     """
     profiles = parse_profiles(options.profiles, max_tokens=bundle.manifest.text.max_tokens)
-    cache_folder = bundle.folder / FOLDER / options.platform.folder_name
+    platform, cache_folder = options.platform, plans_folder(bundle.folder, options.platform)
     folder = options.out or cache_folder
     for needed in (folder, cache_folder):
         with file_errors(needed, "cannot be made a folder"):
@@ -78,21 +90,30 @@ def build_plans(
     built = []
     for entry in engines:
         log, timing = folder / f"{entry.name}.log", cache_folder / TIMING_CACHE
+        target: Target
+        if isinstance(platform, RtxPlatform):
+            target = RtxGpus(platform.capabilities)
+        else:
+            known = timing.read_bytes() if timing.exists() else b""
+            target = ThisGpu(compatibility=options.compatibility, timing_cache=known)
         with log.open("w", encoding="utf-8") as lines:
             try:
                 result = build(
                     bundle.path(entry.file),
                     entry.inputs,
                     profiles,
-                    compatibility=options.compatibility,
-                    timing_cache=timing.read_bytes() if timing.exists() else b"",
+                    target,
                     say=_writes(lines.write),
                     report=_named(progress, entry.name),
                 )
             except MexmaError as error:
-                raise MexmaError(f"{error}. All that TensorRT said is in {log}; no plan was replaced") from error
-        write_whole(timing, result.timing_cache)
-        write_whole(folder / f"{entry.name}{LAYERS}", result.layers.encode())
+                raise MexmaError(
+                    f"{error}. All that {platform.title} said is in {log}; no plan was replaced"
+                ) from error
+        if isinstance(target, ThisGpu):
+            write_whole(timing, target.timing_cache)
+        if result.layers is not None:
+            write_whole(folder / f"{entry.name}{LAYERS}", result.layers.encode())
         sha256 = hashlib.sha256(result.plan).hexdigest()
         plan = Plan(
             schema=SCHEMA,
@@ -100,8 +121,8 @@ def build_plans(
             engine=entry.name,
             graph=entry.file,
             precision=entry.precision,
-            target=options.platform,
-            compatibility=options.compatibility,
+            target=platform,
+            compatibility=None if isinstance(platform, RtxPlatform) else options.compatibility,
             profiles=profiles,
             inputs=[
                 Tensor(name=name, dtype="int32", shape=["sentences", "longest"], meaning=MEANINGS[name])

@@ -1,7 +1,7 @@
-"""TensorRT's builder: a graph and profiles in, a plan out. Every call of it that builds is here.
+"""The builder of TensorRT and of TensorRT for RTX: a graph and profiles in, a plan out. Every call that builds is here.
 
 Networks are strongly typed: types and Q/DQ are the graph's, so there are no precision flags and no calibrators, and
-the same calls build on TensorRT 10 and 11.
+the same calls build on TensorRT 10 and 11 and on TensorRT for RTX.
 """
 
 from __future__ import annotations
@@ -9,17 +9,103 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from mexma_runtime.backends.tensorrt_library import Messages, make_logger
+from mexma_runtime.backends.tensorrt_library import TENSORRT, TENSORRT_RTX, Library, Messages, make_logger
 from mexma_runtime.bundle.plans import HardwareCompatibility, Profile
 from mexma_runtime.errors import MexmaError
 
 if TYPE_CHECKING:
     import tensorrt as trt
+    import tensorrt_rtx as rtx
 
 Report = Callable[[str, int, int], None]
 """Called with a phase of the build, steps of it that are done, and its steps."""
+
+
+class Target(Protocol):
+    """What a plan is built for, and by which library."""
+
+    library: Library
+
+    def configure(self, config: trt.IBuilderConfig) -> None:
+        """Say so to the library."""
+
+    def finish(self, config: trt.IBuilderConfig) -> None:
+        """Keep what the library has learned."""
+
+    def inspect(self, plan: memoryview, logger: trt.ILogger) -> str | None:
+        """The inspector's JSON, of a plan opened as whoever runs it will; None where the library cannot open it."""
+
+
+class ThisGpu:
+    """The calling thread's GPU, by TensorRT, which measures kernels on it."""
+
+    library = TENSORRT
+
+    def __init__(self, *, compatibility: HardwareCompatibility, timing_cache: bytes) -> None:
+        """`timing_cache`: what was measured by an earlier build on the same GPU, or empty; `finish` replaces it."""
+        self._compatibility, self.timing_cache = compatibility, timing_cache
+
+    def configure(self, config: trt.IBuilderConfig) -> None:
+        """Compatibility and timing cache."""
+        if TYPE_CHECKING:
+            import tensorrt as trt
+        else:
+            trt = self.library.load()
+        config.hardware_compatibility_level = {
+            HardwareCompatibility.NONE: trt.HardwareCompatibilityLevel.NONE,
+            HardwareCompatibility.SAME_CAPABILITY: trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY,
+            HardwareCompatibility.AMPERE_PLUS: trt.HardwareCompatibilityLevel.AMPERE_PLUS,
+        }[self._compatibility]
+        cache = config.create_timing_cache(self.timing_cache)
+        if not config.set_timing_cache(cache, ignore_mismatch=False):  # of another GPU, or damaged: measured anew
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+    def finish(self, config: trt.IBuilderConfig) -> None:
+        """Keep the timing cache."""
+        self.timing_cache = bytes(_view(config.get_timing_cache().serialize()))
+
+    def inspect(self, plan: memoryview, logger: trt.ILogger) -> str | None:
+        """Which kernels run, and what was fused into each."""
+        if TYPE_CHECKING:
+            import tensorrt as trt
+        else:
+            trt = self.library.load()
+        engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+        if engine is None:
+            return None
+        return engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+
+
+class RtxGpus:
+    """GPUs of some compute capabilities, by TensorRT for RTX, which compiles without one and finishes kernels on them.
+
+    It has no timing cache, and opens no plan where there is no GPU: nothing is inspected.
+    """
+
+    library = TENSORRT_RTX
+
+    def __init__(self, capabilities: Sequence[str]) -> None:
+        self._capabilities = capabilities
+
+    def configure(self, config: rtx.IBuilderConfig) -> None:
+        """Set the capabilities."""
+        if TYPE_CHECKING:
+            import tensorrt_rtx as rtx
+        else:
+            rtx = self.library.load()
+        config.num_compute_capabilities = len(self._capabilities)
+        for index, capability in enumerate(self._capabilities):
+            chosen = getattr(rtx.ComputeCapability, f"SM{capability.replace('.', '')}")
+            if not config.set_compute_capability(chosen, index):
+                raise MexmaError(f"{self.library.title} refuses compute capability {capability}")
+
+    def finish(self, config: rtx.IBuilderConfig) -> None:
+        """Nothing was learned."""
+
+    def inspect(self, plan: memoryview, logger: rtx.ILogger) -> None:
+        """None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,42 +113,41 @@ class Built:
     """What a build gave."""
 
     plan: memoryview
-    timing_cache: bytes
-    """What was measured, for the next build on the same GPU."""
-    layers: str
-    """The inspector's JSON: which kernels run, and what was fused into each."""
+    layers: str | None
+    """Of Target.inspect."""
 
 
 def build(
     graph: Path,
     inputs: Sequence[str],
     profiles: Sequence[Profile],
+    target: Target,
     *,
-    compatibility: HardwareCompatibility,
-    timing_cache: bytes,
     say: Callable[[str, str], None],
     report: Report,
 ) -> Built:
-    """Build the plan of `graph`, whose `inputs` are int32 `(sentences, tokens)` each, on the current GPU.
+    """Build the plan of `graph`, whose `inputs` are int32 `(sentences, tokens)` each, for `target`.
 
-    `timing_cache`: of an earlier build, or empty. `say` gets all that TensorRT says, with its severity. MexmaError
-    tells what TensorRT gave as its reason.
+    `say` gets all that the library says, with its severity. MexmaError tells what it gave as its reason.
     """
-    import tensorrt as trt
-
-    messages = Messages(say)
-    logger = make_logger(messages)
+    library = target.library
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = library.load()
+    named = f"{library.title} {trt.__version__}"
+    messages = Messages(library, say)
+    logger = make_logger(library, messages)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
-        raise MexmaError(f"{graph}: TensorRT {trt.__version__} cannot read this graph: {messages.errors()}")
-    monitor = _make_monitor(report)
-    config = _configure(builder, compatibility)
+        raise MexmaError(f"{graph}: {named} cannot read this graph: {messages.errors()}")
+    monitor = _make_monitor(library, report)
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.progress_monitor = monitor
-    cache = config.create_timing_cache(timing_cache)
-    if not config.set_timing_cache(cache, ignore_mismatch=False):  # of another GPU, or damaged: measured anew
-        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+    target.configure(config)
     for profile in profiles:
         shapes = builder.create_optimization_profile()
         n, length = profile.n_sentences, profile.longest
@@ -72,22 +157,25 @@ def build(
             )
             shapes.set_shape(name, least, best, most)
         if config.add_optimization_profile(shapes) < 0:
-            raise MexmaError(f"{graph}: TensorRT refuses the profile {profile.name}: {messages.errors()}")
+            raise MexmaError(f"{graph}: {named} refuses the profile {profile.name}: {messages.errors()}")
     plan = builder.build_serialized_network(network, config)
     if monitor.failure:
         raise monitor.failure
     if plan is None:
-        raise MexmaError(f"{graph}: TensorRT {trt.__version__} cannot build this network: {messages.errors()}")
+        raise MexmaError(f"{graph}: {named} cannot build this network: {messages.errors()}")
+    target.finish(config)
     data = _view(plan)
-    return Built(
-        plan=data,
-        timing_cache=bytes(_view(config.get_timing_cache().serialize())),
-        layers=_inspect(graph, data, logger, messages),
-    )
+    layers = target.inspect(data, logger)
+    if layers is None and library is TENSORRT:
+        raise MexmaError(f"{graph}: {named} cannot open the plan that it has built: {messages.errors()}")
+    return Built(plan=data, layers=layers)
 
 
-def _make_monitor(report: Report) -> Any:
-    import tensorrt as trt
+def _make_monitor(library: Library, report: Report) -> Any:
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = library.load()
 
     class Monitor(trt.IProgressMonitor):
         """TensorRT calls it, from threads of its own too; what `report` raises, Ctrl-C above all, ends the build."""
@@ -117,29 +205,6 @@ def _make_monitor(report: Report) -> Any:
     return Monitor()
 
 
-def _configure(builder: trt.Builder, compatibility: HardwareCompatibility) -> trt.IBuilderConfig:
-    import tensorrt as trt
-
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.hardware_compatibility_level = {
-        HardwareCompatibility.NONE: trt.HardwareCompatibilityLevel.NONE,
-        HardwareCompatibility.SAME_CAPABILITY: trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY,
-        HardwareCompatibility.AMPERE_PLUS: trt.HardwareCompatibilityLevel.AMPERE_PLUS,
-    }[compatibility]
-    return config
-
-
-def _inspect(graph: Path, plan: memoryview, logger: trt.ILogger, messages: Messages) -> str:
-    """Open the plan, as whoever runs it will, and list its layers."""
-    import tensorrt as trt
-
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
-    if engine is None:
-        raise MexmaError(f"{graph}: TensorRT cannot open the plan that it has built: {messages.errors()}")
-    return engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-
-
 def _view(memory: Any) -> memoryview:
-    """TensorRT's host memory as bytes; it has Python's buffer protocol, which its type stubs do not tell."""
+    """The library's host memory as bytes; it has Python's buffer protocol, which its type stubs do not tell."""
     return memoryview(memory)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from mexma_export.graph.builder import FUSED_DOMAIN, IR_VERSION, OPSET
-from mexma_runtime.bundle.plans import Plan
+from mexma_runtime.bundle.plans import Plan, Platform
 
 IS_BESIDE = 0
 """embed_mode: `ep_cache_context` is the plan's file name, relative to the graph, and not its content."""
@@ -17,6 +17,7 @@ IS_BESIDE = 0
 
 def ep_context_model(plan: Plan) -> ir.Model:
     """The graph: the plan's inputs in, its output out. It lies in the plan's folder."""
+    assert isinstance(plan.target, Platform)
     inputs = [ir.val(tensor.name, ir.DataType.INT32, tensor.shape) for tensor in plan.inputs]
     output = ir.val(plan.output.name, ir.DataType.FLOAT, plan.output.shape)
     attributes: dict[str, int | str] = {

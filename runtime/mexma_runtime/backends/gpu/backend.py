@@ -89,7 +89,8 @@ class DeviceBackend:
             if len(batch) == 1:
                 raise DeviceMemoryError(
                     f"{self.info.device}: no room for one sentence of {batch.ids.size} tokens ({error}). Raise the "
-                    "encoder's memory_limit, load it with fewer graphs, or make room on the device; it stays usable"
+                    "encoder's memory_limit where it has one, load it with fewer graphs, or make room on the device; "
+                    "it stays usable"
                 ) from error
         half = len(batch) // 2
         queued = []

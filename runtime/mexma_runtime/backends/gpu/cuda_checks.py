@@ -60,7 +60,12 @@ class Gpu:
     @property
     def description(self) -> str:
         """As certificates keep it."""
-        return f"{self.name}, compute capability {self.capability[0]}.{self.capability[1]}"
+        return f"{self.name}, compute capability {self.capability_text}"
+
+    @property
+    def capability_text(self) -> str:
+        """`9.0`."""
+        return ".".join(map(str, self.capability))
 
 
 def has_driver() -> bool:
@@ -76,11 +81,14 @@ def all_gpus() -> list[Gpu]:
     return [_describe(cudart, index) for index in range(int(call(cudart.cudaGetDeviceCount)))]
 
 
-def find_gpu(index: int, *, needed_cuda: int) -> Gpu:
+ONNXRUNTIME = "onnxruntime-gpu"
+
+
+def find_gpu(index: int, *, needed_cuda: int, needed_by: str = ONNXRUNTIME) -> Gpu:
     """The GPU `index`, if driver and architecture are good enough; EngineUnavailableError says what is not."""
     cudart = import_cudart()
     driver = int(call(cudart.cudaDriverGetVersion))
-    if problem := driver_problem(driver, needed_cuda):
+    if problem := driver_problem(driver, needed_cuda, needed_by):
         raise EngineUnavailableError(problem)
     try:
         n_gpus = int(call(cudart.cudaGetDeviceCount))
@@ -98,7 +106,7 @@ def find_gpu(index: int, *, needed_cuda: int) -> Gpu:
     return gpus[index]
 
 
-def driver_problem(driver: int, needed_cuda: int) -> str | None:
+def driver_problem(driver: int, needed_cuda: int, needed_by: str = ONNXRUNTIME) -> str | None:
     """What is wrong with the driver, whose newest CUDA is `driver` (1000 * major + 10 * minor; 0: there is none)."""
     least = MIN_DRIVERS.get(needed_cuda, "the newest")
     if driver == 0:
@@ -107,10 +115,15 @@ def driver_problem(driver: int, needed_cuda: int) -> str | None:
             "container toolkit (docker run --gpus all)"
         )
     if driver < needed_cuda * 1000:
+        update = (
+            f"the NVIDIA driver is for CUDA {driver // 1000}.{driver % 1000 // 10}, and this {needed_by} was built "
+            f"for CUDA {needed_cuda}: update the driver to {least} or later"
+        )
+        if needed_by != ONNXRUNTIME:
+            return update
         return (
-            f"the NVIDIA driver is for CUDA {driver // 1000}.{driver % 1000 // 10}, and this onnxruntime-gpu was built "
-            f"for CUDA {needed_cuda}: update the driver to {least} or later, or install an onnxruntime-gpu for CUDA "
-            f"{driver // 1000} (onnxruntime.ai/docs/install has its package index)"
+            f"{update}, or install an onnxruntime-gpu for CUDA {driver // 1000} (onnxruntime.ai/docs/install has its "
+            "package index)"
         )
     return None
 

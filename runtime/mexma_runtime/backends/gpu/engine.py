@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import cycle
@@ -77,7 +77,7 @@ class DeviceEngine:
         self.capacity = capacity
         self._zeros = device.allocate(max(map(_bytes_of, layout.constant_specs(capacity).values()), default=0))
         self._staging = cycle(
-            [_StagingBuffer(session, device, layout, capacity, dim) for _ in range(N_STAGING_BUFFERS)]
+            [_StagingBuffer(session, device, layout, capacity, dim, is_fixed=False) for _ in range(N_STAGING_BUFFERS)]
         )
         self._buckets: dict[Shape, _Bucket] = {}
         self._queueing = threading.Lock()
@@ -99,7 +99,7 @@ class DeviceEngine:
         """From now on, run what fits in `shape` there, in a graph that the first run captures."""
         assert self.capacity.n_sentences >= shape.n_sentences
         with self._counting_memory():
-            staging = _StagingBuffer(self._session, self._device, self._layout, shape, self._dim)
+            staging = _StagingBuffer(self._session, self._device, self._layout, shape, self._dim, is_fixed=True)
             laid = staging.laid_out(shape)
             self._bind(staging, laid, staging.vectors.pointer)
         buckets = {**self._buckets, shape: _Bucket(laid, staging)}
@@ -224,6 +224,9 @@ class DeviceEngine:
         with self._counting_memory():
             self._run(bucket.staging, bucket.laid)
             self._device.record_event().wait()
+            if self._session.captures:
+                bucket.graph = _CapturedByLibrary(lambda: self._run(bucket.staging, bucket.laid))
+                return
             try:
                 bucket.graph = self._device.capture(lambda: self._run(bucket.staging, bucket.laid))
             except DeviceMemoryError:
@@ -266,8 +269,10 @@ class _LaidOut:
 class _StagingBuffer:
     """Memory for one batch under way, on both sides: inputs one after another, so that one copy takes them over."""
 
-    def __init__(self, session: Session, device: Device, layout: Layout, capacity: Shape, dim: int) -> None:
-        self._layout, self.binding = layout, session.binding()
+    def __init__(
+        self, session: Session, device: Device, layout: Layout, capacity: Shape, dim: int, *, is_fixed: bool
+    ) -> None:
+        self._layout, self.binding = layout, session.binding(is_fixed=is_fixed)
         n_bytes = sum(map(_aligned_bytes_of, layout.specs(layout.widest(capacity)).values()))
         self.host, self.inputs = device.host_bytes(n_bytes), device.allocate(n_bytes)
         self.vector_bytes = device.host_bytes(capacity.n_sentences * dim * 4)
@@ -290,6 +295,17 @@ class _StagingBuffer:
         if self.pending:
             self.pending.finish()
             self.pending = None
+
+
+@dataclass(frozen=True, eq=False)
+class _CapturedByLibrary:
+    """A graph that the library captures, and replays, by itself."""
+
+    run: Callable[[], None]
+
+    def launch(self) -> None:
+        """Queue the copy and a run."""
+        self.run()
 
 
 @dataclass(eq=False)

@@ -21,15 +21,17 @@ class Session(Protocol):
     """An open engine. One thread at a time uses it."""
 
     library: str
-    """As a user knows it: `onnxruntime` or `tensorrt`."""
+    """As a user knows it: `onnxruntime`, `tensorrt` or `tensorrt-rtx`."""
     providers: tuple[str, ...]
     """What computes, as the library names it."""
+    captures: bool
+    """Whether the library captures the runs of fixed bindings as CUDA graphs by itself."""
 
     def holds(self, n_sentences: int, longest: int) -> bool:
         """Whether it can run a batch of so many sentences, the longest of so many tokens, at all."""
 
-    def binding(self) -> Any:
-        """A new Binding."""
+    def binding(self, *, is_fixed: bool) -> Any:
+        """A new Binding; `is_fixed`: what is bound to it first stays."""
 
     def run(self, binding: Any) -> None:
         """Queue a run with `binding`, which is one of this session's; it returns before it is done."""

@@ -21,7 +21,8 @@ Memory: TypeAlias = tuple[type[np.generic], tuple[int, ...], int]
 class TwoKernelBinding:
     """What is bound for a run, and each session's own binding of it, made when that session first runs it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_fixed: bool) -> None:
+        self.is_fixed = is_fixed
         self.inputs: dict[str, Memory] = {}
         self.outputs: dict[str, Memory] = {}
         self.own: dict[Attention, Any] = {}
@@ -37,6 +38,8 @@ class TwoKernelBinding:
 
 class TwoKernelSession:
     """The two sessions of a packed engine as one. What a graph has captured is one of them, by the bucket's shape."""
+
+    captures = False
 
     def __init__(
         self,
@@ -69,15 +72,15 @@ class TwoKernelSession:
         """Whether both can run such a batch."""
         return all(session.holds(n_sentences, longest) for session in self._sessions.values())
 
-    def binding(self) -> TwoKernelBinding:
+    def binding(self, *, is_fixed: bool) -> TwoKernelBinding:
         """A new binding, for either."""
-        return TwoKernelBinding()
+        return TwoKernelBinding(is_fixed=is_fixed)
 
     def run(self, binding: TwoKernelBinding) -> None:
         """Queue a run by the session that is for its shape."""
         kernel = self._only or self._kernel_for(binding)
         session = self._sessions[kernel]
-        own = binding.own[kernel] = binding.own.get(kernel) or session.binding()
+        own = binding.own[kernel] = binding.own.get(kernel) or session.binding(is_fixed=binding.is_fixed)
         for name, memory in binding.inputs.items():
             own.bind_input(name, *memory)
         for name, memory in binding.outputs.items():

@@ -63,13 +63,17 @@ def test_the_bundle_stays_as_it_is(app: typer.Typer, tiny_bundle: Path, tmp_path
         (("--target", "triton"), "--out FOLDER is needed"),
         (("--target", "plan"), "--out FOLDER is needed"),
         (("--target", "tensorrt", "--out", "x"), "--out: plans of a bundle go into its local/"),
-        (("--target", "triton", "--out", "x", "--profile", "latency:1"), "--profile and --hardware-compatible are"),
+        (
+            ("--target", "triton", "--out", "x", "--profile", "latency:1"),
+            "--profile is for --target tensorrt, tensorrt-rtx or plan",
+        ),
         (
             ("--target", "triton", "--out", "x", "--hardware-compatible", "ampere-plus"),
-            "--profile and --hardware-compatible are",
+            "--hardware-compatible is for --target tensorrt or plan",
         ),
         (("--target", "triton", "--out", "x", "--name", "../../evil"), "--name: expected letters, digits"),
         (("--target", "triton", "--out", "x", "--name", ""), "--name: expected letters, digits"),
+        (("--target", "tensorrt", "--capability", "8.9"), "--capability is for --target tensorrt-rtx"),
         (("--target", "plan", "--out", "x", "--over-tensorrt"), "--over-tensorrt is for --target triton"),
         (
             ("--target", "sentence-transformers", "--precision", "fp32"),
@@ -80,7 +84,10 @@ def test_the_bundle_stays_as_it_is(app: typer.Typer, tiny_bundle: Path, tmp_path
             ("--target", "sentence-transformers", "--engine", "fused.fp32", "--out", "x"),
             "--out, --engine: without meaning for --target sentence-transformers, whose files are the whole bundle's",
         ),
-        (("--target", "sentence-transformers", "--profile", "latency:1"), "--profile and --hardware-compatible are"),
+        (
+            ("--target", "sentence-transformers", "--profile", "latency:1"),
+            "--profile is for --target tensorrt, tensorrt-rtx or plan",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(

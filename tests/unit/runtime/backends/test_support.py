@@ -28,14 +28,14 @@ def like(engine: EngineEntry, dialect: Dialect, precision: Precision, around: Pr
     ("dialect", "precision", "around", "has_scale_groups", "expected"),
     [
         (Dialect.PORTABLE, FP32, FP32, False, {"onnxruntime", "openvino"}),
-        (Dialect.PORTABLE, FP16, FP32, False, {"onnxruntime", "tensorrt"}),
+        (Dialect.PORTABLE, FP16, FP32, False, {"onnxruntime", "tensorrt", "tensorrt-rtx"}),
         (Dialect.FUSED, FP16, FP32, False, {"onnxruntime"}),
         (Dialect.PACKED, FP32, FP32, False, {"onnxruntime"}),
         (Dialect.FUSED, Precision.INT8, FP32, False, {"onnxruntime"}),
         (Dialect.PORTABLE, Precision.INT8, FP32, False, {"onnxruntime", "openvino"}),
         (Dialect.PORTABLE, Precision.INT8, FP32, True, {"openvino"}),
-        (Dialect.PORTABLE, Precision.INT8, FP16, False, {"onnxruntime", "tensorrt"}),
-        (Dialect.PORTABLE, Precision.FP8, FP16, False, {"onnxruntime", "tensorrt"}),
+        (Dialect.PORTABLE, Precision.INT8, FP16, False, {"onnxruntime", "tensorrt", "tensorrt-rtx"}),
+        (Dialect.PORTABLE, Precision.FP8, FP16, False, {"onnxruntime", "tensorrt", "tensorrt-rtx"}),
         (Dialect.PACKED, Precision.INT8, FP32, False, set()),
         (Dialect.FUSED, Precision.FP8, FP16, False, set()),
     ],
@@ -58,8 +58,9 @@ def test_a_backend_runs_what_the_table_says_and_the_manifest_too(engine: EngineE
 
     assert runners(Dialect.PACKED, FP16) == {("onnxruntime", "cuda")}
     assert runners(Dialect.FUSED, Precision.INT8) == {("onnxruntime", "cpu")}
-    assert runners(Dialect.PORTABLE, FP16) == {("onnxruntime", "cpu"), ("onnxruntime", "cuda"), ("tensorrt", "cuda")}
-    assert runners(Dialect.PORTABLE, Precision.FP8, FP16) == {("onnxruntime", "cpu"), ("tensorrt", "cuda")}
+    plans = {("tensorrt", "cuda"), ("tensorrt-rtx", "cuda")}
+    assert runners(Dialect.PORTABLE, FP16) == {("onnxruntime", "cpu"), ("onnxruntime", "cuda")} | plans
+    assert runners(Dialect.PORTABLE, Precision.FP8, FP16) == {("onnxruntime", "cpu")} | plans
     unlisted = dataclasses.replace(engine, dialect=Dialect.PORTABLE, precision=FP32, requires={"openvino": "1"})
     assert [spec.name for spec in BACKENDS if spec.runs(unlisted)] == ["openvino"]
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.bundle.plans import (
-    FOLDER,
     LAYERS,
     HardwareCompatibility,
     Plan,
@@ -21,6 +20,7 @@ from mexma_runtime.bundle.plans import (
     Profile,
     Range,
     find_plan,
+    plans_folder,
     read_plan,
 )
 from mexma_runtime.errors import BundleError, EngineUnavailableError
@@ -38,7 +38,7 @@ def entry(tiny_bundle: Path) -> EngineEntry:
 
 
 def put(folder: Path, plan: Plan, *, data: bytes = b"plan") -> Path:
-    place = folder / FOLDER / plan.target.folder_name
+    place = plans_folder(folder, plan.target)
     place.mkdir(parents=True, exist_ok=True)
     (place / plan.file).write_bytes(data)
     path = place / f"{plan.engine}.json"
@@ -77,7 +77,7 @@ def test_the_plan_for_this_machine_is_found_among_others(plan: Plan, entry: Engi
     # The inspector's output of another engine comes first in the folder, and is no plan.
     (described.parent / f"portable.a{LAYERS}").write_text("[]", encoding="utf-8")
     found, path = find_plan(tmp_path, entry, H200)
-    assert (found, path) == (plan, tmp_path / FOLDER / H200.folder_name / plan.file)
+    assert (found, path) == (plan, plans_folder(tmp_path, H200) / plan.file)
 
 
 def test_none_says_how_to_build_one(entry: EngineEntry, tmp_path: Path) -> None:

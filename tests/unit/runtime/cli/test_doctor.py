@@ -5,8 +5,8 @@ from dataclasses import replace
 from mexma_runtime.backends import BackendStatus
 from mexma_runtime.cli.doctor import find_problems, on_this_machine
 
-WORKS = BackendStatus(name="onnxruntime", device="cpu", version="1.31.1", problem=None)
-FAILS = BackendStatus(name="onnxruntime", device="cpu", version=None, problem="not installed")
+WORKS = BackendStatus(name="onnxruntime", device="cpu", version="1.31.1", problem=None, gpus="")
+FAILS = BackendStatus(name="onnxruntime", device="cpu", version=None, problem="not installed", gpus="")
 
 
 def test_both_onnxruntimes_are_a_problem() -> None:
@@ -33,6 +33,8 @@ def test_without_a_gpu_nothing_for_gpus_is_to_be_installed() -> None:
     assert on_this_machine(lacking, True) is lacking
     assert str(on_this_machine(lacking, False).problem).startswith("no NVIDIA GPU here: no driver was found")
     assert "pip" not in str(on_this_machine(lacking, False).problem)
+    for_some = replace(lacking, gpus="8.9 (GeForce RTX 40)")
+    assert str(on_this_machine(for_some, False).problem).endswith("it runs on compute capability 8.9 (GeForce RTX 40)")
     unknown = str(on_this_machine(lacking, None).problem)
     assert unknown.startswith("no NVIDIA GPU is known here (cuda-bindings would tell); where there is one: ")
     assert unknown.endswith(advice)

@@ -11,7 +11,7 @@ import pytest
 
 from mexma_export.targets.tensorrt.build import engines_for_tensorrt, publish
 from mexma_runtime import Encoder
-from mexma_runtime.backends.tensorrt_library import MAX_KEPT, Messages
+from mexma_runtime.backends.tensorrt_library import MAX_KEPT, TENSORRT, Messages
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.plans import Plan, read_plan
 from mexma_runtime.errors import EngineUnavailableError, FileError, MissingDependencyError
@@ -68,7 +68,7 @@ def test_without_tensorrt_an_encoder_says_what_to_install(tiny_bundle: Path) -> 
 
 def test_the_last_errors_are_told_once() -> None:
     said: list[str] = []
-    messages = Messages(lambda severity, text: said.append(severity))
+    messages = Messages(TENSORRT, lambda severity, text: said.append(severity))
     for number in range(MAX_KEPT + 5):
         messages.add("ERROR", f"e{number}")
     messages.add("INFO", "building")

@@ -52,6 +52,8 @@ WEIGHTS_BYTES = 4 * (64 * (8192 + 514) + 3 * 64 * (64 + 128 + 128))
 class Session:
     """A session that notes its runs, and that finds no memory for more than `most_tokens`."""
 
+    captures = False
+
     def __init__(self, kernel: Attention, inner: OrtSession, opener: Opener) -> None:
         self.kernel, self._inner, self._house = kernel, inner, opener
         self.library, self.providers = self._inner.library, self._inner.providers
@@ -60,8 +62,8 @@ class Session:
     def holds(self, n_sentences: int, longest: int) -> bool:
         return True
 
-    def binding(self) -> Any:
-        return Binding(self._inner.binding(), self)
+    def binding(self, *, is_fixed: bool) -> Any:
+        return Binding(self._inner.binding(is_fixed=is_fixed), self)
 
     def run(self, binding: Any) -> None:
         opener = self._house

@@ -41,6 +41,8 @@ TEXTS = [f"{'The ferry leaves at noon. ' * (1 + n % 7)}{n}" for n in range(300)]
 class Session:
     """A session of the CPU provider that may run out of memory, as a GPU does, beyond so many tokens; and counts."""
 
+    captures = False
+
     def __init__(self, session: Any, *, most_tokens: int = 1 << 30, profiles: tuple[tuple[int, int], ...] = ()) -> None:
         """`profiles`: sentences and tokens of the longest, at most; none: any shape."""
         self._session, self.most_tokens = OrtSession(session, "cpu", 0), most_tokens
@@ -56,8 +58,8 @@ class Session:
         fitting = [(n, length) for n, length in self._profiles if n_sentences <= n and longest <= length]
         return bool(fitting) or not self._profiles
 
-    def binding(self) -> Any:
-        return Binding(self._session.binding())
+    def binding(self, *, is_fixed: bool) -> Any:
+        return Binding(self._session.binding(is_fixed=is_fixed))
 
     def run(self, binding: Any) -> None:
         self.device.runs.append(None)

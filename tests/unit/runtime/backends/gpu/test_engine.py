@@ -29,6 +29,8 @@ Open = Callable[..., DeviceEngine]
 class Session:
     """A session whose runs a device works off."""
 
+    captures = False
+
     def __init__(self, session: Any, device: Any) -> None:
         self._session, self._device = OrtSession(session, "cpu", 0), device
         self.library, self.providers = self._session.library, self._session.providers
@@ -36,8 +38,8 @@ class Session:
     def holds(self, n_sentences: int, longest: int) -> bool:
         return self._session.holds(n_sentences, longest)
 
-    def binding(self) -> Any:
-        return self._session.binding()
+    def binding(self, *, is_fixed: bool) -> Any:
+        return self._session.binding(is_fixed=is_fixed)
 
     def run(self, binding: Any) -> None:
         self._device.queue(partial(self._session.run, binding))

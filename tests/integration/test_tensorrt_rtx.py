@@ -1,0 +1,261 @@
+"""The graphs for TensorRT, parsed and compiled by NVIDIA's real compiler: TensorRT for RTX, which needs no GPU for it.
+
+What it proves and what it does not: docs/tensorrt.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import tensorrt_rtx as rtx
+from onnx import TensorProto, helper
+from typer.testing import CliRunner
+
+from mexma_export.targets.targets import BuildTarget, TargetOptions, make_target
+from mexma_export.targets.tensorrt.build import BuildOptions, build_plans
+from mexma_export.targets.tensorrt.builder import RtxGpus, build
+from mexma_export.targets.tensorrt.profiles import DEFAULT_SPECS, parse_profiles
+from mexma_runtime import Encoder
+from mexma_runtime.backends import rtx_platform
+from mexma_runtime.backends.tensorrt_library import TENSORRT_RTX, Messages, make_logger
+from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.manifest import EngineEntry
+from mexma_runtime.bundle.plans import Profile, find_plan, plans_folder, read_plan
+from mexma_runtime.bundle.rtx_capabilities import CAPABILITIES, Capability
+from mexma_runtime.cli.commands import build_app
+from mexma_runtime.errors import EngineUnavailableError, MexmaError
+from mexma_runtime.types import QUANTIZED, Precision
+
+PRECISIONS = (Precision.FP16, Precision.INT8, Precision.FP8)
+each = pytest.mark.parametrize("precision", PRECISIONS)
+
+
+def entry_of(bundle: Bundle, precision: Precision) -> EngineEntry:
+    return next(entry for entry in bundle.manifest.engines if entry.precision is precision)
+
+
+def compiled(
+    bundle: Bundle,
+    precision: Precision,
+    *capabilities: str,
+    profiles: Sequence[Profile] = (),
+    graph: Path | None = None,
+    inputs: Sequence[str] | None = None,
+) -> memoryview:
+    entry = entry_of(bundle, precision)
+    return build(
+        graph or bundle.path(entry.file),
+        entry.inputs if inputs is None else inputs,
+        profiles or parse_profiles(["8x512"], max_tokens=bundle.manifest.text.max_tokens),
+        RtxGpus(capabilities or ["8.9"]),
+        say=lambda severity, text: None,
+        report=lambda phase, done, total: None,
+    ).plan
+
+
+@pytest.fixture
+def mine(tensorrt_bundle: Bundle, tmp_path: Path) -> Bundle:
+    """A copy, for plans of its own."""
+    return Bundle.open(shutil.copytree(tensorrt_bundle.folder, tmp_path / "bundle"))
+
+
+def test_plans_are_built_described_and_found(minilm_for_tensorrt: Bundle, tmp_path: Path) -> None:
+    """MiniLM's, by the command and its defaults."""
+    folder = shutil.copytree(minilm_for_tensorrt.folder, tmp_path / "bundle")
+    done = CliRunner().invoke(build_app(), ["build", str(folder), "--target", "tensorrt-rtx"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    bundle, by_precision = Bundle.open(folder, verify=True), {}
+    for precision, capabilities in (
+        (Precision.FP16, ["8.6", "8.9", "12.0"]),
+        (Precision.INT8, ["8.6", "8.9", "12.0"]),
+        (Precision.FP8, ["8.9", "12.0"]),
+    ):
+        entry, platform = entry_of(bundle, precision), rtx_platform(capabilities)
+        plan = read_plan(plans_folder(folder, platform) / f"{entry.name}.json")
+        assert (plan.target, plan.compatibility, plan.graph) == (platform, None, entry.file)
+        assert plan.profiles == parse_profiles(DEFAULT_SPECS, max_tokens=256)
+        for capability in capabilities:
+            found, path = find_plan(folder, entry, rtx_platform([capability]))
+            assert found == plan
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == plan.sha256
+        by_precision[precision] = plan.size
+        assert f"{entry.name} for compute capability {', '.join(capabilities)} with TensorRT for RTX" in done.stderr
+        assert (plans_folder(folder, platform) / f"{entry.name}.log").stat().st_size > 0
+    assert "portable.fp8.tensorrt.e4m3: not for 8.6, which has no fp8" in done.stderr
+    assert by_precision[Precision.INT8] < by_precision[Precision.FP16]
+
+
+@each
+def test_every_kind_of_profile_compiles(precision: Precision, tensorrt_bundle: Bundle) -> None:
+    profiles = parse_profiles(["latency:2", "throughput:2048", "16x24"], max_tokens=512)
+    assert compiled(tensorrt_bundle, precision, profiles=profiles).nbytes > 0
+
+
+@each
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda capability: str(capability.number))
+def test_the_compiler_takes_what_the_table_says(
+    capability: Capability, precision: Precision, tensorrt_bundle: Bundle
+) -> None:
+    """But for int8 on Turing, which it takes and NVIDIA's support matrix has not."""
+    if precision is Precision.FP8 and precision not in capability.precisions:
+        with pytest.raises(MexmaError, match=r"cannot build this network: .*HW-specific datatypes: fp8_e4m3"):
+            compiled(tensorrt_bundle, precision, capability.number)
+    else:
+        assert compiled(tensorrt_bundle, precision, capability.number).nbytes > 0
+
+
+@each
+def test_the_parser_sees_the_types_and_places_that_were_written(precision: Precision, tensorrt_bundle: Bundle) -> None:
+    """Every product in fp16; what is quantized in 8 bits, by constant scales, and read by products alone."""
+    entry = entry_of(tensorrt_bundle, precision)
+    messages = Messages(TENSORRT_RTX)
+    logger = make_logger(TENSORRT_RTX, messages)
+    builder = rtx.Builder(logger)
+    network = builder.create_network(0)
+    assert rtx.OnnxParser(network, logger).parse_from_file(str(tensorrt_bundle.path(entry.file))), messages.errors()
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    readers: dict[str, list[Any]] = {}
+    for layer in layers:
+        for index in range(layer.num_inputs):
+            if tensor := layer.get_input(index):
+                readers.setdefault(tensor.name, []).append(layer)
+    kind = rtx.LayerType
+    for layer in layers:
+        output = layer.get_output(0)
+        if layer.type in (kind.MATRIX_MULTIPLY, kind.SOFTMAX):
+            assert output.dtype == rtx.float16, layer.name
+        if layer.type == kind.QUANTIZE:
+            assert output.dtype == (rtx.int8 if precision is Precision.INT8 else rtx.fp8), layer.name
+            assert {reader.type for reader in readers[output.name]} == {kind.DEQUANTIZE}
+        if layer.type == kind.DEQUANTIZE:
+            assert {reader.type for reader in readers[output.name]} <= {kind.MATRIX_MULTIPLY, kind.SHUFFLE}
+    found = {layer.type for layer in layers}
+    assert (kind.QUANTIZE in found, kind.DEQUANTIZE in found) == (precision in QUANTIZED,) * 2
+    assert {network.get_input(index).name for index in range(network.num_inputs)} == set(entry.inputs)
+
+
+def test_turing_has_a_plan_of_its_own(mine: Bundle) -> None:
+    options = TargetOptions(
+        target=BuildTarget.TENSORRT_RTX, capabilities=("12.0", "7.5"), profiles=("8x512",), engine="portable.fp16"
+    )
+    made = make_target(mine.folder, options, progress=lambda what, done, total: None)
+    assert [line.partition(" with")[0] for line in made] == [
+        "portable.fp16 for compute capability 7.5",
+        "portable.fp16 for compute capability 12.0",
+    ]
+
+
+def test_of_two_plans_the_one_for_fewer_gpus_is_taken(mine: Bundle) -> None:
+    for capabilities in ((), ("8.9",)):
+        options = TargetOptions(
+            target=BuildTarget.TENSORRT_RTX,
+            capabilities=capabilities,
+            profiles=("8x512",),
+            precisions=(Precision.FP16,),
+        )
+        make_target(mine.folder, options, progress=lambda what, done, total: None)
+    for capability, shared in (("8.9", ["8.9"]), ("8.6", ["8.6", "8.9", "12.0"])):
+        plan, _ = find_plan(mine.folder, entry_of(mine, Precision.FP16), rtx_platform([capability]))
+        assert plan.target == rtx_platform(shared)
+    with pytest.raises(EngineUnavailableError) as refused:
+        find_plan(mine.folder, entry_of(mine, Precision.FP16), rtx_platform(["12.1"]))
+    for said in (
+        "no TensorRT for RTX plan of engine portable.fp16 for compute capability 12.1 with TensorRT for RTX",
+        "there are plans for compute capability 8.6, 8.9, 12.0 with TensorRT for RTX",
+        "Build one, on any machine: mexma build ",
+        " --target tensorrt-rtx --engine portable.fp16 --capability 12.1",
+    ):
+        assert said in str(refused.value)
+
+
+def test_a_failed_build_keeps_the_old_plan_and_tells_where_the_log_is(mine: Bundle) -> None:
+    options = TargetOptions(target=BuildTarget.TENSORRT_RTX, profiles=("8x512",), precisions=(Precision.FP16,))
+    make_target(mine.folder, options, progress=lambda what, done, total: None)
+    entry, platform = entry_of(mine, Precision.FP16), rtx_platform(["8.6", "8.9", "12.0"])
+    before = find_plan(mine.folder, entry, platform)
+    for name in entry.weights:
+        mine.path(name).write_bytes(b"")
+    how = BuildOptions(platform=platform, profiles=("8x512",))
+    with pytest.raises(MexmaError) as failed:
+        build_plans(mine, [entry], how, progress=lambda what, done, total: None)
+    log = plans_folder(mine.folder, platform) / "portable.fp16.log"
+    assert "cannot read this graph: " in str(failed.value)
+    assert str(failed.value).endswith(f"All that TensorRT for RTX said is in {log}; no plan was replaced")
+    assert find_plan(mine.folder, entry, platform) == before
+
+
+def test_its_messages_become_our_errors(tensorrt_bundle: Bundle, tmp_path: Path) -> None:
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in ("x", "y")]
+    node = helper.make_node("NoSuchOperator", ["x"], ["y"], name="first.of.its.kind", domain="com.microsoft")
+    graph = helper.make_graph([node], "g", [tensors[0]], [tensors[1]])
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "unknown.onnx")
+    with pytest.raises(MexmaError, match=r"unknown\.onnx: TensorRT for RTX 1\.\S+ cannot read this graph: .*NoSuchOp"):
+        compiled(tensorrt_bundle, Precision.FP16, graph=tmp_path / "unknown.onnx")
+    inputs = entry_of(tensorrt_bundle, Precision.FP16).inputs
+    with pytest.raises(MexmaError, match=rf"cannot build this network: .*{inputs[-1]} is missing dimensions"):
+        compiled(tensorrt_bundle, Precision.FP16, inputs=inputs[:-1])
+
+
+def test_what_progress_raises_ends_the_build(tensorrt_bundle: Bundle) -> None:
+    entry = entry_of(tensorrt_bundle, Precision.FP16)
+    phases: list[str] = []
+
+    def interrupt(phase: str, done: int, total: int) -> None:
+        phases.append(phase)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(
+            tensorrt_bundle.path(entry.file),
+            entry.inputs,
+            parse_profiles(["8x512"], max_tokens=512),
+            RtxGpus(["8.9"]),
+            say=lambda severity, text: None,
+            report=interrupt,
+        )
+    assert phases
+
+
+def test_an_engine_whose_files_are_links_is_parsed_too(tensorrt_bundle: Bundle, tmp_path: Path) -> None:
+    """As a hub's cache has them: the graph and its weights in a folder of their own, under other names."""
+    blobs, folder = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    folder.mkdir()
+    for number, path in enumerate(sorted(p for p in tensorrt_bundle.folder.iterdir() if p.is_file())):
+        shutil.copyfile(path, blobs / str(number))
+        (folder / path.name).symlink_to(blobs / str(number))
+    assert compiled(Bundle.open(folder), Precision.INT8).nbytes > 0
+
+
+def test_without_a_gpu_the_backend_says_so(tensorrt_bundle: Bundle) -> None:
+    with pytest.raises(EngineUnavailableError, match="no NVIDIA driver was found"):
+        Encoder.load(tensorrt_bundle.folder, device="cuda", backend="tensorrt-rtx", precision="fp16")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--capability", "9.0"), "--capability 9.0: TensorRT for RTX makes plans for 7.5 (GeForce RTX 20), 8.0 "),
+        (("--device", "cuda:1"), "--device cuda:1: plans for RTX are for compute capabilities"),
+        (("--out", "x"), "--out: plans of a bundle go into its local/"),
+        (("--hardware-compatible", "ampere-plus"), "--hardware-compatible is for --target tensorrt or plan"),
+        (
+            ("--precision", "fp8", "--capability", "8.6"),
+            "nothing was built. portable.fp8.tensorrt.e4m3: not for 8.6, which has no fp8",
+        ),
+        (("--precision", "fp32"), "no engine fp32 for TensorRT"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(words: tuple[str, ...], said: str, tensorrt_bundle: Bundle) -> None:
+    command = ["build", str(tensorrt_bundle.folder), "--target", "tensorrt-rtx", *words]
+    error = CliRunner().invoke(build_app(), command).exception
+    assert isinstance(error, MexmaError)
+    assert said in str(error)
+    assert not (tensorrt_bundle.folder / "local").exists()
