@@ -111,8 +111,10 @@ class Encoder:
             the thread that waits for it does; None: yes.
         graphs: of a GPU, when graphs for small batches are captured: `at-load` (None), `first-use` or `never`.
         attention: of a GPU and packed engines, the kernel: `efficient` (None), faster for sentences of mostly up to 64
-            tokens, or `flash`, faster for longer texts and for single sentences.
-        memory_limit: of a GPU, bytes that onnxruntime may take for weights and activations; None: all there are.
+            tokens, `flash`, faster for longer texts and for single sentences, or `auto`, either by the batch, which
+            takes more memory; where there is none left it is efficient alone, and `info.attention` says so.
+        memory_limit: of a GPU, bytes that onnxruntime may take for weights and activations, `auto`'s of both kernels
+            together; None: all there are.
         verify: check the weights' hash too (everything else is always checked).
         max_waiting: calls that may wait for the running one, 64 if not said; the next gets EncoderBusyError.
         max_whole_chars: most characters of a text that are tokenized at once where no place to cut them is known, some

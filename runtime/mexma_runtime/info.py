@@ -39,6 +39,8 @@ class EncoderInfo:
     """Of a GPU: shapes of small batches that are run as captured graphs."""
     graph_bytes: int
     """Of a GPU: its memory that they take, as far as they were captured when the encoder was loaded."""
+    attention: str
+    """Of packed engines on a GPU: which of onnxruntime's kernels run, and why, in words; of others, empty."""
     max_batch_tokens: int
     """Tokens that are computed together at most."""
     dim: int
@@ -88,6 +90,7 @@ def describe(bundle: Bundle, engine: EngineEntry, backend: BackendInfo) -> Encod
         processor=backend.processor,
         n_graphs=backend.n_graphs,
         graph_bytes=backend.graph_bytes,
+        attention=backend.attention,
         max_batch_tokens=backend.policy.max_batch_tokens,
         dim=manifest.dim,
         max_tokens=manifest.text.max_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from mexma_export.checkpoint.sources import resolve_source
 from mexma_export.parity.figures import compare
 from mexma_runtime import Encoder
 from mexma_runtime.backends import Attention, backend_statuses, tune
+from mexma_runtime.backends.gpu.cuda_device import call, import_cudart
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError, UsageError
 from mexma_runtime.types import Dialect, Precision, Ragged, Vectors
@@ -179,11 +181,81 @@ def test_either_attention_kernel_gives_the_vectors(
         Encoder.load(bundle, engine="fused.fp16", device="cuda", attention="flash")
 
 
+@pytest.mark.parametrize(("kernel", "length", "n"), [("efficient", 11, 800), ("flash", 300, 30)])
+def test_auto_is_efficient_below_its_crossover_and_flash_above(bundle: Path, kernel: str, length: int, n: int) -> None:
+    """The same bits, in batches too large for a bucket; the other kernel adds up in another order."""
+    batch, vectors = random_ids([length] * n), {}
+    for attention in Attention:
+        with Encoder.load(bundle, engine="packed.fp16", device="cuda", attention=attention) as encoder:
+            vectors[attention.value] = encoder.encode_ids(batch)
+    np.testing.assert_array_equal(vectors["auto"], vectors[kernel])
+    assert not np.array_equal(vectors["efficient"], vectors["flash"])
+
+
+def test_single_sentences_have_graphs_of_either_kernel(bundle: Path, sentences: Ragged, expected: Vectors) -> None:
+    with Encoder.load(bundle, device="cuda") as encoder:
+        n_graphs = encoder.info.n_graphs
+    with Encoder.load(bundle, device="cuda", attention="auto") as encoder:
+        assert encoder.info.n_graphs > n_graphs
+        for _ in range(2):
+            assert_agree(one_by_one(encoder, sentences), expected, "fp16")
+
+
+def test_both_sessions_read_the_weights_in_one_place(bundle: Path) -> None:
+    """With zeros in place of all embeddings and products, every sentence is like another to either kernel."""
+    with Encoder.load(bundle, device="cuda", attention="auto", graphs="never") as encoder:
+        backend: Any = encoder._backend
+        weights = backend._engine.session._sessions[Attention.FLASH]._keeps
+        batches = [random_ids([length] * 2) for length in (10, 300)]
+        for batch in batches:
+            first, second = encoder.encode_ids(batch)
+            assert np.abs(first - second).max() > 0.1
+        call(import_cudart().cudaMemset, weights._memory.pointer, 0, weights.n_bytes)
+        for batch in batches:
+            first, second = encoder.encode_ids(batch)
+            np.testing.assert_allclose(first, second, atol=1e-2)
+
+
+def test_what_the_second_session_takes_is_told(bundle: Path) -> None:
+    Encoder.load(bundle, device="cuda", attention="auto").close()  # makes what CUDA keeps for the whole process
+    before, taken, told = free_bytes(), {}, ""
+    for attention in ("efficient", "auto"):
+        with Encoder.load(bundle, device="cuda", attention=attention, graphs="never") as encoder:
+            taken[attention], told = before - free_bytes(), encoder.info.attention
+        assert before - free_bytes() <= MAX_LOST_BYTES
+    found = re.fullmatch(r"efficient for .* up to 64 .*, flash above; flash took ([\d,]+) MB more, beside .*", told)
+    assert found
+    told_bytes = 1e6 * int(found[1].replace(",", ""))
+    assert abs(taken["auto"] - taken["efficient"] - told_bytes) <= MAX_LOST_BYTES
+
+
+def test_where_two_sessions_have_no_room_efficient_runs_alone(bundle: Path) -> None:
+    with Encoder.load(bundle, device="cuda", engine="packed.fp32", attention="auto") as encoder:
+        assert encoder.info.attention == "efficient alone: fp32 has no flash kernel"
+    with Encoder.load(bundle, device="cuda") as encoder:
+        largest = encoder.info.max_batch_tokens
+    # The least limit, to a sixteenth, with which the largest batch fits.
+    limit = 64 * MIB
+    while True:
+        try:
+            with Encoder.load(bundle, device="cuda", memory_limit=limit) as encoder:
+                if encoder.info.max_batch_tokens == largest:
+                    break
+        except (DeviceMemoryError, EngineUnavailableError):
+            pass
+        limit += limit // 16
+    with Encoder.load(bundle, device="cuda", attention="auto", memory_limit=limit) as encoder:
+        assert encoder.info.attention.startswith("efficient alone: there is no room for flash beside it (")
+        assert encoder.info.max_batch_tokens == largest
+
+
 def test_what_tuning_finds_is_used(bundle: Path, tmp_path: Path, sentences: Ragged, expected: Vectors) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(bundle, folder)
-    _, tuning, path = tune(Bundle.open(folder), "cuda")
-    assert path.is_relative_to(folder)
+    tuned = tune(Bundle.open(folder), "cuda")
+    tuning = tuned.tuning
+    assert tuned.file.is_relative_to(folder)
+    assert [sample.mean_tokens for sample in tuning.attention_samples][-1] == 512
     with Encoder.load(folder, device="cuda") as encoder:
         backend: Any = encoder._backend
         assert all(shape.n_tokens <= tuning.graph_up_to_tokens for shape in backend._engine.buckets)

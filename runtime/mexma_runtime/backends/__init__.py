@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,9 +11,6 @@ from typing import cast
 
 from mexma_runtime.backends.base import Backend
 from mexma_runtime.backends.choice import DEFAULT_RECIPES, choose, devices_of, require_device, runnable_engines, runners
-from mexma_runtime.backends.gpu.backend import DeviceBackend
-from mexma_runtime.backends.gpu.buckets import STEPS
-from mexma_runtime.backends.gpu.cuda_checks import all_gpus, has_driver
 from mexma_runtime.backends.options import (
     Attention,
     BackendOptions,
@@ -34,11 +32,10 @@ from mexma_runtime.backends.support import (
     runs_by,
     serving,
 )
-from mexma_runtime.backends.tensorrt_library import TENSORRT_RTX
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.bundle.plans import Platform, RtxPlatform
-from mexma_runtime.bundle.tuning import Tuning, choose_limit, writable_file, write_tuning
+from mexma_runtime.bundle.tuning import Tuning, choose_crossover, choose_limit, writable_file, write_tuning
 from mexma_runtime.errors import (
     DeviceError,
     EngineUnavailableError,
@@ -46,6 +43,7 @@ from mexma_runtime.errors import (
     UsageError,
     file_errors,
 )
+from mexma_runtime.types import Dialect
 
 __all__ = [
     "BACKENDS",
@@ -54,6 +52,7 @@ __all__ = [
     "BackendSpec",
     "BackendStatus",
     "Graphs",
+    "Tuned",
     "backend_statuses",
     "choose",
     "device_for",
@@ -86,6 +85,18 @@ class BackendStatus:
     """Why it does not work; None where it does."""
     gpus: str
     """Those that it runs on, where these are not all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What `tune` has found."""
+
+    engine: EngineEntry
+    tuning: Tuning
+    file: Path
+    """Where it is kept."""
+    attention: str
+    """The kernels that were measured with, and why no others, in words; empty of engines that have no choice."""
 
 
 def open_backend(
@@ -131,28 +142,38 @@ def open_backends(
     return opened[0] if len(opened) == 1 else SeveralBackends(opened)
 
 
-def tune(
-    bundle: Bundle, device: str, *, progress: Callable[[int, int], None] | None = None
-) -> tuple[EngineEntry, Tuning, Path]:
+def tune(bundle: Bundle, device: str, *, progress: Callable[[str, int, int], None] | None = None) -> Tuned:
     """Measure the engine that `device`, a GPU, runs by default, and keep in the bundle's folder what was found.
 
-    Returns the engine, what was found and where it is kept. Raises as `choose`, `writable_file` and `open_backend`.
+    A packed one is opened with both attention kernels; where there is but one, graphs alone are measured. `progress` is
+    told what is measured, how many were and how many there are. Raises as `choose`, `writable_file` and `open_backend`.
     """
+    from mexma_runtime.backends.gpu.backend import DeviceBackend
+    from mexma_runtime.backends.gpu.buckets import STEPS
+
     spec, entry = choose(bundle, device=device)
     if spec.device == "cpu":
         raise UsageError(f"--tune measures GPUs, and {device!r} is none: --device cuda")
     writable_file(bundle.folder)
-    widest = Tuning(graph_up_to_tokens=STEPS[-1])
-    options = GpuOptions(graphs=Graphs.AT_LOAD, tuning=widest)
+    attention = Attention.AUTO if entry.dialect is Dialect.PACKED else None
+    options = GpuOptions(graphs=Graphs.AT_LOAD, attention=attention, tuning=Tuning(graph_up_to_tokens=STEPS[-1]))
     opened = open_backend(bundle, entry, options, device, backend=spec.name)
     assert isinstance(opened, DeviceBackend)
+    dim = bundle.manifest.dim
+    told = {what: functools.partial(progress, what) if progress else None for what in ("graphs", "attention")}
     with closing(opened):
-        samples = opened.measure(dim=bundle.manifest.dim, progress=progress)
+        samples = opened.measure(dim=dim, progress=told["graphs"])
+        attention_samples = opened.measure_attention(dim=dim, progress=told["attention"])
         info = opened.info
     found = Tuning(
-        graph_up_to_tokens=choose_limit(samples), max_batch_tokens=info.policy.max_batch_tokens, samples=samples
+        graph_up_to_tokens=choose_limit(samples),
+        max_batch_tokens=info.policy.max_batch_tokens,
+        flash_above_mean_tokens=choose_crossover(attention_samples),
+        samples=samples,
+        attention_samples=attention_samples,
     )
-    return entry, found, write_tuning(bundle.folder, info.processor, entry, found)
+    file = write_tuning(bundle.folder, info.processor, entry, found)
+    return Tuned(engine=entry, tuning=found, file=file, attention=info.attention)
 
 
 def plan_platform(device: str) -> Platform:
@@ -171,6 +192,8 @@ def rtx_platform(capabilities: Sequence[str]) -> RtxPlatform:
 
     MissingDependencyError where it is not installed.
     """
+    from mexma_runtime.backends.tensorrt_library import TENSORRT_RTX
+
     return RtxPlatform(capabilities=list(capabilities), tensorrt_rtx=str(TENSORRT_RTX.load().__version__))
 
 
@@ -181,6 +204,8 @@ def backend_statuses() -> list[BackendStatus]:
 
 def gpu_lines() -> list[str]:
     """A line for each NVIDIA GPU that this process sees; none without a driver, or NVIDIA's bindings."""
+    from mexma_runtime.backends.gpu.cuda_checks import all_gpus
+
     try:
         return [f"cuda:{gpu.index}: {gpu.description}, {gpu.memory_bytes / 1e9:.0f} GB" for gpu in all_gpus()]
     except (MissingDependencyError, DeviceError):
@@ -189,6 +214,8 @@ def gpu_lines() -> list[str]:
 
 def has_gpu_driver() -> bool | None:
     """Whether an NVIDIA driver is here; None where that is not known, without NVIDIA's bindings."""
+    from mexma_runtime.backends.gpu.cuda_checks import has_driver
+
     try:
         return has_driver()
     except (MissingDependencyError, DeviceError):

@@ -43,6 +43,8 @@ class BackendInfo:
     """Graphs captured, or to be captured on first use."""
     graph_bytes: int = 0
     """Device memory that they had taken when the engine was opened."""
+    attention: str = ""
+    """Of packed engines: which of onnxruntime's kernels run, and why, in words."""
 
 
 class Backend(Protocol):

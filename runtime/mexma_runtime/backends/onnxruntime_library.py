@@ -49,9 +49,9 @@ class OrtSession:
     library = NAME
     captures = False
 
-    def __init__(self, inner: Any, kind: str, index: int) -> None:
-        """`kind` and `index`: of the device, as onnxruntime names it."""
-        self._inner, self._device, self._options = inner, (kind, index), run_options(OURS)
+    def __init__(self, inner: Any, kind: str, index: int, *, keeps: Any = None) -> None:
+        """`kind` and `index`: of the device, as onnxruntime names it. `keeps`: what has to live as long as `inner`."""
+        self._inner, self._device, self._options, self._keeps = inner, (kind, index), run_options(OURS), keeps
         self.providers = tuple(inner.get_providers())
 
     def holds(self, n_sentences: int, longest: int) -> bool:

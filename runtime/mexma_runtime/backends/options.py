@@ -30,6 +30,10 @@ class Attention(StrEnum):
     """64 tokens by 64 at a time: faster where most sentences are as short."""
     FLASH = "flash"
     """128 by 128: faster for longer texts, and for one sentence at a time."""
+    AUTO = "auto"
+    """Either, by the mean length of each batch (Tuning.flash_above_mean_tokens): two sessions, so more memory. Where
+    there is no room for both, or no flash kernel, efficient alone; `encoder.info.attention` says so. Not the default
+    until `make gpu-check` has run it on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,8 @@ class GpuOptions:
     attention: Attention | None = None
     """Of packed engines; None: efficient."""
     memory_limit: int | None = None
-    """Bytes of the GPU's memory that onnxruntime may take for weights and activations; None: no limit."""
+    """Bytes of the GPU's memory that onnxruntime may take for weights and activations, in all sessions together; None:
+    no limit."""
     tuning: Tuning | None = None
     """None: what was measured on a GPU like it, or the defaults."""
 

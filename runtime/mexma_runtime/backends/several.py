@@ -33,6 +33,7 @@ class SeveralBackends:
             infos[0],
             device=",".join(info.device for info in infos),
             processor="; ".join(dict.fromkeys(info.processor for info in infos)),
+            attention="; ".join(dict.fromkeys(info.attention for info in infos)),
             policy=policy,
             n_pending=sum(info.n_pending for info in infos),
             n_graphs=sum(info.n_graphs for info in infos),

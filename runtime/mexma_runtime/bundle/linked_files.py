@@ -37,7 +37,8 @@ DTYPES: dict[int, Any] = {
 
 # The numbers of fields in onnx.proto.
 MODEL_GRAPH = 7
-GRAPH_INITIALIZER, GRAPH_INPUT = 5, 11
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT = 1, 5, 11
+NODE_INPUT, NODE_OUTPUT = 1, 2
 TENSOR_DIMS, TENSOR_TYPE, TENSOR_NAME, TENSOR_EXTERNAL_DATA, TENSOR_LOCATION = 1, 2, 8, 13, 14
 EXTERNAL = 1
 """A tensor's location: another file."""
@@ -63,6 +64,19 @@ class MappedGraph:
 
     graph: bytes
     weights: list[MappedTensor]
+
+    def weights_read_in_runs(self) -> list[MappedTensor]:
+        """Those of `weights` that stay as they are: of others alone, onnxruntime computes new ones when it opens it."""
+        (body,) = (value for number, value, _ in fields(self.graph) if number == MODEL_GRAPH)
+        tensors = (value for number, value, _ in fields(body) if number == GRAPH_INITIALIZER)
+        constants = {"", *(name for tensor in tensors for name in texts(tensor, TENSOR_NAME))}
+        read: set[str] = set()
+        for node in (value for number, value, _ in fields(body) if number == GRAPH_NODE):
+            if constants.issuperset(inputs := texts(node, NODE_INPUT)):
+                constants.update(texts(node, NODE_OUTPUT))
+            else:
+                read.update(inputs)
+        return [tensor for tensor in self.weights if tensor.name in read]
 
     def with_weights_as_inputs(self) -> bytes:
         """The graph with an input in place of each of `weights`."""

@@ -66,17 +66,28 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def read_document(expected: Any, path: Path, *, schema: int, advice: str) -> Any:
+def read_document(
+    expected: Any,
+    path: Path,
+    *,
+    schema: int,
+    advice: str,
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> Any:
     """The file `path` as the dataclass `expected`, whose `schema` is that number.
 
-    BundleError names what is wrong, and `advice` what to do about it.
+    `upgrade`: what the data of any older schema is in that one; None: there is none. BundleError names what is wrong,
+    and `advice` what to do about it.
     """
     try:
         data: Any = loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BundleError(path, f"cannot be read ({error}): {advice}") from None
-    if not isinstance(data, dict) or data.get("schema") != schema:
-        raise BundleError(path, f"expected schema {schema}: {advice}")
+    found = data.get("schema") if isinstance(data, dict) else None
+    if upgrade and type(found) is int and 1 <= found < schema:
+        data = {**upgrade(data), "schema": schema}
+    elif found != schema:
+        raise BundleError(path, f"expected schema {schema}{' or an older one' if upgrade else ''}: {advice}")
     return read_value(expected, data, path=path)
 
 

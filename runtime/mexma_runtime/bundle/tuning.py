@@ -1,4 +1,9 @@
-"""What was measured on one GPU for one engine: until how many tokens a captured graph is faster. Kept in local/."""
+"""What was measured on one GPU for one engine: where captured graphs, and where either attention kernel, are faster.
+
+Kept in local/. History of the schema (a reader knows every version up to its own):
+  1  captured graphs
+  2  attention kernels: Tuning.flash_above_mean_tokens, attention_samples
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from mexma_runtime.bundle.manifest import LOCAL, EngineEntry
 from mexma_runtime.bundle.strict_json import read_document
 from mexma_runtime.bundle.whole_files import require_writable, write_whole
 from mexma_runtime.errors import file_errors
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = Path(LOCAL) / "tuning.json"
 """In the bundle's folder; outside its hashes, and rebuilt at will."""
 
@@ -32,6 +38,16 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttentionSample:
+    """Times of one batch by each attention kernel, in turns."""
+
+    mean_tokens: int
+    """Of its sentences."""
+    efficient_ms: list[float]
+    flash_ms: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tuning:
     """How an engine is run on a GPU."""
 
@@ -39,8 +55,18 @@ class Tuning:
     """Batches of up to so many tokens run in captured graphs. The default: without one, a sentence took 3.4 ms on an
     H200, nearly all of it the host's launches, and in that time the GPU computes 2,500 tokens (docs/gpu.md)."""
     max_batch_tokens: int = 65536
+    flash_above_mean_tokens: int = 64
+    """With attention='auto': batches whose sentences have more tokens than this, on average, run in flash.
+
+    The default is by reasoning. A sentence of up to 64 tokens is one tile of either kernel, and flash's (128 x 128) has
+    four times the cells of efficient's (64 x 64). Of a longer one it has at most 1.8 times as many, and a cell takes it
+    little more than half the time (docs/lab/gpu.md). Measured on an H200 in thousands of tokens/s, efficient and flash:
+    633 and 519 at a mean of 11.6 tokens, 734 and 759 at 128, 605 and 699 at 512.
+    """
     samples: list[Sample] = dataclasses.field(default_factory=list)
-    """What the choice was made by; none: the defaults."""
+    """What `graph_up_to_tokens` was chosen by; none: the default."""
+    attention_samples: list[AttentionSample] = dataclasses.field(default_factory=list)
+    """What `flash_above_mean_tokens` was chosen by; none: the default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +127,43 @@ def choose_limit(samples: Sequence[Sample]) -> int:
     return limit
 
 
+def choose_crossover(samples: Sequence[AttentionSample]) -> int:
+    """The mean tokens up to which efficient is to run, and above which flash: the one that loses least.
+
+    One of those measured, or 0; the default without samples. What a crossover loses is the sum, over the samples, of
+    how many times as long as the faster kernel its own takes, so that noise where both are about even decides nothing.
+    Of equal ones the largest.
+    """
+    if not samples:
+        return Tuning.flash_above_mean_tokens
+
+    def loss(crossover: int) -> float:
+        total = 0.0
+        for sample in samples:
+            efficient_ms, flash_ms = median(sample.efficient_ms), median(sample.flash_ms)
+            taken_ms = flash_ms if sample.mean_tokens > crossover else efficient_ms
+            total += taken_ms / min(efficient_ms, flash_ms)
+        return total
+
+    return min(sorted([0, *(sample.mean_tokens for sample in samples)], reverse=True), key=loss)
+
+
 def _read(path: Path) -> _File:
     if not path.exists():
         return _File(schema=SCHEMA, entries=[])
-    read = read_document(_File, path, schema=SCHEMA, advice="remove it, and run `mexma doctor --tune` again")
+    advice = "remove it, and run `mexma doctor --tune` again"
+    read = read_document(_File, path, schema=SCHEMA, advice=advice, upgrade=_upgraded)
     assert isinstance(read, _File)
     return read
+
+
+def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
+    """What a file of schema 1 is in SCHEMA; what is no such file is left as it is, to be refused."""
+    try:
+        entries = [{**entry, "tuning": {**_NO_ATTENTION, **entry["tuning"]}} for entry in data["entries"]]
+    except (KeyError, TypeError):
+        return data
+    return {**data, "entries": entries}
+
+
+_NO_ATTENTION = {"flash_above_mean_tokens": Tuning.flash_above_mean_tokens, "attention_samples": []}

@@ -107,10 +107,10 @@ def doctor_command(
     opened = Bundle.open(bundle) if bundle else None
     if opened and tune:
         with progress_bars() as report:
-            engine, found, path = backends.tune(
-                opened, device, progress=lambda done, total: report("measuring", done, total)
+            tuned = backends.tune(
+                opened, device, progress=lambda what, done, total: report(f"measuring {what}", done, total)
             )
-        tables.show_tuning(engine, found, path, as_json=as_json)
+        tables.show_tuning(tuned, as_json=as_json)
         return
     tables.show_diagnosis(diagnose(opened, device), as_json=as_json)
 

@@ -54,11 +54,13 @@ def embed_command(
     backend: Annotated[
         str | None,
         typer.Option(
-            help="onnxruntime, openvino, tensorrt or tensorrt-rtx; default: OpenVINO for int8, where it is there, else onnxruntime."
+            help="onnxruntime, openvino, tensorrt or tensorrt-rtx; default: OpenVINO for int8, where it is there, "
+            "else onnxruntime."
         ),
     ] = None,
     attention: Annotated[
-        str | None, typer.Option(help="Of a GPU: efficient (default), or flash, which is faster for long texts.")
+        str | None,
+        typer.Option(help="Of a GPU: efficient (default), flash (faster for long texts), or auto (by the batch)."),
     ] = None,
     threads: Annotated[
         int | None,
@@ -156,6 +158,8 @@ def embed_command(
     if prompt_name is None and prompt is None:
         _note_prompts(encoder)
     info = encoder.info
+    if attention is not None:
+        note(f"attention: {info.attention}")
     if as_json:
         print_json(
             {

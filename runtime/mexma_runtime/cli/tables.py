@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from pathlib import Path
 from statistics import median
 
 import typer
 
-from mexma_runtime.backends import runners
+from mexma_runtime.backends import Tuned, runners
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.companions import MODULES
 from mexma_runtime.bundle.manifest import EngineEntry, ProductMode
-from mexma_runtime.bundle.tuning import Tuning
 from mexma_runtime.cli.doctor import Diagnosis
 from mexma_runtime.terminal import print_json
 
@@ -91,16 +89,30 @@ def show_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
         typer.secho(f"problem: {problem}", fg=typer.colors.RED)
 
 
-def show_tuning(engine: EngineEntry, tuning: Tuning, path: Path, *, as_json: bool) -> None:
-    """What was measured, a line a bucket, and what was chosen by it."""
+def show_tuning(tuned: Tuned, *, as_json: bool) -> None:
+    """What was measured, a line a bucket and a line a mean length, and what was chosen by it."""
+    tuning = tuned.tuning
     if as_json:
-        print_json({"engine": engine.name, "file": str(path), **dataclasses.asdict(tuning)})
+        document = {"engine": tuned.engine.name, "file": str(tuned.file), "attention": tuned.attention}
+        print_json({**document, **dataclasses.asdict(tuning)})
         return
-    typer.echo(f"engine {engine.name}, medians of {len(tuning.samples[0].graph_ms) if tuning.samples else 0} runs")
+    n_runs = len(tuning.samples[0].graph_ms) if tuning.samples else 0
+    typer.echo(f"engine {tuned.engine.name}, medians of {n_runs} runs")
     typer.echo("tokens  graph, full  no graph, with as few tokens as it is taken for")
     for sample in tuning.samples:
         typer.echo(f"{sample.n_tokens:>6}  {median(sample.graph_ms):>8.3f} ms  {median(sample.direct_ms):>8.3f} ms")
-    typer.echo(f"graphs are taken for batches of up to {tuning.graph_up_to_tokens} tokens; kept in {path}")
+    if tuning.attention_samples:
+        typer.echo("tokens a sentence, on average  efficient attention  flash")
+    for kernels in tuning.attention_samples:
+        times = f"{median(kernels.efficient_ms):>16.3f} ms  {median(kernels.flash_ms):>8.3f} ms"
+        typer.echo(f"{kernels.mean_tokens:>29}  {times}")
+    typer.echo(f"graphs are taken for batches of up to {tuning.graph_up_to_tokens} tokens")
+    if tuning.attention_samples:
+        above = tuning.flash_above_mean_tokens
+        typer.echo(f"attention='auto' takes flash above {above} tokens a sentence, on average")
+    elif tuned.attention:
+        typer.echo(f"attention kernels were not compared: {tuned.attention}")
+    typer.echo(f"kept in {tuned.file}")
 
 
 def _openers(bundle: Bundle) -> str:

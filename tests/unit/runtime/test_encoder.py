@@ -474,7 +474,7 @@ def test_loading_takes_nothing_else_instead(bundle_folder: Path, tmp_path: Path)
         Encoder.load(bundle_folder, memory_limit=1)
     with pytest.raises(UsageError, match="attention=flash is for a GPU, and device='cpu' was asked for"):
         Encoder.load(bundle_folder, attention="flash")
-    with pytest.raises(UsageError, match="attention: expected one of efficient, flash, got 'math'"):
+    with pytest.raises(UsageError, match="attention: expected one of efficient, flash, auto, got 'math'"):
         Encoder.load(bundle_folder, attention="math")
     with pytest.raises(UsageError, match="graphs: expected one of at-load, first-use, never, got 'always'"):
         Encoder.load(bundle_folder, graphs="always")

@@ -9,11 +9,12 @@ import numpy as np
 
 from mexma_runtime.backends.base import BackendInfo
 from mexma_runtime.backends.gpu.backend import DeviceBackend, Worker
-from mexma_runtime.backends.gpu.buckets import packed_buckets, padded_buckets
+from mexma_runtime.backends.gpu.buckets import long_buckets, packed_buckets, padded_buckets, size
 from mexma_runtime.backends.gpu.device import Device
 from mexma_runtime.backends.gpu.engine import N_STAGING_BUFFERS, DeviceEngine
 from mexma_runtime.backends.gpu.layouts import Layout, PackedLayout, PaddedLayout, Shape
 from mexma_runtime.backends.gpu.session import Session
+from mexma_runtime.backends.gpu.two_kernels import TwoKernelSession, each_kernel
 from mexma_runtime.backends.options import Graphs
 from mexma_runtime.batching import BatchPolicy, Grouping
 from mexma_runtime.bundle.bundle import Bundle
@@ -54,21 +55,26 @@ def assemble(
     processor: str,
     spinning: bool,
     make_value: Callable[[tuple[int, ...]], Any],
+    attention: str = "",
     most_rows: int = MAX_ROWS,
 ) -> DeviceBackend:
     """Called in the worker's thread, which made `session` and `device`.
 
     EngineUnavailableError where the device gives a sentence another vector among batch-mates, or in a graph, than
-    alone; DeviceMemoryError where not even a small batch fits.
+    alone; DeviceMemoryError where not even a small batch fits, or the largest does not fit in both of two sessions.
     """
     manifest, text, precision = bundle.manifest, bundle.manifest.text, entry.precision
     is_packed = entry.dialect is Dialect.PACKED
     engine = largest_engine(session, device, bundle, entry, max_tokens=tuning.max_batch_tokens, most_rows=most_rows)
     sentences = probe(manifest.model.vocab_size, text.max_tokens)
-    expected = check_batch_mates(engine, sentences, dim=manifest.dim, precision=precision)
+    expected = check_kernels(engine, sentences, dim=manifest.dim, precision=precision)
     if graphs is not Graphs.NEVER:
-        buckets_up_to = packed_buckets if is_packed else padded_buckets
-        shapes = buckets_up_to(text.max_tokens, up_to_tokens=min(tuning.graph_up_to_tokens, engine.capacity.n_tokens))
+        up_to_tokens = min(tuning.graph_up_to_tokens, engine.capacity.n_tokens)
+        shapes = (packed_buckets if is_packed else padded_buckets)(text.max_tokens, up_to_tokens=up_to_tokens)
+        if isinstance(session, TwoKernelSession):
+            above = session.flash_above_mean_tokens
+            shapes += long_buckets(text.max_tokens, up_to_tokens=up_to_tokens, above_mean_tokens=above)
+            shapes.sort(key=size)
 
         def capture(shape: Shape) -> None:
             if graphs is Graphs.AT_LOAD:
@@ -92,6 +98,7 @@ def assemble(
         n_pending=N_STAGING_BUFFERS,
         n_graphs=len(engine.buckets),
         graph_bytes=engine.graph_bytes,
+        attention=str(session) if isinstance(session, TwoKernelSession) else attention,
     )
     return DeviceBackend(worker, engine, info, make_value)
 
@@ -101,15 +108,18 @@ def largest_engine(
 ) -> DeviceEngine:
     """An engine with room for batches of `max_tokens`, or of half as many, a quarter, ... until they fit.
 
-    Such a batch is run once: afterwards the library has all the memory that any batch needs, and takes no more.
+    Such a batch is run once by each kernel: afterwards the library has all the memory that any batch needs, and takes
+    no more. Two sessions are not given smaller batches than one would have: DeviceMemoryError at once.
     """
     manifest = bundle.manifest
     layout, longest = layout_for(manifest, entry), manifest.text.max_tokens
     while True:
         capacity = Shape(n_sentences=min(most_rows, max_tokens), longest=longest, n_tokens=max_tokens)
         try:
-            return _tried(DeviceEngine(session, device, layout, entry, dim=manifest.dim, capacity=capacity))
+            return _tried(DeviceEngine(session, device, layout, entry, dim=manifest.dim, capacity=capacity), device)
         except DeviceMemoryError as error:
+            if isinstance(session, TwoKernelSession):
+                raise
             max_tokens //= 2
             if max_tokens < max(MIN_BATCH_TOKENS, longest):
                 raise DeviceMemoryError(
@@ -118,9 +128,16 @@ def largest_engine(
                 ) from error
 
 
-def _tried(engine: DeviceEngine) -> DeviceEngine:
+def _tried(engine: DeviceEngine, device: Device) -> DeviceEngine:
     """A function, so that nothing holds the memory of one that fails while the next is made."""
-    engine.run_largest()
+    taken_bytes = 0
+    for only in each_kernel(engine.session):
+        free_bytes = device.free_bytes()
+        with only:
+            engine.run_largest()
+        taken_bytes = free_bytes - device.free_bytes()
+    if isinstance(engine.session, TwoKernelSession):
+        engine.session.flash_bytes += taken_bytes
     return engine
 
 
@@ -162,6 +179,18 @@ def check_batch_mates(engine: DeviceEngine, sentences: Ragged, *, dim: int, prec
         engine.launch(one, alone[row : row + 1], place, normalize=False).finish()
     if engine.fits(sentences, engine.capacity):  # a plan may be for one sentence at a time
         _check(engine, engine.capacity, sentences, alone, precision=precision)
+    return alone
+
+
+def check_kernels(engine: DeviceEngine, sentences: Ragged, *, dim: int, precision: Precision) -> Vectors:
+    """The same by each attention kernel of the session; the vectors are the first one's, and the second's, too."""
+    first, *others = each_kernel(engine.session)
+    with first:
+        alone = check_batch_mates(engine, sentences, dim=dim, precision=precision)
+    for only in others:
+        with only:
+            check_batch_mates(engine, sentences, dim=dim, precision=precision)
+            _check(engine, engine.capacity, sentences, alone, precision=precision)
     return alone
 
 

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from mexma_runtime.backends.base import BackendInfo, Finish
 from mexma_runtime.backends.gpu.engine import DeviceEngine, PendingBatch, Place
-from mexma_runtime.backends.gpu.measuring import measure_buckets
+from mexma_runtime.backends.gpu.measuring import measure_buckets, measure_kernels
 from mexma_runtime.batching import Grouping
-from mexma_runtime.bundle.tuning import Sample
+from mexma_runtime.bundle.tuning import AttentionSample, Sample
 from mexma_runtime.device_vectors import DeviceRows, DeviceVectors
 from mexma_runtime.errors import DeviceMemoryError, EncoderClosedError, UsageError
 from mexma_runtime.process import NATIVE, Begun
@@ -61,6 +61,12 @@ class DeviceBackend:
     def measure(self, *, dim: int, progress: Callable[[int, int], None] | None = None) -> list[Sample]:
         """How long each bucket takes, and running without: see `measure_buckets`."""
         return self._worker.run(functools.partial(measure_buckets, self._engine, dim=dim, progress=progress))
+
+    def measure_attention(
+        self, *, dim: int, progress: Callable[[int, int], None] | None = None
+    ) -> list[AttentionSample]:
+        """How long either attention kernel takes: see `measure_kernels`."""
+        return self._worker.run(functools.partial(measure_kernels, self._engine, dim=dim, progress=progress))
 
     def close(self) -> None:
         """Wait for what is under way, and release the engine."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from mexma_runtime.backends.gpu.layouts import Shape
 
 STEPS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
@@ -18,6 +20,18 @@ def packed_buckets(max_tokens: int, *, up_to_tokens: int) -> list[Shape]:
         for n_tokens in STEPS
         if n_tokens <= up_to_tokens
     ]
+
+
+def long_buckets(max_tokens: int, *, up_to_tokens: int, above_mean_tokens: int) -> list[Shape]:
+    """Packed buckets for few sentences: full, these have more than `above_mean_tokens` tokens each, on average.
+
+    None where those of `packed_buckets` have, which are for many.
+    """
+    if above_mean_tokens < TOKENS_A_SENTENCE:
+        return []
+    many = packed_buckets(max_tokens, up_to_tokens=up_to_tokens)
+    few = [dataclasses.replace(shape, n_sentences=(shape.n_tokens - 1) // above_mean_tokens) for shape in many]
+    return [shape for shape in few if shape.n_sentences > 0]
 
 
 def padded_buckets(max_tokens: int, *, up_to_tokens: int) -> list[Shape]:

@@ -86,6 +86,11 @@ class DeviceEngine:
         self.copy_s = self.compute_s = 0.0
 
     @property
+    def session(self) -> Session:
+        """What runs its batches."""
+        return self._session
+
+    @property
     def buckets(self) -> list[Shape]:
         """Shapes that are run as captured graphs, the smallest first."""
         return list(self._buckets)

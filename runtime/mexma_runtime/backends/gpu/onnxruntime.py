@@ -1,7 +1,9 @@
-"""onnxruntime on an NVIDIA GPU: a session on one stream of ours, captured graphs for small batches."""
+"""onnxruntime on an NVIDIA GPU: a session, or two, on one stream of ours, captured graphs for small batches."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,15 +11,19 @@ from typing import Any
 import numpy as np
 
 from mexma_runtime.backends.gpu.assembly import assemble, layout_for
+from mexma_runtime.backends.gpu.attention import open_with, why_no_flash
 from mexma_runtime.backends.gpu.backend import DeviceBackend, Worker
 from mexma_runtime.backends.gpu.cuda_checks import Gpu, find_gpu, libraries, load_libraries
 from mexma_runtime.backends.gpu.cuda_device import CudaDevice
 from mexma_runtime.backends.gpu.engine import is_out_of_memory
+from mexma_runtime.backends.gpu.session import Session
+from mexma_runtime.backends.gpu.shared_weights import SharedWeights
 from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, OrtSession, import_onnxruntime, open_session
 from mexma_runtime.backends.options import Attention, GpuOptions, Graphs
 from mexma_runtime.backends.requirements import require_names, require_version, version_key
 from mexma_runtime.backends.support import MIN_ONNXRUNTIME_GPU
 from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.linked_files import map_graph
 from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.bundle.tuning import read_tuning
 from mexma_runtime.errors import DeviceMemoryError, EngineUnavailableError, UsageError
@@ -77,30 +83,57 @@ def _open(bundle: Bundle, entry: EngineEntry, options: GpuOptions, gpu: Gpu, wor
     """In the thread that will run it."""
     ort, spinning = _import_onnxruntime(), options.spinning is not False
     device = CudaDevice(gpu.index, spinning=spinning)
-    path = bundle.path(entry.file)
-    session = _session(bundle, entry, device, options)
-    inputs, outputs = ([value.name for value in found] for found in (session.get_inputs(), session.get_outputs()))
-    require_names(path, entry, inputs, outputs, feedable=layout_for(bundle.manifest, entry).names)
-    return assemble(
-        bundle,
-        entry,
-        OrtSession(session, device.kind, device.index),
+    tuning = options.tuning or read_tuning(bundle.folder, gpu.description, entry)
+    is_packed = entry.dialect is Dialect.PACKED
+
+    def open_session(kernel: Attention, memory_limit: int | None, weights: SharedWeights | None) -> Session:
+        limited = dataclasses.replace(options, attention=kernel, memory_limit=memory_limit)
+        session = _session(bundle, entry, device, limited, weights)
+        inputs, outputs = ([value.name for value in found] for found in (session.get_inputs(), session.get_outputs()))
+        names = layout_for(bundle.manifest, entry).names
+        require_names(bundle.path(entry.file), entry, inputs, outputs, feedable=names)
+        return OrtSession(session, device.kind, device.index, keeps=weights)
+
+    def share_weights() -> SharedWeights:
+        return SharedWeights(map_graph(bundle, entry).weights_read_in_runs(), device)
+
+    def assembled(session: Session, attention: str) -> DeviceBackend:
+        return assemble(
+            bundle,
+            entry,
+            session,
+            device,
+            worker,
+            graphs=options.graphs or Graphs.AT_LOAD,
+            tuning=tuning,
+            version=str(ort.__version__),
+            processor=gpu.description,
+            spinning=spinning,
+            make_value=lambda shape: ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, "cuda", gpu.index),
+            attention=attention if is_packed else "",
+        )
+
+    return open_with(
+        options.attention or Attention.EFFICIENT,
+        open_session,
+        share_weights,
+        assembled,
         device,
-        worker,
-        graphs=options.graphs or Graphs.AT_LOAD,
-        tuning=options.tuning or read_tuning(bundle.folder, gpu.description, entry),
-        version=str(ort.__version__),
-        processor=gpu.description,
-        spinning=spinning,
-        make_value=lambda shape: ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, "cuda", gpu.index),
+        no_flash=why_no_flash(entry.precision, gpu),
+        memory_limit=options.memory_limit,
+        flash_above_mean_tokens=tuning.flash_above_mean_tokens,
+        max_tokens=bundle.manifest.text.max_tokens,
     )
 
 
-def _session(bundle: Bundle, entry: EngineEntry, device: CudaDevice, options: GpuOptions) -> Any:
+def _session(
+    bundle: Bundle, entry: EngineEntry, device: CudaDevice, options: GpuOptions, weights: SharedWeights | None
+) -> Any:
     """A session whose nodes are all on the GPU."""
     ort, session, path = _import_onnxruntime(), None, bundle.path(entry.file)
+    new = functools.partial(_new_session, bundle, entry, device, options, weights)
     try:
-        session = _new_session(bundle, entry, device, options, graphs=options.graphs is not Graphs.NEVER)
+        session = new(graphs=options.graphs is not Graphs.NEVER)
     except Exception as error:
         if is_out_of_memory(error):
             raise DeviceMemoryError(
@@ -109,7 +142,7 @@ def _session(bundle: Bundle, entry: EngineEntry, device: CudaDevice, options: Gp
             ) from error
         # Where a node is on the CPU, graphs are refused before its name can be read.
         with suppress(Exception):
-            session = _new_session(bundle, entry, device, options, graphs=False)
+            session = new(graphs=False)
         if session is not None:
             require_placement(session, path, PROVIDER)
         raise EngineUnavailableError(f"{path}: {NAME} {ort.__version__} cannot open this graph: {error}") from error
@@ -118,7 +151,15 @@ def _session(bundle: Bundle, entry: EngineEntry, device: CudaDevice, options: Gp
     return session
 
 
-def _new_session(bundle: Bundle, entry: EngineEntry, device: CudaDevice, options: GpuOptions, *, graphs: bool) -> Any:
+def _new_session(
+    bundle: Bundle,
+    entry: EngineEntry,
+    device: CudaDevice,
+    options: GpuOptions,
+    weights: SharedWeights | None,
+    *,
+    graphs: bool,
+) -> Any:
     ort = _import_onnxruntime()
     settings = ort.SessionOptions()
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -126,6 +167,8 @@ def _new_session(bundle: Bundle, entry: EngineEntry, device: CudaDevice, options
     settings.log_severity_level = SILENT
     # Patterns are kept for each shape, and shapes are without number.
     settings.enable_mem_pattern = False
+    for name, value in weights.values.items() if weights else ():
+        settings.add_initializer(name, value)
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     provider = {
         "device_id": str(device.index),

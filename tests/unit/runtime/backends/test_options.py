@@ -22,7 +22,7 @@ def test_each_kind_of_device_has_options_of_its_own() -> None:
         ("cpu", {"memory_limit": 1}, "memory_limit=1 is for a GPU"),
         ("cpu", {"memory_limit": 1, "attention": "flash", "graphs": "never"}, "^graphs=never is for a GPU"),
         ("cuda", {"n_threads": 1}, "n_threads=1 is for CPUs, and device='cuda' was asked for: leave it out"),
-        ("cuda", {"attention": "slow"}, "attention: expected one of efficient, flash, got 'slow'"),
+        ("cuda", {"attention": "slow"}, "attention: expected one of efficient, flash, auto, got 'slow'"),
         ("cpu", {"n_threads": 0}, f"n_threads: expected 1 to {most_threads()}, got 0"),
         ("cpu", {"n_threads": 1 << 31}, "n_threads: expected 1 to .*, got 2147483648"),
     ],

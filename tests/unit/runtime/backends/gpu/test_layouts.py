@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mexma_runtime.backends.gpu.buckets import STEPS, packed_buckets, padded_buckets, size
+from mexma_runtime.backends.gpu.buckets import STEPS, long_buckets, packed_buckets, padded_buckets, size
 from mexma_runtime.backends.gpu.layouts import Layout, PackedLayout, PaddedLayout, Shape
 from mexma_runtime.backends.padding import padded_inputs
 from mexma_runtime.bundle.manifest import PositionScheme, TextEntry
@@ -117,3 +117,15 @@ def test_lattices_rise_and_stay_within_their_bounds(max_tokens: int) -> None:
     assert [b.n_tokens for b in padded] == sorted(b.n_tokens for b in padded)
     assert len(set(padded)) == len(padded)
     assert packed_buckets(max_tokens, up_to_tokens=0) == padded_buckets(max_tokens, up_to_tokens=0) == []
+
+
+@given(st.integers(4, 600), st.sampled_from([16, 128, 512]))
+def test_buckets_for_few_sentences_are_for_long_ones(above: int, max_tokens: int) -> None:
+    many = packed_buckets(max_tokens, up_to_tokens=2048)
+    few = long_buckets(max_tokens, up_to_tokens=2048, above_mean_tokens=above)
+    assert all(shape.n_tokens <= above * shape.n_sentences for shape in many)
+    assert all(shape.n_tokens > above * shape.n_sentences for shape in few)
+    # One sentence more, and it would be for shorter ones; and each bigger bucket of many has one for few.
+    assert all(shape.n_tokens <= above * (shape.n_sentences + 1) for shape in few)
+    assert [shape.n_tokens for shape in few] == [shape.n_tokens for shape in many if shape.n_tokens > above]
+    assert long_buckets(max_tokens, up_to_tokens=2048, above_mean_tokens=3) == []
