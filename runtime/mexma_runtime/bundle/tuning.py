@@ -51,9 +51,8 @@ class AttentionSample:
 class Tuning:
     """How an engine is run on a GPU."""
 
-    graph_up_to_tokens: int = 2048
-    """Batches of up to so many tokens run in captured graphs. The default: without one, a sentence took 3.4 ms on an
-    H200, nearly all of it the host's launches, and in that time the GPU computes 2,500 tokens (docs/gpu.md)."""
+    graph_up_to_tokens: int = 512
+    """Batches of up to so many tokens run in captured graphs. The default was measured on an H200 (docs/gpu.md)."""
     max_batch_tokens: int = 65536
     flash_above_mean_tokens: int = 64
     """With attention='auto': batches whose sentences have more tokens than this, on average, run in flash.
