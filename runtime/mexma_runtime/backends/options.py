@@ -29,7 +29,7 @@ class Attention(StrEnum):
     EFFICIENT = "efficient"
     """64 tokens by 64 at a time: faster where most sentences are as short."""
     FLASH = "flash"
-    """128 by 128: faster for longer texts, and for one sentence at a time."""
+    """128 by 128: faster for longer texts."""
     AUTO = "auto"
     """Either, by the mean length of each batch (Tuning.flash_above_mean_tokens): two sessions, so more memory. Where
     there is no room for both, or no flash kernel, efficient alone; `encoder.info.attention` says so. Not the default
