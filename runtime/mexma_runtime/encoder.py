@@ -111,8 +111,8 @@ class Encoder:
             the thread that waits for it does; None: yes.
         graphs: of a GPU, when graphs for small batches are captured: `at-load` (None), `first-use` or `never`.
         attention: of a GPU and packed engines, the kernel: `efficient` (None), faster for sentences of mostly up to 64
-            tokens, `flash`, faster for longer texts, or `auto`, either by the batch, which takes more memory; where there
-            is none left it is efficient alone, and `info.attention` says so.
+            tokens, `flash`, faster for longer texts, or `auto`, either by the batch, which takes more memory; where
+            there is none left it is efficient alone, and `info.attention` says so.
         memory_limit: of a GPU, bytes that onnxruntime may take for weights and activations, `auto`'s of both kernels
             together; None: all there are.
         verify: check the weights' hash too (everything else is always checked).
