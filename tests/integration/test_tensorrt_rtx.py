@@ -243,8 +243,11 @@ def test_without_a_gpu_the_backend_says_so(tensorrt_bundle: Bundle) -> None:
     ("words", "said"),
     [
         (("--capability", "9.0"), "--capability 9.0: TensorRT for RTX makes plans for 7.5 (GeForce RTX 20), 8.0 "),
-        (("--device", "cuda:1"), "--device cuda:1: plans for RTX are for compute capabilities"),
-        (("--out", "x"), "--out: plans of a bundle go into its local/"),
+        (
+            ("--device", "cuda:1"),
+            "--device is for --target tensorrt or plan or triton, and tensorrt-rtx was asked for: leave it out",
+        ),
+        (("--out", "x"), "--out is for --target plan or triton, and tensorrt-rtx was asked for"),
         (("--hardware-compatible", "ampere-plus"), "--hardware-compatible is for --target tensorrt or plan"),
         (
             ("--precision", "fp8", "--capability", "8.6"),

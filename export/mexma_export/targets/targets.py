@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -35,6 +35,21 @@ class BuildTarget(StrEnum):
     """The files that make the bundle a model of that library, which older bundles lack."""
 
 
+_PLANS = (BuildTarget.TENSORRT, BuildTarget.PLAN)
+_OF_ENGINES = (*_PLANS, BuildTarget.TENSORRT_RTX, BuildTarget.TRITON)
+OPTIONS: Mapping[str, tuple[BuildTarget, ...]] = {
+    "--out": (BuildTarget.PLAN, BuildTarget.TRITON),
+    "--precision": _OF_ENGINES,
+    "--engine": _OF_ENGINES,
+    "--device": (*_PLANS, BuildTarget.TRITON),
+    "--capability": (BuildTarget.TENSORRT_RTX,),
+    "--profile": (*_PLANS, BuildTarget.TENSORRT_RTX),
+    "--hardware-compatible": _PLANS,
+    "--over-tensorrt": (BuildTarget.TRITON,),
+}
+"""Which targets an option is for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TargetOptions:
     """What is asked for beside a bundle."""
@@ -59,43 +74,29 @@ class TargetOptions:
 
     def check(self) -> None:
         """UsageError for what does not go together; what this machine lacks for a plan is told before any work."""
-        target = self.target
-        if self.out is None and target in (BuildTarget.PLAN, BuildTarget.TRITON):
-            raise UsageError("--out FOLDER is needed: where to write")
-        is_plan = target in (BuildTarget.TENSORRT, BuildTarget.PLAN)
-        is_rtx = target is BuildTarget.TENSORRT_RTX
-        if self.out is not None and (is_rtx or target is BuildTarget.TENSORRT):
-            raise UsageError("--out: plans of a bundle go into its local/; --target plan writes them elsewhere")
-        if target is BuildTarget.SENTENCE_TRANSFORMERS:
-            options = {
-                "--out": self.out,
-                "--precision": self.precisions,
-                "--device": self.device,
-                "--engine": self.engine,
-            }
-            if given := [name for name, value in options.items() if value not in (None, ())]:
+        given = {
+            "--out": self.out,
+            "--precision": self.precisions,
+            "--engine": self.engine,
+            "--device": self.device,
+            "--capability": self.capabilities,
+            "--profile": self.profiles,
+            "--hardware-compatible": self.compatibility is not HardwareCompatibility.NONE,
+            "--over-tensorrt": self.over_tensorrt,
+        }
+        for option, value in given.items():
+            if value and self.target not in OPTIONS[option]:
                 raise UsageError(
-                    f"{', '.join(given)}: without meaning for --target {target}, whose files are the whole bundle's "
-                    "and go into it: leave out"
+                    f"{option} is for --target {' or '.join(OPTIONS[option])}, and {self.target} was asked for: "
+                    "leave it out"
                 )
-        if self.profiles and not (is_plan or is_rtx):
-            raise UsageError("--profile is for --target tensorrt, tensorrt-rtx or plan")
-        if self.compatibility is not HardwareCompatibility.NONE and not is_plan:
-            raise UsageError("--hardware-compatible is for --target tensorrt or plan")
-        if self.capabilities and not is_rtx:
-            raise UsageError("--capability is for --target tensorrt-rtx: other plans are for this machine's GPU")
-        if is_rtx and self.device is not None:
-            raise UsageError(
-                f"--device {self.device}: plans for RTX are for compute capabilities (--capability), and built without "
-                "a GPU: leave it out"
-            )
-        if self.over_tensorrt and target is not BuildTarget.TRITON:
-            raise UsageError("--over-tensorrt is for --target triton")
+        if self.out is None and self.target in OPTIONS["--out"]:
+            raise UsageError("--out FOLDER is needed: where to write")
         if not re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII):
             raise UsageError(f"--name: expected letters, digits, ., - and _, got {self.name!r}")
-        if is_plan:
+        if self.target in (BuildTarget.TENSORRT, BuildTarget.PLAN):
             plan_platform(self.gpu)
-        if is_rtx:
+        if self.target is BuildTarget.TENSORRT_RTX:
             rtx_platform(require_capabilities(self.capabilities))
 
     @property
