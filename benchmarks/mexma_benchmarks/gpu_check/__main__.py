@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from mexma_benchmarks.gpu_check.attention import compare_kernels
-from mexma_benchmarks.gpu_check.checks import exit_code
+from mexma_benchmarks.result.checks import exit_code
 from mexma_benchmarks.gpu_check.engines import export_engines, read_kernels
 from mexma_benchmarks.gpu_check.fidelity import check_invariance, check_parity
 from mexma_benchmarks.gpu_check.gpu_tests import run_gpu_tests

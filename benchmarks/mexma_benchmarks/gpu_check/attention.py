@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from statistics import median
 
-from mexma_benchmarks.gpu_check.checks import Check
+from mexma_benchmarks.result.checks import Check
 from mexma_benchmarks.gpu_check.run import Record
 from mexma_benchmarks.gpu_check.setup import Setup
 from mexma_benchmarks.gpu_check.sizes import Sizes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from mexma_benchmarks.gpu_check.checks import Check, at_least
+from mexma_benchmarks.result.checks import Check, at_least
 from mexma_benchmarks.gpu_check.run import Record
 from mexma_benchmarks.gpu_check.setup import Setup
 from mexma_export.bundle.pipeline import export

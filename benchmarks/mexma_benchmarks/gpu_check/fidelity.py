@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from mexma_benchmarks.gpu_check.checks import Check, at_least, not_measured
+from mexma_benchmarks.result.checks import Check, at_least, not_measured
 from mexma_benchmarks.gpu_check.pytorch import PyTorchProcess, task_for
 from mexma_benchmarks.gpu_check.run import Record
 from mexma_benchmarks.gpu_check.setup import Setup

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 from importlib.util import find_spec
 from pathlib import Path
 
-from mexma_benchmarks.gpu_check.checks import Check, at_least
+from mexma_benchmarks.result.checks import Check, at_least
 from mexma_benchmarks.gpu_check.run import Record
 from mexma_benchmarks.gpu_check.setup import Setup
 from mexma_runtime.errors import MexmaError

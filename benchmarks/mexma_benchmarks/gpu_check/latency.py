@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from statistics import median
 
-from mexma_benchmarks.gpu_check.checks import Check, at_least, at_most, not_measured
+from mexma_benchmarks.result.checks import Check, at_least, at_most, not_measured
 from mexma_benchmarks.gpu_check.run import Record
 from mexma_benchmarks.gpu_check.setup import SDPA, Setup
 from mexma_benchmarks.gpu_check.work import OURS, Work, random_ids, speedups

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mexma_benchmarks.gpu_check.checks import Check, failed, not_measured
+from mexma_benchmarks.result.checks import Check, failed, not_measured
 from mexma_benchmarks.gpu_check.setup import Setup
 from mexma_benchmarks.result.environment import Environment
 from mexma_runtime.terminal import note

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mexma_benchmarks.gpu_check.checks import Check, at_most
+from mexma_benchmarks.result.checks import Check, at_most
 from mexma_benchmarks.gpu_check.run import Record
 from mexma_benchmarks.gpu_check.setup import Setup
 from mexma_benchmarks.gpu_check.work import random_ids, soak_lengths

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from mexma_benchmarks.gpu_check.checks import Check, Verdict
+from mexma_benchmarks.result.checks import Check, Verdict
 
 STYLES = {
     Verdict.HOLDS: "green",

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
-from mexma_benchmarks.gpu_check.checks import Check, at_least, not_measured
+from mexma_benchmarks.result.checks import Check, at_least, not_measured
 from mexma_benchmarks.gpu_check.pytorch import PyTorchProcess, task_for
 from mexma_benchmarks.gpu_check.run import Record
 from mexma_benchmarks.gpu_check.setup import SDPA, Setup

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from mexma_benchmarks.gpu_check.checks import Check, at_least, not_measured
+from mexma_benchmarks.result.checks import Check, at_least, not_measured
 from mexma_benchmarks.gpu_check.pytorch import PyTorchError, PyTorchProcess
 from mexma_benchmarks.gpu_check.run import Record
 from mexma_benchmarks.gpu_check.setup import COMPILED, Setup

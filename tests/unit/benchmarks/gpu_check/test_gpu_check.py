@@ -23,7 +23,7 @@ from mexma_benchmarks.gpu_check import fidelity, pytorch
 from mexma_benchmarks.gpu_check.__main__ import STEPS
 from mexma_benchmarks.gpu_check.__main__ import main as gpu_check
 from mexma_benchmarks.gpu_check.attention import compare
-from mexma_benchmarks.gpu_check.checks import (
+from mexma_benchmarks.result.checks import (
     Check,
     Verdict,
     at_least,
