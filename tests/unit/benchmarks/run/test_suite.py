@@ -5,7 +5,8 @@ import pytest
 
 from mexma_benchmarks.adapters.protocol import Task
 from mexma_benchmarks.run.fidelity import CalibrationText, calibration_texts, held_out_corpus
-from mexma_benchmarks.run.subjects import Subject, baseline_subjects, server_subjects
+from mexma_benchmarks.run import subjects
+from mexma_benchmarks.run.subjects import Subject, baseline_subjects, flash_subjects, server_subjects
 from mexma_benchmarks.run.suite import COPIES, MEMORY_SHARE, OVERHEAD_BYTES, Chosen, group_by_memory
 from mexma_benchmarks.run.workload import shape_job, text_job
 from mexma_export.corpus.corpus import sample_corpus
@@ -119,9 +120,22 @@ def test_baselines_of_a_gpu_are_all_of_pytorchs_ways() -> None:
     names = [subject.name for subject in baseline_subjects("cuda:1")]
 
     assert names[0] == "PyTorch fp16"
-    for way in ("sorted", "compiled", "unpadded", "bf16", "fp32"):
+    for way in ("sorted", "compiled", "unpadded", "bf16", "fp32", "packed", "packed, graph"):
         assert any(way in name for name in names)
     assert [subject.name for subject in baseline_subjects("cpu")] == ["PyTorch fp32", "PyTorch fp32, sorted"]
+
+
+def test_sentence_transformers_with_flash_attention_is_listed_for_gpus_with_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = {"sentence_transformers", "flash_attn"}
+    monkeypatch.setattr(subjects, "find_spec", lambda name: object() if name in there else None)
+
+    second, third = flash_subjects("cuda")
+
+    assert flash_subjects("cpu") == []
+    assert (second.options["attention"], second.unavailable) == ("flash_attention_2", None)
+    assert third.unavailable == "not installed: flash_attn_interface"
 
 
 def test_a_server_takes_texts_only() -> None:
