@@ -3,7 +3,8 @@
 `python -m mexma_benchmarks.adapters.NAME serve TASK` opens the model, embeds one text and writes `{"ready": ...}`;
 then it answers `{"do": "encode" | "encode_ids" | "encode_ragged" | "serve_load" | "vectors", ...}` until its input
 ends. The first three are timed: once, or `n_calls` times in a turn as `Turn` says. `prepare TASK` only converts the
-checkpoint, into the task's folder. An answer `{"error": ...}` says why there is none.
+checkpoint, into the task's folder. An answer `{"error": ...}` says why there is none, and `{"not_offered": ...}` that
+the library has no such thing.
 """
 
 from __future__ import annotations
@@ -65,6 +66,9 @@ class Turn:
     """No call is begun later than this after the first that counts; None: whatever it takes."""
 
 
+ONCE = Turn()
+
+
 class NotOfferedError(Exception):
     """The library has no such interface: a fact for the report, not a failure."""
 
@@ -119,6 +123,9 @@ def run_adapter(open_model: Callable[[Task], Model], prepare: Callable[[Task], N
         model = open_model(task)
         model.encode([task.first_text])
         reached_s = time.monotonic()  # the machine's clock, not the process's
+    except NotOfferedError as error:
+        _write(lines, {"not_offered": str(error)})
+        raise
     except Exception as error:
         _write(lines, {"error": f"{type(error).__name__}: {error}"})
         raise

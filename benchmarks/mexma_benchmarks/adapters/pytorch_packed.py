@@ -86,14 +86,15 @@ def compute_layer(
 
 def cuda_graph(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """`call` captured as a CUDA graph."""
-    stream: Any = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    cuda: Any = torch.cuda
+    stream = cuda.Stream()
+    stream.wait_stream(cuda.current_stream())
+    with cuda.stream(stream):
         for _ in range(N_GRAPH_WARMUPS):
             call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph: Any = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    cuda.current_stream().wait_stream(stream)
+    graph = cuda.CUDAGraph()
+    with cuda.graph(graph):
         output = call()
 
     def replay() -> Tensor:
@@ -217,13 +218,17 @@ class PackedPyTorch(Model):
         self._lengths = np.array([length])
         starts = place(starts_of(self._lengths), self._device)
         self._replay = capture(lambda: self._embed(compute, self._inputs, starts, length))
+        self._vector = torch.empty_like(self._replay(), device="cpu", pin_memory=self._device.type == "cuda")
 
     @torch.inference_mode()
     def _replayed(self, ids: NDArray[np.int64]) -> Vectors:
         host = self._host.numpy()
         host[0], host[1] = ids, self._layout.positions(ids, self._lengths)
         self._inputs.copy_(self._host, non_blocking=True)
-        vectors: Vectors = self._replay().cpu().numpy()
+        self._vector.copy_(self._replay(), non_blocking=True)
+        if self._device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        vectors: Vectors = self._vector.numpy().copy()
         return vectors
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
-_FOLDERS = re.compile(r"(?<![\w.:/~])~?/(?:[^/\s'\":,;()]+/)*(?=[^/\s'\":,;()])")
+_FOLDERS = re.compile(r"(?<![^\s'\"(=,])~?/(?:[^/\s'\":,;()]+/)*(?=[^/\s'\":,;()])")
 """What stands before the last part of an absolute path; a URL has none."""
 
 

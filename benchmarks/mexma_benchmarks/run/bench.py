@@ -60,7 +60,7 @@ def run_bench(order: Order, result: Result, result_file: Path, *, report: Progre
         baselines = baseline_subjects(order.device)
         engines, flash = engine_subjects(prepared.bundle, order.device), flash_subjects(order.device)
         subjects = [*baselines, *engines, *flash, *order.others]
-        model = _empty(prepared, baseline=baselines[0].name)
+        model = empty_result(prepared, baseline=baselines[0].name)
         result.models.append(model)
         measure_model(
             prepared,
@@ -87,7 +87,8 @@ def _find(name: str, report: Progress) -> Source:
     )
 
 
-def _empty(prepared: Prepared, *, baseline: str) -> ModelResult:
+def empty_result(prepared: Prepared, *, baseline: str) -> ModelResult:
+    """Nothing measured yet."""
     manifest = prepared.bundle.manifest
     entry = manifest.model
     return ModelResult(

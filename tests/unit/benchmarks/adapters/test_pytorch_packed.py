@@ -48,8 +48,8 @@ def masked_attention(
 ) -> torch.Tensor:
     """What varlen_attn computes: each token sees those of its own sentence."""
     sentence = torch.bucketize(torch.arange(len(query)), starts[1:], right=True)
-    heads = (rows.transpose(0, 1) for rows in (query, key, value))
-    attended = scaled_dot_product_attention(*heads, attn_mask=sentence[:, None] == sentence[None])
+    query, key, value = (rows.transpose(0, 1) for rows in (query, key, value))
+    attended = scaled_dot_product_attention(query, key, value, attn_mask=sentence[:, None] == sentence[None])
     return attended.transpose(0, 1)
 
 
@@ -59,7 +59,8 @@ def relative_errors(vectors: Vectors, task: Task) -> Vectors:
         Path(task.checkpoint), pooling=pooling, normalize=task.is_normalized, max_tokens=MAX_TOKENS
     ) as reference:
         expected = reference.encode(TEXTS)
-    assert (vectors.dtype, vectors.shape) == (np.float32, expected.shape)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == expected.shape
     errors: Vectors = np.linalg.norm(vectors - expected, axis=1) / np.linalg.norm(expected, axis=1)
     return errors
 
@@ -82,9 +83,7 @@ def test_it_gives_the_vectors_of_the_reference(
     np.testing.assert_allclose(model.encode_ids(sentences[2:3]), vectors[2:3], atol=1e-5)
 
 
-def test_the_form_of_gelu_that_a_gpu_computes_stays_near(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_form_of_gelu_that_a_gpu_computes_stays_near(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU the product's epilogue is the tanh form: its error is between the two tolerances."""
 
     def with_tanh(bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *, use_gelu: bool) -> torch.Tensor:
@@ -122,10 +121,10 @@ def test_a_graph_takes_new_ids_each_time_and_one_sentence_of_its_length(checkpoi
     model = open_model(task, kernel=masked_attention, capture=capture)
     plain = open_model(task_of(checkpoint), kernel=masked_attention)
     assert len(captured) == 1
-    for text in ("a text that is cut " * 20, "padding <pad> " * 20):
-        sentences = tokenize(load_tokenizer(task), [text])
-        np.testing.assert_allclose(model.encode_ids(sentences), plain.encode_ids(sentences), atol=1e-6)
-    for batch in (sentences * 2, [sentences[0][:5]]):
+    first, second = tokenize(load_tokenizer(task), ["a text that is cut " * 20, "padding <pad> " * 20])
+    for ids in (first, second):
+        np.testing.assert_allclose(model.encode_ids([ids]), plain.encode_ids([ids]), atol=1e-6)
+    for batch in ([first, second], [first[:5]]):
         with pytest.raises(NotOfferedError, match="its graph is of one sentence of 24 tokens"):
             model.encode_ids(batch)
     with pytest.raises(NotOfferedError, match="its graph is of one sentence"):
