@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
 from mexma_benchmarks.gpu_check import bars
 from mexma_benchmarks.gpu_check.bars import Measured
+from mexma_benchmarks.gpu_check.lineup import VECTORS
 from mexma_benchmarks.gpu_check.steps import Setup
 from mexma_benchmarks.result.checks import Record, not_measured
 from mexma_benchmarks.run.models import MINILM_PACKAGE, minilm_source
@@ -52,8 +54,12 @@ def check_minilm(setup: Setup, record: Record) -> None:
         record.checks.append(not_measured("MiniLM, trained weights", reason, is_excused=True))
         return
     prepared = setup.prepare(minilm_source(), "minilm")
-    engines = [subject for subject in (setup.lineup.ours, *setup.lineup.first) if subject.role == "engine"]
-    model = setup.add_model(prepared)
+    lineup, model = setup.lineup, setup.add_model(prepared)
+    engines = [
+        replace(one, measured=VECTORS)
+        for one in (lineup.ours, *lineup.first)
+        if one.measured >= VECTORS and one.role == "engine"
+    ]
     setup.measure(prepared, engines, model, setup.sizes.of_vectors)
     record.checks += bars.vector_bars(model, engines, least=bars.MIN_COSINE_MINILM)
 

@@ -43,8 +43,7 @@ def checks_section(records: Sequence[Record]) -> Iterator[str]:
     yield "## Checks"
     yield f"{n_short} of {len(checks)} fall short." if n_short else "None falls short."
     yield table(HEAD, [[escape(cell) for cell in _row(check)] for check in checks], n_text=len(HEAD))
-    seconds = ", ".join(f"{escape(record.step)} {record.seconds:.0f}" for record in records)
-    yield f"Seconds of each step: {seconds}."
+    yield "Seconds of each step: " + "; ".join(f"{escape(record.step)}: {record.seconds:.0f}" for record in records)
 
 
 def _row(check: Check) -> tuple[str, str, str, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +32,20 @@ from mexma_export.quantize.recipe import load_recipe
 from mexma_runtime import Encoder
 
 HOLDS = Check(what="a", bar=at_least(1), measured=1.0)
+
+
+def test_it_needs_nothing_that_is_not_on_a_bare_gpu_machine() -> None:
+    """Which has PyTorch, transformers and onnxruntime, and neither the extra `bench` nor pydantic."""
+    code = """
+import sys
+import mexma_benchmarks.gpu_check.__main__
+import mexma_benchmarks.adapters.pytorch_packed
+print(*{name.partition(".")[0] for name in sys.modules})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    needed = set(done.stdout.split())
+    assert "typer" in needed
+    assert not needed & {"pydantic", "matplotlib", "markdown_it", "faiss", "onnxscript", "sentence_transformers"}
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def test_the_report_has_the_checks_of_all_steps(small_result: Result) -> None:
     assert "1 of 3 fall short." in section
     assert "| a | \\>= 1 | 1 | holds |" in section
     assert "failed: ValueError: a \\| b | falls short |" in section
-    assert "Seconds of each step: first 3, second 0." in section
+    assert "Seconds of each step: first: 3; second: 0" in section
 
 
 def test_a_report_without_checks_says_nothing_of_them(small_result: Result) -> None:
