@@ -57,18 +57,18 @@ def main(
     if device.startswith("cuda") and (problem := cuda_problem()):
         note(f"error: onnxruntime does not work on CUDA here: {problem}")
         raise typer.Exit(1)
-    sizes = QUICK if quick else FULL
+    out.mkdir(parents=True, exist_ok=True)
     result = Result(
         environment=detect_environment(("python", "-m", "mexma_benchmarks.gpu_check")),
         n_threads=detect_hardware().n_usable_cores,
-        settings={"device": device, "model": without_folders(model), "is_quick": quick, **sizes.run.described()},
+        settings={"device": device, "model": without_folders(model), "is_quick": quick},
     )
     with progress_bars() as report:
         setup = Setup(
             device=device,
             source_name=model,
             out=out,
-            sizes=sizes,
+            sizes=QUICK if quick else FULL,
             lineup=lineup_on(device),
             result=result,
             report=report,

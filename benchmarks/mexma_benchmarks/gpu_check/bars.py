@@ -178,9 +178,9 @@ def _tokens_per_s(timings: Sequence[Timing], samples_ms: Sequence[float]) -> flo
 
 def _missing(what: str, model: ModelResult, timings: Sequence[Timing], *subjects: Subject) -> Check:
     """A row that says why there is no number; excused where something is not installed."""
-    for subject in subjects:
-        for row in model.subjects:
-            refused = [timing.not_offered[row.name] for timing in timings if row.name in timing.not_offered]
-            if row.name == subject.name and (reasons := [*filter(None, [row.reason]), *refused]):
-                return not_measured(what, f"{row.name}: {reasons[0]}", is_excused=row.status == "unavailable")
+    rows = {row.name: row for row in model.subjects}
+    for row in (rows[subject.name] for subject in subjects if subject.name in rows):
+        reasons = [row.reason, *(timing.not_offered.get(row.name) for timing in timings)]
+        if reason := next(filter(None, reasons), None):
+            return not_measured(what, f"{row.name}: {reason}", is_excused=row.status == "unavailable")
     return not_measured(what, "it was not reached", is_excused=False)

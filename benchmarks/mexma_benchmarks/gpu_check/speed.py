@@ -54,7 +54,7 @@ def check_minilm(setup: Setup, record: Record) -> None:
         record.checks.append(not_measured("MiniLM, trained weights", reason, is_excused=True))
         return
     prepared = setup.prepare(minilm_source(), "minilm")
-    lineup, model = setup.lineup, setup.add_model(prepared)
+    lineup, model = setup.lineup, setup.model_of(prepared)
     engines = [
         replace(one, measured=VECTORS)
         for one in (lineup.ours, *lineup.first)

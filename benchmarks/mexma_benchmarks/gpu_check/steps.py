@@ -59,10 +59,10 @@ class Setup:
         """The checkpoint, a stand-in being written where it is not there yet, and its bundle."""
         return self.prepare(resolve_source(self.source_name), re.sub(r"[^\w.]+", "-", self.source_name))
 
-    @cached_property
+    @property
     def model(self) -> ModelResult:
         """What was measured of it, by several steps."""
-        return self.add_model(self.prepared)
+        return self.model_of(self.prepared)
 
     def prepare(self, source: Source, folder: str) -> Prepared:
         """The bundle of `source` in `folder`, exported where it is not there."""
@@ -76,11 +76,12 @@ class Setup:
             report=self.report,
         )
 
-    def add_model(self, prepared: Prepared) -> ModelResult:
-        """A place in the result for another checkpoint."""
-        model = empty_result(prepared, baseline=self.lineup.baseline.name)
-        self.result.models.append(model)
-        return model
+    def model_of(self, prepared: Prepared) -> ModelResult:
+        """What was measured of a checkpoint so far: its place in the result."""
+        models = self.result.models
+        if prepared.name not in [model.name for model in models]:
+            models.append(empty_result(prepared, baseline=self.lineup.baseline.name))
+        return next(model for model in models if model.name == prepared.name)
 
     def measure(self, prepared: Prepared, subjects: Sequence[Subject], model: ModelResult, sizes: RunSizes) -> None:
         """Let the suite measure subjects beside the baseline, as far as there is time."""

@@ -42,7 +42,7 @@ def check_tensorrt_parity(setup: Setup, record: Record) -> None:
     precisions = (Precision.FP32, *PRECISIONS)
     _build(source, setup.out / "bundles" / folder, precisions, load_recipe(FOR_TENSORRT), setup, record)
     prepared = setup.prepare(source, folder)
-    model, subjects = setup.add_model(prepared), _plans(prepared, setup.device, VECTORS)
+    model, subjects = setup.model_of(prepared), _plans(prepared, setup.device, VECTORS)
     setup.measure(prepared, subjects, model, setup.sizes.of_vectors)
     for subject in subjects:
         mean = None if subject.options["precision"] == Precision.FP16 else MIN_MEAN_COSINE

@@ -113,14 +113,13 @@ def _judge(prepared: Prepared, chosen: Chosen, model: ModelResult, run: Run) -> 
 def _choose(prepared: Prepared, subjects: Sequence[Subject], model: ModelResult, run: Run) -> Chosen:
     """The subjects that can be measured, each with its task; the others' rows say why not."""
     chosen: Chosen = {}
+    known = {result.name: result for result in model.subjects}
     for subject in subjects:
         run.report(f"{prepared.name}, preparing", len(chosen), len(subjects))
-        result = SubjectResult(
+        result = known.get(subject.name) or SubjectResult(
             name=subject.name, role=subject.role, adapter=subject.adapter, options=dict(subject.options)
         )
-        if subject.name in {known.name for known in model.subjects}:
-            result = model.subject(subject.name)
-        else:
+        if subject.name not in known:
             model.subjects.append(result)
         if subject.unavailable:
             result.status, result.reason = "unavailable", subject.unavailable

@@ -16,7 +16,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from mexma_benchmarks.gpu_check import speed
+from mexma_benchmarks.gpu_check import speed, tensorrt
 from mexma_benchmarks.gpu_check.__main__ import STEPS
 from mexma_benchmarks.gpu_check.__main__ import main as gpu_check
 from mexma_benchmarks.gpu_check.gpu_tests import run_pytest
@@ -28,6 +28,8 @@ from mexma_benchmarks.gpu_check.tensorrt import check_tensorrt_parity, measure_t
 from mexma_benchmarks.result.checks import Check, Record, Verdict, at_least
 from mexma_benchmarks.result.environment import Environment
 from mexma_benchmarks.result.result import Result
+from mexma_benchmarks.run.prepared import Prepared
+from mexma_benchmarks.run.subjects import Subject
 from mexma_export.quantize.recipe import load_recipe
 from mexma_runtime import Encoder
 
@@ -173,6 +175,42 @@ def test_without_tensorrt_its_steps_are_excused(step: Callable[[Setup, Record], 
     step(setup, record)
     (check,) = record.checks
     assert (check.verdict, check.note) == (Verdict.NOT_MEASURED, "not measured: TensorRT is not installed")
+
+
+def test_plans_are_timed_beside_the_engine_that_is_taken_by_default(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With plans' place taken by engines that run here: no plan can be built without a GPU."""
+
+    def plans(prepared: Prepared, device: str, measured: frozenset[str]) -> list[Subject]:
+        options = {"engine": "portable.fp32", "backend": "onnxruntime"}
+        return [
+            Subject(
+                name=f"plan {what}",
+                role="engine",
+                adapter="mexma",
+                options=options | {"precision": what},
+                measured=measured,
+            )
+            for what in ("fp16", "int8")
+        ]
+
+    monkeypatch.setattr(tensorrt, "tensorrt_problem", lambda: None)
+    monkeypatch.setattr(tensorrt, "_build", lambda *_: None)
+    monkeypatch.setattr(tensorrt, "_plans", plans)
+    record = Record(step="TensorRT")
+    measure_tensorrt(setup, record)
+
+    ours, baseline = setup.lineup.ours.name, setup.lineup.baseline.name
+    pairs = [("plan int8", "plan fp16"), ("plan fp16", ours), ("plan fp16", baseline)]
+    assert [check.what for check in record.checks] == [
+        f"{work}: {one}, times as fast as {other}"
+        for work in ("one sentence of 32 tokens", "8 sentences of 128 tokens")
+        for one, other in pairs
+    ]
+    assert all(check.measured for check in record.checks)
+    assert [check.bar.value for check in record.checks if check.bar] == [1.3]
+    assert [model.name for model in setup.result.models] == [setup.prepared.name]
 
 
 def test_what_is_timed_is_quantized_as_the_shipped_recipe_does_it() -> None:
