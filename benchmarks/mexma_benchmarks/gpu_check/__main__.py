@@ -11,6 +11,7 @@ from rich.console import Console
 
 from mexma_benchmarks.gpu_check.engines import export_engines, read_kernels
 from mexma_benchmarks.gpu_check.gpu_tests import run_gpu_tests
+from mexma_benchmarks.gpu_check.invariance import check_invariance
 from mexma_benchmarks.gpu_check.lineup import FULL, QUICK, lineup_on
 from mexma_benchmarks.gpu_check.soak import measure_soak
 from mexma_benchmarks.gpu_check.speed import check_minilm, measure_first, measure_late, measure_products
@@ -31,6 +32,7 @@ STEPS = (
     Step(name="GPU tests", measure=run_gpu_tests, needs_cuda=True),
     Step(name="export", measure=export_engines),
     Step(name="attention kernels", measure=read_kernels, needs_cuda=True),
+    Step(name="batch-mates", measure=check_invariance),
     Step(name="vectors, latency and rates", measure=measure_first),
     Step(name="the card's own rate", measure=measure_products, needs_cuda=True),
     Step(name="MiniLM", measure=check_minilm),

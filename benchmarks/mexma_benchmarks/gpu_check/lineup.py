@@ -63,6 +63,8 @@ class Sizes:
 
     run: RunSizes
     """One sentence of GRAPH_LENGTH, the `bulk`, one sentence of other lengths; texts and their ids."""
+    n_batch_mates: int
+    """Sentences that some are embedded among, to see whether it matters."""
     n_soak_batches: int
     """The first tenth of them may take memory."""
 
@@ -94,6 +96,7 @@ FULL = Sizes(
         share_s=8,
         max_rounds=10,
     ),
+    n_batch_mates=4096,
     n_soak_batches=10_000,
 )
 QUICK = Sizes(
@@ -104,5 +107,6 @@ QUICK = Sizes(
         with_their_ids=True,
         one_sentence=Turn(n_calls=5, n_warmups=1),
     ),
+    n_batch_mates=64,
     n_soak_batches=40,
 )

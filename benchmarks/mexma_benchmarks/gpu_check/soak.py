@@ -24,11 +24,11 @@ def measure_soak(setup: Setup, record: Record) -> None:
 
     n = setup.sizes.n_soak_batches
     n_settling = n // 10
-    every, bundle = max(1, n // N_SAMPLES), setup.prepared.bundle
-    with Encoder.from_bundle(bundle, engine=setup.lineup.ours.options["engine"], device=setup.device) as encoder:
+    every, vocab_size = max(1, n // N_SAMPLES), setup.prepared.bundle.manifest.model.vocab_size
+    with setup.open_encoder() as encoder:
         free = soak(
             encoder,
-            bundle.manifest.model.vocab_size,
+            vocab_size,
             n_batches=n,
             every=every,
             free_bytes=lambda: int(torch.cuda.mem_get_info(setup.device)[0]),

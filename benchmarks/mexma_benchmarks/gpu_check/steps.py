@@ -18,6 +18,7 @@ from mexma_benchmarks.run.sizes import RunSizes
 from mexma_benchmarks.run.subjects import Subject
 from mexma_benchmarks.run.suite import Run, measure_model
 from mexma_export.checkpoint.sources import Source, resolve_source
+from mexma_runtime import Encoder
 from mexma_runtime.terminal import Progress, note
 
 RESULT_FILE = "result.json"
@@ -63,6 +64,10 @@ class Setup:
     def model(self) -> ModelResult:
         """What was measured of it, by several steps."""
         return self.model_of(self.prepared)
+
+    def open_encoder(self) -> Encoder:
+        """Ours, in this process."""
+        return Encoder.from_bundle(self.prepared.bundle, engine=self.lineup.ours.options["engine"], device=self.device)
 
     def prepare(self, source: Source, folder: str) -> Prepared:
         """The bundle of `source` in `folder`, exported where it is not there."""

