@@ -190,7 +190,7 @@ class Result:
         """Write it as JSON; the file is whole at any time."""
         with file_errors(path.parent, "cannot be made a folder"):
             path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(dataclasses.asdict(self), ensure_ascii=False).encode() + b"\n")
+        write_whole(path, json.dumps(dataclasses.asdict(self)).encode() + b"\n")
 
     @classmethod
     def load(cls, path: Path) -> Result:
