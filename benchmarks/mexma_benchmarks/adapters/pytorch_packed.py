@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from torch.nn.functional import layer_norm, linear, normalize
+from torch.nn.functional import embedding, layer_norm, linear, normalize
 
 from mexma_benchmarks.adapters.protocol import Ids, Lengths, Model, NotOfferedError, Task, Vectors, run_adapter
 from mexma_benchmarks.adapters.pytorch import DTYPES
@@ -202,7 +202,7 @@ class PackedPyTorch(Model):
 
     def _embed(self, compute: Callable[..., Tensor], inputs: Tensor, starts: Tensor, longest: int) -> Tensor:
         """float32 `(n, dim)` of ids and positions, `inputs` `(2, tokens)`."""
-        x = self._words[inputs[0]] + self._positions[inputs[1]]
+        x = embedding(inputs[0], self._words) + embedding(inputs[1], self._positions)
         x = layer_norm(x, x.shape[1:], self._norm.weight, self._norm.bias, self._norm.eps)
         for weights in self._layers:
             x = compute(x, starts, longest, weights)
@@ -218,7 +218,7 @@ class PackedPyTorch(Model):
         self._lengths = np.array([length])
         starts = place(starts_of(self._lengths), self._device)
         self._replay = capture(lambda: self._embed(compute, self._inputs, starts, length))
-        self._vector = torch.empty_like(self._replay(), device="cpu", pin_memory=self._device.type == "cuda")
+        self._vector = torch.empty(self._replay().shape, pin_memory=self._device.type == "cuda")
 
     @torch.inference_mode()
     def _replayed(self, ids: NDArray[np.int64]) -> Vectors:
