@@ -83,10 +83,13 @@ class Heat:
 
         Samples are kept as they come, so that an interrupted workload has its whole rounds.
         """
+        names = self.names(job.workload.kind)
+        if not names:
+            return
         timing = Timing(workload=job.workload, heat=self.number)
         self._model.timings.append(timing)
         warm = []
-        for name in self.names(job.workload.kind):
+        for name in names:
             try:
                 if self.ask(name, job.request) is not None:
                     warm.append(name)
