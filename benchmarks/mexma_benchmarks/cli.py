@@ -208,6 +208,6 @@ def peers_command(
 
 
 def _require() -> None:
-    for package in ("markdown_it", "matplotlib", "pydantic"):
+    for package in ("markdown_it", "matplotlib"):
         if find_spec(package) is None:
             raise MissingDependencyError(package, needed_for="mexma bench", extra="bench")

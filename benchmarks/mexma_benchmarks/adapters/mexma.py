@@ -1,14 +1,16 @@
-"""Our own engines: `options` say which one of the bundle in the task's folder, on which backend."""
+"""Our own engines: `options` say which one of the bundle in the task's folder, and how `Encoder.load` opens it."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
-from mexma_benchmarks.adapters.protocol import Model, Task, Vectors, run_adapter
+from mexma_benchmarks.adapters.protocol import Ids, Lengths, Model, Task, Vectors, run_adapter
 from mexma_runtime import Encoder
 from mexma_runtime.types import Dialect, Ragged
 
+OPTIONS = ("engine", "backend", "attention", "graphs")
 BATCHING = {
     ("cpu", False): "groups of equal length",
     ("cuda", False): "sorted by length, padded",
@@ -18,16 +20,9 @@ BATCHING = {
 
 
 def open_model(task: Task) -> Model:
-    """Load the engine that `options` name: `engine` and `backend`."""
-    options = task.options
-    encoder = Encoder.load(
-        task.folder,
-        engine=options["engine"],
-        backend=options["backend"],
-        device=task.device,
-        n_threads=task.n_threads,
-    )
-    return Mexma(encoder)
+    """Load the engine that `options` name: `engine`, `backend`, and whatever else of OPTIONS they have."""
+    options: Any = {name: task.options[name] for name in OPTIONS if name in task.options}
+    return Mexma(Encoder.load(task.folder, device=task.device, n_threads=task.n_threads, **options))
 
 
 class Mexma(Model):
@@ -47,6 +42,10 @@ class Mexma(Model):
     def encode_ids(self, sentences: Sequence[Sequence[int]]) -> Vectors:
         """Embed token ids."""
         return self._encoder.encode_ids(Ragged.from_sequences(sentences))
+
+    def encode_ragged(self, ids: Ids, lengths: Lengths) -> Vectors:
+        """Embed token ids that lie end to end."""
+        return self._encoder.encode_ids(Ragged.from_lengths(ids, lengths))
 
     def stages_s(self) -> dict[str, float]:
         """What the encoder counts."""

@@ -1,8 +1,10 @@
 """How the benchmark talks to a subject's process: one JSON object a line in, one a line out.
 
 `python -m mexma_benchmarks.adapters.NAME serve TASK` opens the model, embeds one text and writes `{"ready": ...}`;
-then it answers `{"do": "encode" | "encode_ids" | "serve_load" | "vectors", ...}` until its input ends. `prepare TASK`
-only converts the checkpoint, into the task's folder. An answer `{"error": ...}` says why there is none.
+then it answers `{"do": "encode" | "encode_ids" | "encode_ragged" | "serve_load" | "vectors", ...}` until its input
+ends. The first three are timed: once, or `n_calls` times in a turn as `Turn` says. `prepare TASK` only converts the
+checkpoint, into the task's folder. An answer `{"error": ...}` says why there is none, and `{"not_offered": ...}` that
+the library has no such thing.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, TextIO
 
 import numpy as np
@@ -25,6 +28,8 @@ from numpy.typing import NDArray
 from mexma_benchmarks.adapters.load import serve_arrivals
 
 Vectors = NDArray[np.float32]
+Ids = NDArray[np.int32]
+Lengths = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,20 @@ class Task:
     """Embedded before the subject is ready."""
     options: dict[str, Any] = field(default_factory=dict)
     """What tells the variants of one adapter apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """How often a subject does what it is asked when it is its turn; in the request, where it is not once."""
+
+    n_calls: int = 1
+    n_warmups: int = 0
+    """Calls before those that count: a process that was woken a moment ago is slow."""
+    limit_s: float | None = None
+    """No call is begun later than this after the first that counts; None: whatever it takes."""
+
+
+ONCE = Turn()
 
 
 class NotOfferedError(Exception):
@@ -76,6 +95,10 @@ class Model:
         """Embed one batch of token ids of equal length, special tokens included."""
         raise NotOfferedError("it takes texts only")
 
+    def encode_ragged(self, ids: Ids, lengths: Lengths) -> Vectors:
+        """Embed sentences of any lengths, in batches of its own: `ids` `(total,)` end to end, `lengths` `(n,)`."""
+        raise NotOfferedError("it makes no batches of ids")
+
     def stages_s(self) -> dict[str, float]:
         """Seconds spent so far in `tokenize`, `copy` and `compute`, where the library tells them apart."""
         return {}
@@ -100,6 +123,9 @@ def run_adapter(open_model: Callable[[Task], Model], prepare: Callable[[Task], N
         model = open_model(task)
         model.encode([task.first_text])
         reached_s = time.monotonic()  # the machine's clock, not the process's
+    except NotOfferedError as error:
+        _write(lines, {"not_offered": str(error)})
+        raise
     except Exception as error:
         _write(lines, {"error": f"{type(error).__name__}: {error}"})
         raise
@@ -120,12 +146,18 @@ def run_adapter(open_model: Callable[[Task], Model], prepare: Callable[[Task], N
 
 
 def _answer(model: Model, request: dict[str, Any]) -> dict[str, Any]:
+    turn = Turn(**request.get("turn", {}))
     try:
         match request["do"]:
             case "encode":
-                return _timed(model, lambda: model.encode(request["texts"]))
+                return _timed(model, lambda: model.encode(request["texts"]), turn)
             case "encode_ids":
-                return _timed(model, lambda: model.encode_ids(request["ids"]))
+                batch: Any = np.asarray(request["ids"], dtype=np.int32)
+                return _timed(model, lambda: model.encode_ids(batch), turn)
+            case "encode_ragged":
+                ids = np.frombuffer(base64.b64decode(request["int32"]), dtype="<i4")
+                lengths = np.asarray(request["lengths"], dtype=np.int64)
+                return _timed(model, lambda: model.encode_ragged(ids, lengths), turn)
             case "vectors":
                 return _packed(model.encode(request["texts"]))
             case "serve_load":
@@ -145,12 +177,26 @@ def _answer(model: Model, request: dict[str, Any]) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def _timed(model: Model, call: Callable[[], object]) -> dict[str, Any]:
-    before = model.stages_s()
-    start_s = time.perf_counter()
-    call()
-    taken_s = time.perf_counter() - start_s
-    return {"ms": taken_s * 1e3, "stages_ms": {name: (s - before[name]) * 1e3 for name, s in model.stages_s().items()}}
+def _timed(model: Model, call: Callable[[], object], turn: Turn) -> dict[str, Any]:
+    for _ in range(turn.n_warmups):
+        call()
+    before, calls_ms = model.stages_s(), list[float]()
+    until_s = time.perf_counter() + (float("inf") if turn.limit_s is None else turn.limit_s)
+    while not calls_ms or (len(calls_ms) < turn.n_calls and time.perf_counter() < until_s):
+        start_s = time.perf_counter()
+        call()
+        calls_ms.append((time.perf_counter() - start_s) * 1e3)
+    return {
+        "ms": median(calls_ms),
+        "calls_ms": calls_ms if turn.n_calls > 1 else [],
+        "stages_ms": {name: (s - before[name]) * 1e3 / len(calls_ms) for name, s in model.stages_s().items()},
+    }
+
+
+def ragged_request(ids: Ids, lengths: Lengths) -> dict[str, Any]:
+    """The request `encode_ragged`; hundreds of thousands of ids would be long as JSON."""
+    packed = base64.b64encode(ids.astype("<i4").tobytes()).decode("ascii")
+    return {"do": "encode_ragged", "int32": packed, "lengths": lengths.tolist()}
 
 
 def _packed(vectors: Vectors) -> dict[str, Any]:

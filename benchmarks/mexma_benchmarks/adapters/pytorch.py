@@ -10,16 +10,20 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 
-from mexma_benchmarks.adapters.protocol import Model, Task, Vectors, run_adapter
-from mexma_benchmarks.adapters.texts import BATCH_SIZE, length_sorted, load_tokenizer, pad, tokenize
+from mexma_benchmarks.adapters.protocol import Ids, Lengths, Model, Task, Vectors, run_adapter
+from mexma_benchmarks.adapters.texts import BATCH_SIZE, cut_by_budget, length_sorted, load_tokenizer, pad, tokenize
 from mexma_benchmarks.adapters.unpadded import Kernel, Unpadded, place, register_attention, varlen_kernel
 
+MAX_BATCH_TOKENS = 16_384
+"""Of a batch of ragged ids, padding included: enough to fill a large GPU, few enough to pad little."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -121,18 +125,28 @@ class PyTorch(Model):
         batches = length_sorted(sentences, size)
         if not self._options.is_sorted:
             batches = [np.arange(start, min(start + size, len(texts))) for start in range(0, len(texts), size)]
-        sorted_vectors = self._fetch([self._embed([sentences[row] for row in rows]) for rows in batches])
-        vectors = np.empty_like(sorted_vectors)
-        vectors[np.concatenate(batches)] = sorted_vectors
-        return vectors
+        return self._encode(sentences, batches)
 
     def encode_ids(self, sentences: Sequence[Sequence[int]]) -> Vectors:
         """Embed one batch of token ids."""
         return self._fetch([self._embed(sentences)])
 
+    def encode_ragged(self, ids: Ids, lengths: Lengths) -> Vectors:
+        """Embed token ids, in batches of like lengths of MAX_BATCH_TOKENS."""
+        starts = [0, *np.cumsum(lengths).tolist()]
+        sentences: Any = [ids[start:end] for start, end in pairwise(starts)]
+        return self._encode(sentences, cut_by_budget(lengths, MAX_BATCH_TOKENS))
+
     def stages_s(self) -> dict[str, float]:
         """Seconds in the tokenizer, in bringing batches to the device and vectors back, and in the model."""
         return dict(self._stages_s)
+
+    def _encode(self, sentences: Sequence[Sequence[int]], batches: Sequence[NDArray[np.intp]]) -> Vectors:
+        """All batches are queued, then their vectors are fetched at once and put into the sentences' order."""
+        in_turn = self._fetch([self._embed([sentences[row] for row in rows]) for rows in batches])
+        vectors = np.empty_like(in_turn)
+        vectors[np.concatenate(batches)] = in_turn
+        return vectors
 
     def _embed(self, sentences: Sequence[Sequence[int]]) -> torch.Tensor:
         """One batch, on the device and perhaps not computed yet."""

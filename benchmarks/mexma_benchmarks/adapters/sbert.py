@@ -1,7 +1,8 @@
 """sentence-transformers; int8 is made by its own exporters, with their defaults.
 
 `options`: `backend`, "torch", "onnx", "openvino" or "bundle"; `int8`; `calibration`, which OpenVINO's int8 needs, is a
-text file with a sentence a line. Of a bundle, `model_kwargs` are what it is loaded with.
+text file with a sentence a line. Of a bundle, `model_kwargs` are what it is loaded with. In torch, `attention` is an
+attention implementation of transformers', and `dtype` "fp16" goes with those of flash-attn.
 """
 
 from __future__ import annotations
@@ -70,10 +71,19 @@ def open_model(task: Task) -> Model:
         model = SentenceTransformer(task.folder, trust_remote_code=True, device=task.device, model_kwargs=options)
         return SentenceTransformers(model, task)
     if task.options["backend"] == "torch":
-        return SentenceTransformers(_load(task, task.checkpoint), task)
+        return SentenceTransformers(_load(task, task.checkpoint, **_torch_options(task)), task)
     suffix = "onnx" if task.options["backend"] == "onnx" else "xml"
     (file,) = Path(task.folder).rglob(f"*.{suffix}")
     return SentenceTransformers(_load(task, task.folder, file_name=str(file.relative_to(task.folder))), task)
+
+
+def _torch_options(task: Task) -> dict[str, Any]:
+    """What transformers loads the model with, where it is not what it does by itself."""
+    import torch
+
+    options = task.options
+    found = {"attn_implementation": options["attention"]} if "attention" in options else {}
+    return found | ({"dtype": torch.float16} if options.get("dtype") == "fp16" else {})
 
 
 def _load(task: Task, folder: str, **model_kwargs: Any) -> Any:
@@ -123,7 +133,9 @@ class SentenceTransformers(Model):
         self._model = model
         backend = task.options["backend"]
         self.versions = {package: version(package) for package in ("sentence-transformers", *LIBRARIES[backend])}
-        self.provider = f"{task.device}, {backend}" + ", INFERENCE_PRECISION_HINT=f32" * (backend == "openvino")
+        how = [str(task.options[name]) for name in ("attention", "dtype") if name in task.options]
+        how += ["INFERENCE_PRECISION_HINT=f32"] * (backend == "openvino")
+        self.provider = ", ".join([task.device, backend, *how])
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Embed texts in batches of 32, which it sorts by length itself."""

@@ -54,6 +54,17 @@ def length_sorted(sentences: Sequence[Sequence[int]], batch_size: int = BATCH_SI
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
+def cut_by_budget(lengths: NDArray[np.int64], max_padded_tokens: int) -> list[NDArray[np.intp]]:
+    """The rows of each batch, the longest sentences first; none has more tokens, padding included, but a single one."""
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        n = max(1, max_padded_tokens // int(lengths[order[start]]))
+        batches.append(order[start : start + n])
+        start += n
+    return batches
+
+
 def pad(sentences: Sequence[Sequence[int]], padding_id: int) -> Padded:
     """A batch of `sentences`, padded to its longest."""
     lengths = np.array([len(ids) for ids in sentences])

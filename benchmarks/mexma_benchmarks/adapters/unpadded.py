@@ -60,6 +60,11 @@ def register_attention(kernel: Kernel) -> str:
     return ATTENTION
 
 
+def starts_of(lengths: NDArray[np.int64]) -> NDArray[np.int32]:
+    """int32 `(n + 1,)`: where sentences start that lie end to end, with the end."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+
+
 class Unpadded:
     """The layout: one row of all tokens."""
 
@@ -73,15 +78,25 @@ class Unpadded:
 
     def inputs(self, sentences: Sequence[Sequence[int]]) -> dict[str, Any]:
         """What the model takes: ids and positions, int64 `(1, tokens)`, and where sentences start, int32 `(n + 1,)`."""
-        lengths = [len(ids) for ids in sentences]
-        ids = [np.array(sentence, dtype=np.int64) for sentence in sentences]
-        positions = [self._positions(sentence) for sentence in ids]
+        lengths = np.array([len(ids) for ids in sentences])
+        ids = np.concatenate(sentences).astype(np.int64)
         return {
-            "input_ids": place(np.concatenate(ids)[None], self._device),
-            "position_ids": place(np.concatenate(positions)[None], self._device),
-            "cu_seq_lens_q": place(np.cumsum([0, *lengths], dtype=np.int32), self._device),
-            "max_length_q": max(lengths),
+            "input_ids": place(ids[None], self._device),
+            "position_ids": place(self.positions(ids, lengths)[None], self._device),
+            "cu_seq_lens_q": place(starts_of(lengths), self._device),
+            "max_length_q": int(lengths.max()),
         }
+
+    def positions(self, ids: Ids, lengths: NDArray[np.int64]) -> Ids:
+        """int64 `(total,)`, as transformers counts them within each sentence."""
+        starts = starts_of(lengths)[:-1]
+        if self._padding_id is None:
+            return np.arange(len(ids)) - np.repeat(starts, lengths)
+        is_counted = (ids != self._padding_id).astype(np.int64)  # a text may contain <pad>
+        so_far = np.cumsum(is_counted)
+        before = (so_far - is_counted)[starts]
+        positions: Ids = (so_far - np.repeat(before, lengths)) * is_counted + self._padding_id
+        return positions
 
     def pool(self, tokens: Tensor, inputs: Mapping[str, Any], pooling: str) -> Tensor:
         """float32 `(n, dim)` of the last layer's `tokens` `(1, tokens, dim)`."""
@@ -90,10 +105,3 @@ class Unpadded:
             return tokens[0].index_select(0, starts[:-1]).float()
         # unsafe: its checks would wait for the GPU
         return torch.segment_reduce(tokens[0].float(), "mean", lengths=starts.diff(), unsafe=True)
-
-    def _positions(self, ids: Ids) -> Ids:
-        if self._padding_id is None:
-            return np.arange(len(ids))
-        is_counted = (ids != self._padding_id).astype(np.int64)  # a text may contain <pad>
-        positions: Ids = np.cumsum(is_counted) * is_counted + self._padding_id
-        return positions

@@ -1,4 +1,5 @@
 """`make gpu-check`: tests, parity, memory and speed on a GPU, each held against a bar, in eight minutes.
 
-Steps write rows (checks.py) and raw samples; run.py runs them one after another and keeps what they found.
+steps.py runs one step after another and keeps what it finds. What is timed are subjects of the suite (lineup.py), and
+bars.py holds their samples against bars; kernels, memory and the GPU tests are steps of their own.
 """

@@ -9,22 +9,21 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mexma_benchmarks.gpu_check.attention import compare_kernels
-from mexma_benchmarks.gpu_check.checks import exit_code
 from mexma_benchmarks.gpu_check.engines import export_engines, read_kernels
-from mexma_benchmarks.gpu_check.fidelity import check_invariance, check_parity
 from mexma_benchmarks.gpu_check.gpu_tests import run_gpu_tests
-from mexma_benchmarks.gpu_check.latency import measure_latency
-from mexma_benchmarks.gpu_check.run import RESULT_FILE, Result, Step, run_steps
-from mexma_benchmarks.gpu_check.setup import Setup
-from mexma_benchmarks.gpu_check.sizes import FULL, QUICK
+from mexma_benchmarks.gpu_check.invariance import check_invariance
+from mexma_benchmarks.gpu_check.lineup import FULL, QUICK, lineup_on
 from mexma_benchmarks.gpu_check.soak import measure_soak
-from mexma_benchmarks.gpu_check.table import checks_table
+from mexma_benchmarks.gpu_check.speed import check_minilm, measure_first, measure_late, measure_products
+from mexma_benchmarks.gpu_check.steps import RESULT_FILE, Setup, Step, run_steps
 from mexma_benchmarks.gpu_check.tensorrt import check_tensorrt_parity, measure_tensorrt
-from mexma_benchmarks.gpu_check.throughput import measure_alike, measure_drawn, measure_texts
+from mexma_benchmarks.report.checks import checks_table
+from mexma_benchmarks.result.checks import exit_code, without_folders
 from mexma_benchmarks.result.environment import detect_environment
+from mexma_benchmarks.result.result import Result
 from mexma_runtime.backends import backend_statuses
-from mexma_runtime.terminal import note
+from mexma_runtime.hardware import detect_hardware
+from mexma_runtime.terminal import note, progress_bars
 
 OUT = Path("engines/gpu-check")
 WIDTH = 160
@@ -33,15 +32,13 @@ STEPS = (
     Step(name="GPU tests", measure=run_gpu_tests, needs_cuda=True),
     Step(name="export", measure=export_engines),
     Step(name="attention kernels", measure=read_kernels, needs_cuda=True),
-    Step(name="parity with PyTorch", measure=check_parity),
-    Step(name="batch invariance", measure=check_invariance),
-    Step(name="latency of one sentence", measure=measure_latency),
-    Step(name="text in", measure=measure_texts),
-    Step(name="the other attention kernel", measure=compare_kernels, needs_cuda=True),
+    Step(name="batch-mates", measure=check_invariance),
+    Step(name="vectors, latency and rates", measure=measure_first),
+    Step(name="the card's own rate", measure=measure_products, needs_cuda=True),
+    Step(name="MiniLM", measure=check_minilm),
     Step(name="memory over thousands of batches", measure=measure_soak, needs_cuda=True),
-    # Last, since torch.compile takes long.
-    Step(name="rate at drawn lengths", measure=measure_drawn),
-    Step(name="rate at one length", measure=measure_alike),
+    # torch.compile of transformers' layers takes long.
+    Step(name="compiled PyTorch, and peers", measure=measure_late, needs_cuda=True),
     Step(name="TensorRT: parity", measure=check_tensorrt_parity, needs_cuda=True),
     Step(name="TensorRT: latency and rate", measure=measure_tensorrt, needs_cuda=True),
 )
@@ -63,15 +60,28 @@ def main(
         note(f"error: onnxruntime does not work on CUDA here: {problem}")
         raise typer.Exit(1)
     out.mkdir(parents=True, exist_ok=True)
-    environment = detect_environment(("python", "-m", "mexma_benchmarks.gpu_check"))
-    result = Result(environment=environment, device=device, model=model, is_quick=quick)
-    with Setup(device=device, model=model, out=out, sizes=QUICK if quick else FULL) as setup:
-        run_steps(STEPS, setup, result, budget_s=budget_s)
+    result = Result(
+        environment=detect_environment(("python", "-m", "mexma_benchmarks.gpu_check")),
+        n_threads=detect_hardware().n_usable_cores,
+        settings={"device": device, "model": without_folders(model), "is_quick": quick},
+    )
+    with progress_bars() as report:
+        setup = Setup(
+            device=device,
+            source_name=model,
+            out=out,
+            sizes=QUICK if quick else FULL,
+            lineup=lineup_on(device),
+            result=result,
+            report=report,
+            budget_s=budget_s,
+        )
+        run_steps(STEPS, setup)
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    console.print(checks_table(result.checks, title=f"{model} on {', '.join(environment.gpus) or device}"))
-    note(f"Every sample is in {out / RESULT_FILE}")
+    console.print(checks_table(result.checks, title=f"{model} on {', '.join(result.environment.gpus) or device}"))
+    note(f"Every sample is in {out / RESULT_FILE}; mexma bench report makes tables of them")
     raise typer.Exit(exit_code(result.checks))
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 
-from mexma_benchmarks.gpu_check.checks import Check, at_least
-from mexma_benchmarks.gpu_check.run import Record
-from mexma_benchmarks.gpu_check.setup import Setup
-from mexma_export.bundle.pipeline import export
-from mexma_export.bundle.request import ExportRequest
-from mexma_runtime.types import Dialect, Precision
+from mexma_benchmarks.gpu_check.steps import Setup
+from mexma_benchmarks.result.checks import Check, Record, at_least
+from mexma_runtime.types import Dialect
 
 UNPADDED = ("EFFICIENT_ATTENTION", "FLASH_ATTENTION")
 """onnxruntime's kernels that read packed tokens where they are."""
@@ -18,23 +16,14 @@ UNPADDED = ("EFFICIENT_ATTENTION", "FLASH_ATTENTION")
 def export_engines(setup: Setup, record: Record) -> None:
     """Write the checkpoint where it is a stand-in, then the bundle; nothing is judged here."""
     start_s = time.perf_counter()
-    source = setup.source
-    found_s = time.perf_counter()
-    request = ExportRequest(
-        out=setup.folder,
-        precisions=(Precision.FP32, Precision.FP16),
-        dialects=(Dialect.PORTABLE, Dialect.FUSED, Dialect.PACKED),
-        check_parity=False,
-    )
-    manifest = export(source, request).manifest
-    exported_s = time.perf_counter()
-    size = sum(entry.size for entry in manifest.files)
-    record.samples |= {"source_s": found_s - start_s, "export_s": exported_s - found_s, "bundle_bytes": size}
+    shutil.rmtree(setup.out / "bundles", ignore_errors=True)  # of an earlier run, and perhaps of an earlier version
+    manifest = setup.prepared.bundle.manifest
+    seconds, size = time.perf_counter() - start_s, sum(entry.size for entry in manifest.files)
+    record.samples |= {"export_s": seconds, "bundle_bytes": size}
     names = ", ".join(engine.name for engine in manifest.engines)
     record.checks += [
-        Check(what="checkpoint found or written", unit="s", measured=found_s - start_s, note=source.model_id),
-        Check(what="export", unit="s", measured=exported_s - found_s, note=names),
-        Check(what="bundle", unit="GB", measured=size / 1e9),
+        Check(what="checkpoint found or written, and exported", unit="s", measured=seconds, note=manifest.model.id),
+        Check(what="bundle", unit="GB", measured=size / 1e9, note=names),
     ]
 
 
@@ -43,7 +32,7 @@ def read_kernels(setup: Setup, record: Record) -> None:
     from mexma_runtime.cli.attention_kernels import attention_kernels
 
     for engine in ("packed.fp16", "fused.fp16"):
-        kernels = attention_kernels(setup.folder, engine, setup.device)
+        kernels = attention_kernels(setup.prepared.bundle.folder, engine, setup.device)
         record.samples[engine] = kernels
         record.checks.append(
             Check(

@@ -8,9 +8,8 @@ import xml.etree.ElementTree as ET
 from importlib.util import find_spec
 from pathlib import Path
 
-from mexma_benchmarks.gpu_check.checks import Check, at_least
-from mexma_benchmarks.gpu_check.run import Record
-from mexma_benchmarks.gpu_check.setup import Setup
+from mexma_benchmarks.gpu_check.steps import Setup
+from mexma_benchmarks.result.checks import Check, Record, at_least
 from mexma_runtime.errors import MexmaError
 
 TIMEOUT_S, TIMEOUT_WITH_TENSORRT_S = 150.0, 1200.0
@@ -26,7 +25,9 @@ def run_gpu_tests(setup: Setup, record: Record) -> None:
     n_passed = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
     said = f"{n_passed} passed, {counts['failures'] + counts['errors']} failed, {counts['skipped']} skipped"
     share = n_passed / counts["tests"] if counts["tests"] else 0.0
-    record.checks.append(Check(what="GPU tests that pass", bar=at_least(1), measured=share, note=f"{said} ({log})"))
+    record.checks.append(
+        Check(what="GPU tests that pass", bar=at_least(1), measured=share, note=f"{said} ({log.name})")
+    )
 
 
 def run_pytest(report: Path, log: Path) -> dict[str, int]:
@@ -47,7 +48,8 @@ def run_pytest(report: Path, log: Path) -> dict[str, int]:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise MexmaError(f"the GPU tests had not ended after {timeout_s:.0f} s: {log} has what they said") from None
+            told = f"the GPU tests had not ended after {timeout_s:.0f} s: {log.name} has what they said"
+            raise MexmaError(told) from None
     if not report.is_file():
         last = (log.read_text(encoding="utf-8").strip().splitlines() or ["nothing"])[-1]
         raise MexmaError(f"pytest ended with exit status {done.returncode} and said: {last}")

@@ -10,6 +10,7 @@ import numpy as np
 
 from mexma_benchmarks.report import sections
 from mexma_benchmarks.report.charts import FIDELITY, draw_charts, slugs
+from mexma_benchmarks.report.checks import checks_section
 from mexma_benchmarks.report.fidelity import fidelity_section, kept_neighbours
 from mexma_benchmarks.report.formats import NOTHING, code, escape, listing, megabytes, number, table
 from mexma_benchmarks.report.html import page
@@ -60,6 +61,7 @@ def write_report(result: Result, folder: Path) -> list[Path]:
 def markdown(result: Result, charts: Mapping[str, str]) -> str:
     """All that was measured, and what to doubt. `charts`: name (`draw_charts`) -> where its picture is. Pure."""
     blocks = [f"# {escape(_title(result))}", *_doubts(result), *_summary(result.models, charts)]
+    blocks += checks_section(result.records)
     blocks += ["## Conditions", _conditions(result), "## How it was measured", listing(METHOD)]
     for model, slug in zip(result.models, slugs(result.models), strict=True):
         blocks += _model(model, slug, charts)
@@ -80,7 +82,8 @@ def unstable(result: Result) -> Iterator[str]:
 
 
 def _title(result: Result) -> str:
-    return "Benchmark: " + (", ".join(model.name for model in result.models) or "nothing measured")
+    measured = ", ".join(model.name for model in result.models) or "checks" * bool(result.records)
+    return f"Benchmark: {measured or 'nothing measured'}"
 
 
 def _doubts(result: Result) -> Iterator[str]:

@@ -71,7 +71,7 @@ def ids_in(model: ModelResult, charts: Sequence[str]) -> Iterator[str]:
         return
     workloads = sorted({one.workload for one in measured}, key=lambda w: (w.batch or 0, w.length or 0, w.name))
     yield "### Token ids in"
-    yield "One batch of sentences of equal length, tokenization excluded; columns are sentences x tokens of each."
+    yield "Tokenization excluded. Columns are a batch of sentences x tokens, or ids that each library makes batches of."
     for start in range(0, len(workloads), MAX_COLUMNS):
         yield from _shape_tables(model, measured, workloads[start : start + MAX_COLUMNS])
     yield from _not_offered(model, "ids")

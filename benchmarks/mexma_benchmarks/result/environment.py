@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import subprocess
@@ -14,7 +15,8 @@ from pathlib import Path
 
 from mexma_runtime.hardware import Hardware, detect_hardware
 
-PACKAGES = ("mexma-runtime", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")
+MODULES = ("numpy", "onnxruntime", "tokenizers", "torch", "transformers")
+"""That measure or are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class Environment:
     """Kernel's name, release and machine type."""
     python: str
     versions: dict[str, str | None]
-    """None: not installed."""
+    """Of the packages whose modules would be imported, by the packages' own names; None: not installed."""
     commit: str | None
     """Of the checkout, with `+changes` where files differ from it; None outside a checkout."""
     command: tuple[str, ...]
@@ -49,7 +51,7 @@ def detect_environment(program: Sequence[str]) -> Environment:
         gpus=tuple(_nvidia_smi("--query-gpu=name,memory.total,driver_version")),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
-        versions={package: _version(package) for package in PACKAGES},
+        versions={"mexma-runtime": _version("mexma-runtime")} | _versions(),
         commit=read_commit(Path(__file__).parent),
         command=(*program, *(Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:])),
         variables={name: value for name, value in sorted(os.environ.items()) if name.startswith(prefixes)},
@@ -91,6 +93,30 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except OSError:
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def module_versions(module: str) -> dict[str, str | None]:
+    """The package that brings `module` as it would be imported here -> its version, read from what lies beside it.
+
+    Two that lie in one folder overwrite each other, as onnxruntime and onnxruntime-gpu do: both are named then. None
+    stands for a module that is not there, or without its package's description.
+    """
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return {module: None}
+    file = Path(spec.origin)
+    beside = importlib.metadata.distributions(path=[str(file.parents[1])])
+    owners = (one for one in beside if _normalized(one.name).startswith(module))
+    found = {one.name: one.version for one in owners if f"{module}/{file.name}" in map(str, one.files or ())}
+    return {**found} or {module: None}
+
+
+def _versions() -> dict[str, str | None]:
+    return {package: version for module in MODULES for package, version in module_versions(module).items()}
+
+
+def _normalized(package: str) -> str:
+    return package.lower().replace("-", "_")
 
 
 def _version(package: str) -> str | None:

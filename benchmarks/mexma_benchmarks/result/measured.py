@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mexma_benchmarks.result.estimates import Estimate, estimate_median, quantile, ratios
-from mexma_benchmarks.result.result import LoadRun, ModelResult, Workload
+from mexma_benchmarks.result.result import LoadRun, ModelResult, Timing, Workload
 
 MIN_REQUESTS_P999 = 10_000
 """Fewer have no ten that are slower than the 99.9th percentile."""
@@ -75,21 +75,26 @@ def series(model: ModelResult) -> list[Series]:
     for workload in dict.fromkeys(timing.workload for timing in model.timings):
         timings = [timing for timing in model.timings if timing.workload == workload]
         for name in subject_names(model):
-            speedups: list[float] = []
-            for timing in timings:
-                own, baseline = timing.samples_ms.get(name, []), timing.samples_ms.get(model.baseline, [])
-                shared = min(len(own), len(baseline))  # rounds end early for a subject that fails
-                speedups += ratios(baseline[:shared], own[:shared])
             if samples := [ms for timing in timings for ms in timing.samples_ms.get(name, [])]:
                 found.append(
                     Series(
                         workload=workload,
                         subject=name,
                         samples_ms=samples,
-                        speedups=speedups if name != model.baseline else [],
+                        speedups=times_as_fast(timings, name, model.baseline) if name != model.baseline else [],
                         stages_ms=[stages for timing in timings for stages in timing.stages_ms.get(name, []) if stages],
                     )
                 )
+    return found
+
+
+def times_as_fast(timings: Iterable[Timing], name: str, other: str) -> list[float]:
+    """Of each round of one workload that both took part in, the other's time over `name`'s."""
+    found: list[float] = []
+    for timing in timings:
+        own, its = timing.samples_ms.get(name, []), timing.samples_ms.get(other, [])
+        shared = min(len(own), len(its))  # rounds end early for a subject that fails
+        found += ratios(its[:shared], own[:shared])
     return found
 
 

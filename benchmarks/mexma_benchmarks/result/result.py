@@ -1,23 +1,29 @@
 """What a run measured, raw: every sample, beside the machine it was measured on. It grows while it is measured.
 
-History of the schema:
-  1  fp32 engines against PyTorch only
+History of the schema (history.py brings what is older up to date):
+  1  fp32 engines against PyTorch only; not read any more. Of gpu-check, a format of its own: steps with checks
   2  subjects of all kinds, each in its own process; workloads as data; open-loop load; fidelity of every subject
+  3  several calls in a turn; the records of gpu-check's steps in the same file
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from mexma_benchmarks.result.checks import Check, Record
 from mexma_benchmarks.result.environment import Environment
+from mexma_benchmarks.result.history import SCHEMA, brought_up_to_date
 from mexma_export.parity.figures import InvarianceFigures, ParityFigures
+from mexma_runtime.bundle.strict_json import MismatchError, loads, parse
 from mexma_runtime.bundle.whole_files import write_whole
 from mexma_runtime.errors import UsageError, file_errors
 
-SCHEMA = 2
+MAX_PROBLEMS = 10
+"""Wrong fields that an error lists."""
 
 Role = Literal["engine", "baseline", "peer"]
 Status = Literal["measured", "unavailable", "failed"]
@@ -47,7 +53,9 @@ class Timing:
     heat: int
     """Which group of subjects: as many as fit into memory at once. The baseline is in every one."""
     samples_ms: dict[str, list[float]] = field(default_factory=dict)
-    """Subject -> ms of each round."""
+    """Subject -> ms of each round; of a turn with several calls, their median."""
+    calls_ms: dict[str, list[list[float]]] = field(default_factory=dict)
+    """Subject -> of each round the ms of each call, where a turn has several."""
     stages_ms: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     """Subject -> of each round the ms in `tokenize`, `copy`, `compute`, where the library tells them apart."""
     not_offered: dict[str, str] = field(default_factory=dict)
@@ -155,6 +163,13 @@ class Result:
     schema: int = SCHEMA
     is_complete: bool = False
     models: list[ModelResult] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    """Of gpu-check's steps."""
+
+    @property
+    def checks(self) -> list[Check]:
+        """The checks of all steps."""
+        return [check for record in self.records for check in record.checks]
 
     def hold_against(self, subject: str) -> None:
         """Make `subject` the baseline of every model that it was timed with; the others keep theirs.
@@ -173,31 +188,34 @@ class Result:
 
     def save(self, path: Path) -> None:
         """Write it as JSON; the file is whole at any time."""
-        from pydantic import TypeAdapter
-
         with file_errors(path.parent, "cannot be made a folder"):
             path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, TypeAdapter(Result).dump_json(self) + b"\n")
+        write_whole(path, json.dumps(dataclasses.asdict(self)).encode() + b"\n")
 
     @classmethod
     def load(cls, path: Path) -> Result:
-        """Read what `save` wrote.
+        """Read what `save` wrote, and what earlier versions wrote as far as history.py knows it.
 
         Raises:
             FileError: the file cannot be read.
-            UsageError: it is of another schema, or does not fit it.
+            UsageError: it is of a schema that is not known here, or does not fit it.
         """
-        from pydantic import TypeAdapter, ValidationError
-
         with file_errors(path, "cannot be read"):
             text = path.read_bytes()
         try:
-            schema = json.loads(text).get("schema")
+            document = loads(text.decode())
+            schema = document.get("schema")
         except (ValueError, AttributeError) as error:
             raise UsageError(f"{path}: not a result of `mexma bench run`: {error}") from None
-        if schema != SCHEMA:
+        try:
+            current = brought_up_to_date(document)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UsageError(f"{path}: does not fit schema {schema}: {error!r}") from None
+        if current is None:
             raise UsageError(f"{path}: schema {schema}, this version reads {SCHEMA}: run the benchmark again")
         try:
-            return TypeAdapter(Result).validate_json(text)
-        except ValidationError as error:
-            raise UsageError(f"{path}: does not fit schema {SCHEMA}: {error}") from None
+            result: Result = parse(Result, current)
+        except MismatchError as error:
+            told = "".join(f"\n  - {problem}" for problem in error.problems[:MAX_PROBLEMS])
+            raise UsageError(f"{path}: does not fit schema {schema}:{told}") from None
+        return result

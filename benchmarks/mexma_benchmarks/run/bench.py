@@ -12,7 +12,7 @@ from mexma_benchmarks.run.fidelity import calibration_texts
 from mexma_benchmarks.run.models import MINILM, minilm_source
 from mexma_benchmarks.run.prepared import Prepared, prepare_model
 from mexma_benchmarks.run.sizes import RunSizes
-from mexma_benchmarks.run.subjects import Subject, baseline_subjects, engine_subjects
+from mexma_benchmarks.run.subjects import Subject, baseline_subjects, engine_subjects, flash_subjects
 from mexma_benchmarks.run.suite import Run, measure_model
 from mexma_export.checkpoint.sources import Source, resolve_source
 from mexma_export.corpus.corpus import Corpus
@@ -58,8 +58,9 @@ def run_bench(order: Order, result: Result, result_file: Path, *, report: Progre
             report=report,
         )
         baselines = baseline_subjects(order.device)
-        subjects = [*baselines, *engine_subjects(prepared.bundle, order.device), *order.others]
-        model = _empty(prepared, baseline=baselines[0].name)
+        engines, flash = engine_subjects(prepared.bundle, order.device), flash_subjects(order.device)
+        subjects = [*baselines, *engines, *flash, *order.others]
+        model = empty_result(prepared, baseline=baselines[0].name)
         result.models.append(model)
         measure_model(
             prepared,
@@ -86,7 +87,8 @@ def _find(name: str, report: Progress) -> Source:
     )
 
 
-def _empty(prepared: Prepared, *, baseline: str) -> ModelResult:
+def empty_result(prepared: Prepared, *, baseline: str) -> ModelResult:
+    """Nothing measured yet."""
     manifest = prepared.bundle.manifest
     entry = manifest.model
     return ModelResult(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from mexma_benchmarks.adapters.protocol import Task
+from mexma_benchmarks.result.checks import without_folders
 from mexma_benchmarks.result.result import ModelResult, Timing
-from mexma_benchmarks.run.process import NotOfferedError, SubjectError, SubjectProcess
+from mexma_benchmarks.run.process import LIMIT_S, NotOfferedError, SubjectError, SubjectProcess
 from mexma_benchmarks.run.subjects import Subject
 from mexma_benchmarks.run.timing import take_turns
 from mexma_benchmarks.run.workload import Job
@@ -20,22 +21,41 @@ Answer = dict[str, Any]
 class Heat:
     """Running subjects of one model; leaving a `with` ends them."""
 
-    def __init__(self, number: int, model: ModelResult) -> None:
+    def __init__(self, number: int, model: ModelResult, *, limit_s: float = LIMIT_S) -> None:
+        """No subject may take longer than `limit_s` to start, or for one answer."""
         self.number = number
-        self._model = model
+        self._model, self._limit_s = model, limit_s
         self._running: dict[str, tuple[Subject, SubjectProcess]] = {}
 
-    def start(self, subject: Subject, task: Task) -> None:
-        """Start a subject and keep what it says of itself; a failure becomes its row's reason."""
-        result = self._model.subject(subject.name)
+    def start(self, tasks: Sequence[tuple[Subject, Task]], *, n_at_once: int = 1) -> None:
+        """Start subjects, so many side by side, and keep what they say of themselves."""
+        for first in range(0, len(tasks), n_at_once):
+            started = tasks[first : first + n_at_once]
+            for subject, task in started:
+                process = SubjectProcess(subject.adapter, task, python=subject.python, limit_s=self._limit_s)
+                self._running[subject.name] = subject, process
+            for subject, _ in started:
+                self._wait(subject.name)
+
+    def _wait(self, name: str) -> None:
+        """A failure becomes the row's reason."""
+        result = self._model.subject(name)
         try:
-            process = SubjectProcess(subject.adapter, task, python=subject.python)
+            ready = self._running[name][1].ready
         except SubjectError as error:
-            result.status, result.reason = "failed", str(error)
+            self._fail(name, error)
             return
-        self._running[subject.name] = subject, process
-        ready = process.ready
         result.versions, result.provider, result.batching = ready.versions, ready.provider, ready.batching
+
+    def _fail(self, name: str, error: SubjectError) -> None:
+        result = self._model.subject(name)
+        result.status = "unavailable" if isinstance(error, NotOfferedError) else "failed"
+        result.reason = without_folders(str(error))
+        self._running.pop(name)[1].close()
+
+    def is_running(self, name: str) -> bool:
+        """Whether it was started and has not failed."""
+        return name in self._running
 
     def names(self, measured: str) -> list[str]:
         """The running subjects of which `measured` is measured."""
@@ -55,10 +75,7 @@ class Heat:
         except NotOfferedError:
             raise
         except SubjectError as error:
-            result = self._model.subject(name)
-            result.status, result.reason = "failed", str(error)
-            del self._running[name]
-            process.close()
+            self._fail(name, error)
             return None
 
     def time(self, job: Job, n_rounds: Callable[[float], int], report: Callable[[int, int], None]) -> None:
@@ -66,10 +83,13 @@ class Heat:
 
         Samples are kept as they come, so that an interrupted workload has its whole rounds.
         """
+        names = self.names(job.workload.kind)
+        if not names:
+            return
         timing = Timing(workload=job.workload, heat=self.number)
         self._model.timings.append(timing)
         warm = []
-        for name in self.names(job.workload.kind):
+        for name in names:
             try:
                 if self.ask(name, job.request) is not None:
                     warm.append(name)
@@ -81,10 +101,12 @@ class Heat:
             measured = {name: answer for name, answer in answers.items() if answer is not None}
             for name, answer in measured.items():
                 timing.samples_ms.setdefault(name, []).append(answer["ms"])
+                if answer["calls_ms"]:
+                    timing.calls_ms.setdefault(name, []).append(answer["calls_ms"])
                 if answer["stages_ms"]:
                     timing.stages_ms.setdefault(name, []).append(answer["stages_ms"])
             if done == 1:
-                n = n_rounds(sum(answer["ms"] for answer in measured.values()) / 1e3)
+                n = n_rounds(sum(sum(answer["calls_ms"]) or answer["ms"] for answer in measured.values()) / 1e3)
             report(done, n)
             if done >= n:
                 return

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -60,18 +61,22 @@ class SubjectProcess:
     """One adapter at work on one task. It is stopped (SIGSTOP) but for its turns, so that none slows another's."""
 
     def __init__(self, adapter: str, task: Task, *, python: Path | None = None, limit_s: float = LIMIT_S) -> None:
-        """Start it and wait until it has embedded the task's first text; SubjectError says why it could not."""
-        start_s = time.monotonic()
+        """Start it; `ready` waits for it."""
+        self._start_s = time.monotonic()
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         self._process = _start(adapter, "serve", task, python, self._errors)
         self._limit_s, self._buffer = limit_s, b""
+
+    @cached_property
+    def ready(self) -> Ready:
+        """What it says once it has embedded the task's first text; SubjectError says why it could not, and ends it."""
         try:
             ready = self._answer()["ready"]
         except BaseException:
             self.close()
             raise
-        self.ready = Ready(start_ms=(ready.pop("reached_s") - start_s) * 1e3, **ready)
         self._stop()
+        return Ready(start_ms=(ready.pop("reached_s") - self._start_s) * 1e3, **ready)
 
     @property
     def pid(self) -> int:
@@ -89,6 +94,7 @@ class SubjectProcess:
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Send a request of the protocol and wait for its answer; SubjectError or NotOfferedError for none."""
+        _ = self.ready
         with self.awake():
             assert self._process.stdin is not None
             with suppress(BrokenPipeError):  # what it died of is read below

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
+from mexma_benchmarks.adapters.protocol import ONCE, Turn
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSizes:
@@ -16,6 +18,10 @@ class RunSizes:
     """Sentences x tokens of the fixed shapes."""
     n_texts: int
     """Of real lengths."""
+    with_their_ids: bool = False
+    """Whether the ids of those texts are a workload too, in batches of the subjects' own."""
+    one_sentence: Turn = ONCE
+    """How often a sentence of the grid that is alone is embedded in a turn."""
     n_judged: int
     """Most sentences that fidelity is measured on."""
     n_judged_standin: int
@@ -44,7 +50,8 @@ class RunSizes:
 
     def described(self) -> dict[str, str | int | float | None]:
         """Every size, as a result keeps it."""
-        return {name: str(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+        sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: str(v) if isinstance(v, tuple | Turn) else v for name, v in sizes.items()}
 
 
 class Effort(StrEnum):

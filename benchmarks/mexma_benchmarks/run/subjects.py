@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from mexma_runtime.errors import UsageError
 
 EVERYTHING = frozenset({"ids", "texts", "cold start", "load", "fidelity"})
 TEXTS = frozenset({"texts", "load"})
+GRAPH_LENGTH = 32
+"""Tokens of the sentence that PyTorch has a CUDA graph for."""
+FLASH_ATTENTION = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+"""Attention that transformers takes from another package -> its module."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +80,11 @@ def baseline_subjects(device: str) -> list[Subject]:
     def pytorch(name: str, measured: frozenset[str] = EVERYTHING, **options: Any) -> Subject:
         return Subject(name=f"PyTorch {name}", role="baseline", adapter="pytorch", options=options, measured=measured)
 
+    def packed(name: str, measured: frozenset[str] = EVERYTHING, **options: Any) -> Subject:
+        return Subject(
+            name=f"PyTorch fp16, {name}", role="baseline", adapter="pytorch_packed", options=options, measured=measured
+        )
+
     if device == "cpu":
         return [pytorch("fp32", dtype="fp32"), pytorch("fp32, sorted", TEXTS, dtype="fp32", is_sorted=True)]
     return [
@@ -84,7 +94,28 @@ def baseline_subjects(device: str) -> list[Subject]:
         pytorch("fp16, unpadded", dtype="fp16", is_sorted=True, unpadded=True),
         pytorch("bf16", dtype="bf16", is_sorted=True),
         pytorch("fp32", dtype="fp32", is_sorted=True),
+        packed("packed"),
+        packed("packed, graph", frozenset({"ids"}), graph_length=GRAPH_LENGTH),
     ]
+
+
+def flash_subjects(device: str) -> list[Subject]:
+    """sentence-transformers in fp16 with the kernels of flash-attn, on a GPU."""
+    if device == "cpu":
+        return []
+    found = []
+    for attention, module in FLASH_ATTENTION.items():
+        missing = [name for name in ("sentence_transformers", module) if find_spec(name) is None]
+        found.append(
+            Subject(
+                name=f"sentence-transformers fp16, {attention}",
+                role="peer",
+                adapter="sbert",
+                options={"backend": "torch", "int8": False, "attention": attention, "dtype": "fp16"},
+                unavailable=f"not installed: {', '.join(missing)}" if missing else None,
+            )
+        )
+    return found
 
 
 def server_subjects(urls: list[str], model: str | None) -> list[Subject]:

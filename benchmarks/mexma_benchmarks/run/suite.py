@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mexma_benchmarks.adapters.protocol import Task, peak_rss_bytes
+from mexma_benchmarks.adapters.protocol import ONCE, Task, peak_rss_bytes
+from mexma_benchmarks.result.checks import without_folders
 from mexma_benchmarks.result.environment import device_bytes
 from mexma_benchmarks.result.estimates import estimate_median
 from mexma_benchmarks.result.result import ModelResult, SubjectResult, Timing, Workload
@@ -16,12 +17,12 @@ from mexma_benchmarks.run.conversion import convert, folder_bytes
 from mexma_benchmarks.run.fidelity import Judge, calibration_of
 from mexma_benchmarks.run.heat import Heat
 from mexma_benchmarks.run.prepared import Prepared
-from mexma_benchmarks.run.process import SubjectError, SubjectProcess
+from mexma_benchmarks.run.process import LIMIT_S, SubjectError, SubjectProcess
 from mexma_benchmarks.run.sizes import RunSizes
 from mexma_benchmarks.run.subjects import Subject
 from mexma_benchmarks.run.timing import take_turns
 from mexma_benchmarks.run.underload import measure_load
-from mexma_benchmarks.run.workload import SHORT_TEXT, Job, drawn_texts, shape_job, text_job, thinned
+from mexma_benchmarks.run.workload import SHORT_TEXT, Job, drawn_texts, ragged_job, shape_job, text_job, thinned
 from mexma_export.corpus.corpus import Corpus
 from mexma_runtime.errors import MexmaError
 from mexma_runtime.hardware import detect_hardware
@@ -33,6 +34,9 @@ OVERHEAD_BYTES = 400 << 20
 """Of a library, beside its weights."""
 COPIES = 1.0
 """Times the size of its files that a subject takes, on average: some map them, some take two."""
+
+N_LOADING_THREADS = 2
+"""Cores that a subject that starts keeps busy: the more there are, the more start side by side."""
 
 Chosen = dict[str, tuple[Subject, Task]]
 
@@ -50,33 +54,41 @@ class Run:
     """Sentences, one a line, for peers that calibrate."""
     save: Callable[[], None]
     report: Progress
+    limit_s: float = LIMIT_S
+    """Longest that a subject may take for one answer."""
+    is_over: Callable[[], bool] = lambda: False
+    """Whether no workload may be begun any more."""
 
 
 def measure_model(prepared: Prepared, subjects: Sequence[Subject], model: ModelResult, run: Run) -> None:
-    """Measure every subject, the first one being the baseline, into `model`; saved after each step."""
+    """Measure every subject, the baseline among them, into `model`; saved after each step.
+
+    It may hold subjects already, of an earlier call: their rows are kept, and their times go on.
+    """
     chosen = _choose(prepared, subjects, model, run)
-    what = f"{prepared.name}, reference vectors"
-    n_judged = run.sizes.n_judged_standin if prepared.is_standin else run.sizes.n_judged
-    judge = Judge.of(prepared, run.corpus, n_judged, model, functools.partial(run.report, what))
+    judge = _judge(prepared, chosen, model, run)
     run.save()
     jobs = _jobs(prepared, run)
     available = detect_hardware().memory_available_bytes or 0
     sizes = {name: model.subject(name).disk_bytes or 0 for name in chosen}
     heats = group_by_memory(chosen, model.baseline, sizes, available)
+    n_before = 1 + max((timing.heat for timing in model.timings), default=-1)
     for number, tasks in enumerate(heats):
         of = f" ({number + 1}/{len(heats)})" if len(heats) > 1 else ""
-        with Heat(number, model) as heat:
-            for subject, task in tasks.values():
-                heat.start(subject, task)
-            if heat.names("texts")[:1] != [model.baseline]:
+        with Heat(n_before + number, model, limit_s=run.limit_s) as heat:
+            heat.start(list(tasks.values()), n_at_once=max(1, detect_hardware().n_usable_cores // N_LOADING_THREADS))
+            if not heat.is_running(model.baseline):
                 raise MexmaError(f"{model.baseline}, which all is held against: {model.subject(model.baseline).reason}")
-            new = [name for name in heat.names("fidelity") if not model.subject(name).fidelity]
+            new = [name for name in heat.names("fidelity") if not model.subject(name).fidelity] if judge else []
             for done, name in enumerate(new):
+                assert judge is not None
                 run.report(f"{prepared.name}, fidelity{of}", done, len(new))
                 judge.judge(heat, name, model, calibration_of(chosen[name][0], prepared))
                 run.report(f"{prepared.name}, fidelity{of}", done + 1, len(new))
             run.save()
             for job in jobs:
+                if run.is_over():
+                    break
                 what = f"{prepared.name}, {job.workload.name}{of}"
                 heat.time(job, run.sizes.n_rounds, functools.partial(run.report, what))
                 run.save()
@@ -87,15 +99,28 @@ def measure_model(prepared: Prepared, subjects: Sequence[Subject], model: ModelR
     _measure_cold_starts(chosen, model, run, prepared)
 
 
+def _judge(prepared: Prepared, chosen: Chosen, model: ModelResult, run: Run) -> Judge | None:
+    """None where there is no vector left to be held against the reference's."""
+    if not any(
+        "fidelity" in subject.measured and not model.subject(name).fidelity for name, (subject, _) in chosen.items()
+    ):
+        return None
+    what = f"{prepared.name}, reference vectors"
+    n_judged = run.sizes.n_judged_standin if prepared.is_standin else run.sizes.n_judged
+    return Judge.of(prepared, run.corpus, n_judged, model, functools.partial(run.report, what))
+
+
 def _choose(prepared: Prepared, subjects: Sequence[Subject], model: ModelResult, run: Run) -> Chosen:
     """The subjects that can be measured, each with its task; the others' rows say why not."""
     chosen: Chosen = {}
+    known = {result.name: result for result in model.subjects}
     for subject in subjects:
         run.report(f"{prepared.name}, preparing", len(chosen), len(subjects))
-        result = SubjectResult(
+        result = known.get(subject.name) or SubjectResult(
             name=subject.name, role=subject.role, adapter=subject.adapter, options=dict(subject.options)
         )
-        model.subjects.append(result)
+        if subject.name not in known:
+            model.subjects.append(result)
         if subject.unavailable:
             result.status, result.reason = "unavailable", subject.unavailable
             continue
@@ -106,7 +131,7 @@ def _choose(prepared: Prepared, subjects: Sequence[Subject], model: ModelResult,
             try:
                 made = convert(subject, task, weights_sha256=model.weights_sha256, cache=run.cache)
             except SubjectError as error:
-                result.status, result.reason = "failed", str(error)
+                result.status, result.reason = "failed", without_folders(str(error))
                 continue
             task = dataclasses.replace(task, folder=str(made.folder))
             result.prepare_s, result.disk_bytes = made.seconds, folder_bytes(made.folder)
@@ -116,16 +141,19 @@ def _choose(prepared: Prepared, subjects: Sequence[Subject], model: ModelResult,
 
 
 def _jobs(prepared: Prepared, run: Run) -> list[Job]:
-    """Fixed shapes, one text, and last the texts of real or drawn lengths."""
+    """Fixed shapes, one text, and last the texts of real or drawn lengths, their ids before them."""
     vocab_size = prepared.bundle.manifest.model.vocab_size
     shapes = [(n, length) for n, length in run.sizes.grid if length <= prepared.task.max_tokens]
-    jobs = [shape_job(n, length, vocab_size) for n, length in shapes]
+    jobs = [shape_job(n, length, vocab_size, run.sizes.one_sentence if n == 1 else ONCE) for n, length in shapes]
     jobs.append(text_job(prepared.prompted([SHORT_TEXT]), prepared.tokenize, name="1 text"))
     if run.corpus:
         texts, what = thinned(run.corpus, run.sizes.n_texts), f"texts of {run.corpus.name}"
     else:
         texts, what = drawn_texts(prepared.tokenize, run.sizes.n_texts), "texts of drawn lengths"
-    jobs.append(text_job(prepared.prompted(texts), prepared.tokenize, name=f"{len(texts)} {what}"))
+    prompted, name = prepared.prompted(texts), f"{len(texts)} {what}"
+    if run.sizes.with_their_ids:
+        jobs.append(ragged_job(prompted, prepared.tokenize, name=name))
+    jobs.append(text_job(prompted, prepared.tokenize, name=name))
     return jobs
 
 
@@ -177,14 +205,16 @@ def _measure_load(heat: Heat, model: ModelResult, prepared: Prepared, job: Job, 
 
 def _measure_cold_starts(chosen: Chosen, model: ModelResult, run: Run, prepared: Prepared) -> None:
     """Process start to first vector, the files in memory already; one process at a time."""
-    workload = Workload(kind="cold start", name="process start to first vector", n_sentences=1, n_tokens=0)
-    timing = Timing(workload=workload, heat=0)
-    model.timings.append(timing)
     starters = {
         name: functools.partial(_start_once, subject, task, model.subject(name))
         for name, (subject, task) in chosen.items()
         if "cold start" in subject.measured
     }
+    if not starters:
+        return
+    workload = Workload(kind="cold start", name="process start to first vector", n_sentences=1, n_tokens=0)
+    timing = Timing(workload=workload, heat=0)
+    model.timings.append(timing)
     what = f"{prepared.name}, cold starts"
     for done, started in zip(range(run.sizes.n_cold_starts + 1), take_turns(starters), strict=False):
         for name, (ms, peak_bytes) in ((name, one) for name, one in started.items() if one and done):
@@ -202,5 +232,5 @@ def _start_once(subject: Subject, task: Task, result: SubjectResult) -> tuple[fl
         with SubjectProcess(subject.adapter, task, python=subject.python) as process:
             return process.ready.start_ms, process.ready.peak_rss_bytes
     except SubjectError as error:
-        result.status, result.reason = "failed", str(error)
+        result.status, result.reason = "failed", without_folders(str(error))
         return None

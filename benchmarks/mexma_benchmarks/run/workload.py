@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mexma_benchmarks.adapters.protocol import ONCE, Turn, ragged_request
 from mexma_benchmarks.result.result import Workload
 from mexma_export.corpus.corpus import Corpus, sample_corpus
 from mexma_runtime.errors import UsageError
@@ -33,13 +35,22 @@ class Job:
     request: Mapping[str, Any]
 
 
-def shape_job(n: int, length: int, vocab_size: int) -> Job:
+def shape_job(n: int, length: int, vocab_size: int, turn: Turn = ONCE) -> Job:
     """Ids in: `n` sentences of `length` random ids."""
     ids = np.random.default_rng(0).integers(FIRST_ID, vocab_size, (n, length)).tolist()
     workload = Workload(
         kind="ids", name=f"{n} x {length} tokens", n_sentences=n, n_tokens=n * length, batch=n, length=length
     )
-    return Job(workload=workload, request={"do": "encode_ids", "ids": ids})
+    how = {} if turn == ONCE else {"turn": dataclasses.asdict(turn)}
+    return Job(workload=workload, request={"do": "encode_ids", "ids": ids, **how})
+
+
+def ragged_job(texts: Sequence[str], tokenize: Tokenize, *, name: str) -> Job:
+    """Ids in: those of `texts`, which have their prompt already."""
+    ragged = tokenize(texts)
+    described = f"ids of {name}, {describe_lengths(ragged.lengths)}"
+    workload = Workload(kind="ids", name=described, n_sentences=len(ragged), n_tokens=ragged.ids.size)
+    return Job(workload=workload, request=ragged_request(ragged.ids, ragged.lengths))
 
 
 def text_job(texts: Sequence[str], tokenize: Tokenize, *, name: str) -> Job:

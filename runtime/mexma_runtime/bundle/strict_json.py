@@ -116,8 +116,8 @@ def _has_fields_of(expected: Any, value: Any) -> bool:
 
 
 def parse(expected: Any, value: Any, where: str = "") -> Any:
-    """Turn JSON `value` into `expected`: a dataclass, enumeration, list, tuple, mapping, union, plain type, or one of
-    these with a Check.
+    """Turn JSON `value` into `expected`: a dataclass, enumeration, literal, list, tuple, mapping, union, plain type, or
+    one of these with a Check; what is Any is taken as it is.
 
     A whole number will do for a float: 1 is how some writers spell 1.0. MismatchError names the fields that are wrong.
     """
@@ -137,7 +137,13 @@ def parse(expected: Any, value: Any, where: str = "") -> Any:
             raise MismatchError(problems)
         return parsed
 
+    if expected is Any:
+        return value
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise refuse(f"one of {', '.join(map(str, arguments))}")
+        return value
     if origin is Annotated:
         (check,) = (extra for extra in arguments[1:] if isinstance(extra, Check))
         try:

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
+from mexma_benchmarks.adapters import pytorch
 from mexma_benchmarks.adapters.protocol import NotOfferedError, Task, Vectors, unpack
 from mexma_benchmarks.adapters.pytorch import open_model
-from mexma_benchmarks.adapters.texts import load_tokenizer, tokenize
+from mexma_benchmarks.adapters.texts import cut_by_budget, load_tokenizer, tokenize
 from mexma_benchmarks.adapters.unpadded import varlen_kernel
 from mexma_benchmarks.run.process import SubjectError, SubjectProcess
 from mexma_export.parity.reference import load_reference
@@ -139,6 +142,27 @@ def test_ids_give_the_vectors_of_their_text(checkpoint: Path, unpadded: bool) ->
     assert_close(model.encode_ids([ids, ids]), reference_vectors(task)[[2, 2]], TOLERANCES["fp32"])
 
 
+@pytest.mark.parametrize("unpadded", [True, False])
+def test_ragged_ids_give_the_vectors_of_their_texts(
+    checkpoint: Path, unpadded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pytorch, "MAX_BATCH_TOKENS", 2 * MAX_TOKENS)
+    task = task_of(checkpoint, unpadded=unpadded)
+    model = open_model(task, kernel=a_sentence_at_a_time)
+    sentences = tokenize(load_tokenizer(task), TEXTS)
+    ids, lengths = np.concatenate(sentences).astype(np.int32), np.array([len(ids) for ids in sentences])
+    assert_close(model.encode_ragged(ids, lengths), reference_vectors(task), TOLERANCES["fp32"])
+
+
+@given(lengths=st.lists(st.integers(1, 64), min_size=1, max_size=50), budget=st.integers(1, 300))
+def test_batches_of_a_budget_hold_every_row_once_and_no_more_than_it(lengths: list[int], budget: int) -> None:
+    batches = cut_by_budget(np.array(lengths), budget)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    longest = [max(lengths[row] for row in rows) for rows in batches]
+    assert longest == sorted(longest, reverse=True)
+    assert all(len(rows) * most <= budget or len(rows) == 1 for rows, most in zip(batches, longest, strict=True))
+
+
 def test_stages_are_told_apart(tiny_checkpoint: Path) -> None:
     model = open_model(task_of(tiny_checkpoint))
     assert model.stages_s() == {"tokenize": 0, "copy": 0, "compute": 0}
@@ -190,4 +214,4 @@ def test_as_a_subject_in_its_own_process(tiny_checkpoint: Path) -> None:
         )
         assert process.ask({"do": "encode", "texts": TEXTS})["ms"] > 0
     with pytest.raises(SubjectError, match="unpadded attention in PyTorch"):
-        SubjectProcess("pytorch", task_of(tiny_checkpoint, unpadded=True))
+        _ = SubjectProcess("pytorch", task_of(tiny_checkpoint, unpadded=True)).ready

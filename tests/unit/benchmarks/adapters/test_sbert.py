@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mexma_benchmarks.adapters.protocol import Task
 from mexma_benchmarks.adapters.sbert import open_model, prepare
@@ -47,6 +48,17 @@ def test_it_pools_as_the_task_says_whatever_the_files_say(
         np.testing.assert_allclose(of_ids, reference.encode_ids(ids), atol=1e-5)
     assert vectors.dtype == of_ids.dtype == np.float32
     assert model.versions["sentence-transformers"]
+
+
+def test_attention_and_precision_are_as_asked_for(tiny_checkpoint: Path) -> None:
+    task = torch_task(tiny_checkpoint, Pooling.CLS, is_normalized=False)
+    model = open_model(replace(task, options=task.options | {"attention": "eager", "dtype": "fp16"}))
+
+    inner = model._model[0].model  # type: ignore[attr-defined]
+    assert (inner.config._attn_implementation, inner.dtype) == ("eager", torch.float16)
+    assert model.provider == "cpu, torch, eager, fp16"
+    with load_reference(tiny_checkpoint, pooling=Pooling.CLS, normalize=False, max_tokens=64) as reference:
+        np.testing.assert_allclose(model.encode(TEXTS), reference.encode(TEXTS), atol=2e-2)
 
 
 def test_a_backend_that_is_not_installed_says_what_to_install(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -5,17 +5,18 @@ import os
 import signal
 import venv
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mexma_benchmarks.adapters.protocol import Task, unpack
+from mexma_benchmarks.adapters.protocol import Task, Turn, unpack
 from mexma_benchmarks.result.result import ModelResult, SubjectResult, Timing, Workload
 from mexma_benchmarks.run.heat import Heat
 from mexma_benchmarks.run.process import SubjectError, SubjectProcess, prepare
 from mexma_benchmarks.run.subjects import Subject
-from mexma_benchmarks.run.workload import Job
+from mexma_benchmarks.run.workload import Job, shape_job
 from mexma_runtime import Encoder
 
 TEXTS = ["the ferry leaves at noon", "rain", "two words"]
@@ -41,6 +42,7 @@ def task(tiny_bundle: Path, tiny_checkpoint: Path) -> Task:
 @pytest.fixture
 def process(task: Task) -> Iterator[SubjectProcess]:
     with SubjectProcess("mexma", task) as started:
+        _ = started.ready
         yield started
 
 
@@ -69,6 +71,19 @@ def test_a_subject_says_what_it_is_and_times_itself(process: SubjectProcess) -> 
     assert len(process.ask(load_request())["latencies_ms"]) == 3
 
 
+def test_a_turn_may_have_several_calls_which_are_all_told(process: SubjectProcess) -> None:
+    def ask(**turn: object) -> list[float]:
+        answer = process.ask({"do": "encode_ids", "ids": [[0, 5, 2]], "turn": turn})
+        calls_ms: list[float] = answer["calls_ms"]
+        assert answer["ms"] == pytest.approx(np.median(calls_ms))
+        assert sum(answer["stages_ms"].values()) <= max(calls_ms)
+        return calls_ms
+
+    assert len(ask(n_calls=5, n_warmups=2)) == 5
+    assert len(ask(n_calls=50, limit_s=0.0)) == 1
+    assert process.ask({"do": "encode_ids", "ids": [[0, 5, 2]]})["calls_ms"] == []
+
+
 def load_request() -> dict[str, object]:
     return {"do": "serve_load", "texts": TEXTS, "arrivals_s": [0.0, 0.001, 0.002], "patience_s": 60}
 
@@ -91,11 +106,11 @@ def test_closing_ends_a_stopped_subject(task: Task) -> None:
 
 def test_why_a_subject_did_not_start_is_said(task: Task, tmp_path: Path) -> None:
     with pytest.raises(SubjectError, match="not a bundle: the folder does not exist"):
-        SubjectProcess("mexma", dataclasses.replace(task, folder=str(tmp_path / "none")))
+        _ = SubjectProcess("mexma", dataclasses.replace(task, folder=str(tmp_path / "none"))).ready
     with pytest.raises(SubjectError, match=r"exit status 1.*No module named mexma_benchmarks.adapters.none"):
-        SubjectProcess("none", task)
+        _ = SubjectProcess("none", task).ready
     with pytest.raises(SubjectError, match="no answer within 0 s"):
-        SubjectProcess("mexma", task, limit_s=0.01)
+        _ = SubjectProcess("mexma", task, limit_s=0.01).ready
 
 
 def test_a_bad_request_is_answered_and_the_next_one_served(process: SubjectProcess) -> None:
@@ -119,7 +134,7 @@ def test_an_environment_without_this_project_runs_adapters(task: Task, tmp_path:
 
     # The adapter is found, and what it is for is not.
     with pytest.raises(SubjectError, match="No module named 'numpy'"):
-        SubjectProcess("mexma", task, python=python)
+        _ = SubjectProcess("mexma", task, python=python).ready
 
 
 def test_preparing_runs_in_a_process_too(task: Task) -> None:
@@ -139,11 +154,12 @@ def heat_of(task: Task, *names: str) -> tuple[Heat, ModelResult]:
         is_standin=True,
         baseline=names[0],
     )
-    heat = Heat(0, model)
+    heat, subjects = Heat(0, model), []
     for name in names:
         subject = Subject(name=name, role="engine", adapter="mexma", options=ENGINE)
         model.subjects.append(SubjectResult(name=name, role="engine", adapter="mexma", options={}))
-        heat.start(subject, task)
+        subjects.append((subject, task))
+    heat.start(subjects, n_at_once=2)
     return heat, model
 
 
@@ -161,6 +177,45 @@ def test_subjects_of_a_heat_have_samples_of_the_same_rounds(task: Task) -> None:
     [timing] = model.timings
     assert {name: len(samples) for name, samples in timing.samples_ms.items()} == {"a": 4, "b": 4}
     assert [set(stages) for stages in timing.stages_ms["a"]] == [{"tokenize", "copy", "compute"}] * 4
+
+
+def test_the_calls_of_a_turn_are_kept_beside_their_median(task: Task) -> None:
+    heat, model = heat_of(task, "a", "b")
+    round_s = []
+
+    def n_rounds(seconds: float) -> int:
+        round_s.append(seconds)
+        return 2
+
+    with heat:
+        heat.time(shape_job(1, 8, 100, Turn(n_calls=3, n_warmups=1)), n_rounds, lambda done, total: None)
+
+    [timing] = model.timings
+    for name in ("a", "b"):
+        assert [len(turn) for turn in timing.calls_ms[name]] == [3, 3]
+        assert [float(np.median(turn)) for turn in timing.calls_ms[name]] == timing.samples_ms[name]
+    first = [turns[0] for turns in timing.calls_ms.values()]
+    assert round_s == [pytest.approx(sum(map(sum, first)) / 1e3)]
+
+
+def test_a_subject_that_does_not_start_has_the_reason_and_the_others_run(task: Task) -> None:
+    heat, model = heat_of(task, "a")
+    for name, adapter, options in (
+        ("not here", "pytorch", {"unpadded": True}),
+        ("broken", "mexma", ENGINE | {"engine": "none"}),
+        ("b", "mexma", ENGINE),
+    ):
+        model.subjects.append(SubjectResult(name=name, role="peer", adapter=adapter, options={}))
+        subject = Subject(name=name, role="peer", adapter=adapter)
+        with heat if name == "b" else nullcontext():
+            heat.start([(subject, dataclasses.replace(task, options=options))])
+            assert heat.is_running(name) == (name == "b")
+    assert model.subject("not here").status == "unavailable"
+    assert "takes fp16 and bf16 on a CUDA GPU" in (model.subject("not here").reason or "")
+    broken = model.subject("broken")
+    assert broken.status == "failed"
+    assert "no engine 'none'" in (broken.reason or "")
+    assert str(Path(task.folder).parent) not in (broken.reason or "")
 
 
 def test_a_subject_that_fails_drops_out_and_the_others_go_on(task: Task) -> None:

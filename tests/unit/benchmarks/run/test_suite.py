@@ -3,11 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mexma_benchmarks.adapters.protocol import Task
+from mexma_benchmarks.adapters import protocol
+from mexma_benchmarks.adapters.protocol import Ids, Lengths, Model, Task, Vectors
+from mexma_benchmarks.run import subjects
 from mexma_benchmarks.run.fidelity import CalibrationText, calibration_texts, held_out_corpus
-from mexma_benchmarks.run.subjects import Subject, baseline_subjects, server_subjects
+from mexma_benchmarks.run.subjects import Subject, baseline_subjects, flash_subjects, server_subjects
 from mexma_benchmarks.run.suite import COPIES, MEMORY_SHARE, OVERHEAD_BYTES, Chosen, group_by_memory
-from mexma_benchmarks.run.workload import shape_job, text_job
+from mexma_benchmarks.run.workload import ragged_job, shape_job, text_job
 from mexma_export.corpus.corpus import sample_corpus
 from mexma_export.quantize.calibration import shipped_corpus
 from mexma_runtime.types import Ragged
@@ -104,6 +106,25 @@ def test_a_shape_is_the_same_ids_every_time() -> None:
     assert 5 <= ids.min() <= ids.max() < 1000
 
 
+def test_the_ids_of_texts_are_one_request_end_to_end() -> None:
+    ragged = Ragged.from_sequences([[0, 5, 2], [0, 5, 6, 7, 2]])
+    job = ragged_job(["a", "b c d"], lambda texts: ragged, name="2 texts")
+
+    assert (job.workload.kind, job.workload.n_sentences, job.workload.n_tokens) == ("ids", 2, 8)
+    assert (job.workload.batch, job.workload.length) == (None, None)
+    assert job.workload.name == "ids of 2 texts, mean 4.0 tokens, 95th percentile 5"
+
+    class Echo(Model):
+        def encode_ragged(self, ids: Ids, lengths: Lengths) -> Vectors:
+            received.append((ids.tolist(), lengths.tolist()))
+            return np.zeros((2, 1), dtype=np.float32)
+
+    received: list[tuple[list[int], list[int]]] = []
+    assert protocol._answer(Echo(), dict(job.request))["ms"] >= 0
+    assert received == [(ragged.ids.tolist(), [3, 5])]
+    assert protocol._answer(Model(), dict(job.request)) == {"not_offered": "it makes no batches of ids"}
+
+
 def test_texts_are_counted_in_tokens_without_padding() -> None:
     def tokenize(texts: object) -> Ragged:
         return Ragged.from_sequences([[0, 5, 2], [0, 5, 6, 7, 2]])
@@ -119,9 +140,22 @@ def test_baselines_of_a_gpu_are_all_of_pytorchs_ways() -> None:
     names = [subject.name for subject in baseline_subjects("cuda:1")]
 
     assert names[0] == "PyTorch fp16"
-    for way in ("sorted", "compiled", "unpadded", "bf16", "fp32"):
+    for way in ("sorted", "compiled", "unpadded", "bf16", "fp32", "packed", "packed, graph"):
         assert any(way in name for name in names)
     assert [subject.name for subject in baseline_subjects("cpu")] == ["PyTorch fp32", "PyTorch fp32, sorted"]
+
+
+def test_sentence_transformers_with_flash_attention_is_listed_for_gpus_with_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = {"sentence_transformers", "flash_attn"}
+    monkeypatch.setattr(subjects, "find_spec", lambda name: object() if name in there else None)
+
+    second, third = flash_subjects("cuda")
+
+    assert flash_subjects("cpu") == []
+    assert (second.options["attention"], second.unavailable) == ("flash_attention_2", None)
+    assert third.unavailable == "not installed: flash_attn_interface"
 
 
 def test_a_server_takes_texts_only() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
 
@@ -75,6 +75,14 @@ def test_all_that_is_wrong_is_told_by_its_place() -> None:
         "inner[1]: unknown fields: shares",
         "by_precision.fp32[0]: expected float, got true",
     ]
+
+
+def test_a_literal_is_one_of_its_values_and_what_may_be_anything_is_taken() -> None:
+    assert parse(dict[str, Literal["a", "b"]], {"x": "a"}) == {"x": "a"}
+    with pytest.raises(MismatchError, match=r"\.x: expected one of a, b, got \"c\""):
+        parse(dict[str, Literal["a", "b"]], {"x": "c"})
+    anything = {"x": [1, {"y": None}]}
+    assert parse(Any, anything) is anything
 
 
 def test_every_key_that_is_none_is_told() -> None:

@@ -1,11 +1,15 @@
-"""One row of the table: what was measured, the bar that it is held against, and the verdict that follows. Pure."""
+"""Checks: what was measured, the bar that it is held against, and the verdict that follows. Pure."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
+
+_FOLDERS = re.compile(r"(?<![^\s'\"(=,])~?/(?:[^/\s'\":,;()]+/)*(?=[^/\s'\":,;()])")
+"""What stands before the last part of an absolute path; a URL has none."""
 
 
 class Verdict(StrEnum):
@@ -65,9 +69,25 @@ class Check:
         return Verdict.HOLDS if self.bar.is_met_by(self.measured) else Verdict.FALLS_SHORT
 
 
+@dataclass(kw_only=True)
+class Record:
+    """What one step found; it grows while the step runs, so that a failure leaves what came before it."""
+
+    step: str
+    checks: list[Check] = field(default_factory=list)
+    samples: dict[str, Any] = field(default_factory=dict)
+    """Raw, ready for JSON; names carry the unit."""
+    seconds: float = 0.0
+
+
+def without_folders(text: str) -> str:
+    """`text` with absolute paths by their last part alone: folders of a machine are nobody's business."""
+    return _FOLDERS.sub("", text)
+
+
 def failed(what: str, error: BaseException) -> Check:
     """A row for what ended in an exception."""
-    return Check(what=what, note=f"failed: {type(error).__name__}: {error}")
+    return Check(what=what, note=without_folders(f"failed: {type(error).__name__}: {error}"))
 
 
 def not_measured(what: str, reason: str, *, is_excused: bool) -> Check:
