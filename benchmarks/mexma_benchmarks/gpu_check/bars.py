@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from mexma_benchmarks.gpu_check.lineup import FLASH, WITHOUT_GRAPHS, Lineup, Sizes
+from mexma_benchmarks.gpu_check.lineup import BY_LENGTH, FLASH, WITHOUT_GRAPHS, Lineup, Sizes
 from mexma_benchmarks.result.checks import Bar, Check, at_least, at_most, not_measured
 from mexma_benchmarks.result.estimates import quantile
 from mexma_benchmarks.result.measured import times_as_fast
@@ -28,6 +28,7 @@ TIMES_AS_FAST: Mapping[str, Bars] = {
     "PyTorch fp16, packed": {DRAWN: at_least(1.1), SHORT: at_least(1.0), LONG: at_least(1.0)},
     "PyTorch fp16, packed, graph": {ONE: at_least(1.0)},
     f"mexma packed.fp16{FLASH}": dict.fromkeys((ONE, DRAWN, SHORT, LONG)),
+    f"mexma packed.fp16{BY_LENGTH}": {ONE: None, DRAWN: at_most(1.03), SHORT: None, LONG: None},
     f"mexma packed.fp16{WITHOUT_GRAPHS}": {ONE: None},
 }
 """Subject -> how many times as fast ours has to be."""
@@ -117,6 +118,13 @@ def speed_bar(measured: Measured, work: str, one: Subject, other: Subject, bar: 
     its_ms = _samples_ms(timings, other)
     note = f"{other.name}: {median(its_ms):.3g} ms, {_tokens_per_s(timings, its_ms):,.0f} tokens/s; {len(found)} rounds"
     return Check(what=what, bar=bar, measured=median(found), note=note)
+
+
+def by_length_bars(measured: Measured) -> Iterator[Check]:
+    """Attention by length is as fast as flash where that is the faster; TIMES_AS_FAST has the rest."""
+    ways = {subject.name.removeprefix(measured.lineup.ours.name): subject for subject in measured.lineup.first}
+    if BY_LENGTH in ways:
+        yield speed_bar(measured, LONG, ways[BY_LENGTH], ways[FLASH], at_least(0.97))
 
 
 def share_bar(measured: Measured, flop_per_s: float, config: ModelConfig) -> Check:

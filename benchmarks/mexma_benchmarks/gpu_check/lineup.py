@@ -10,7 +10,7 @@ from mexma_benchmarks.run.sizes import SIZES, Effort, RunSizes
 from mexma_benchmarks.run.subjects import GRAPH_LENGTH, Subject, baseline_subjects, flash_subjects
 
 IDS, TEXTS, VECTORS = frozenset({"ids"}), frozenset({"texts"}), frozenset({"fidelity"})
-FLASH, WITHOUT_GRAPHS = ", flash attention", ", without graphs"
+FLASH, BY_LENGTH, WITHOUT_GRAPHS = ", flash attention", ", attention by length", ", without graphs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,7 @@ def lineup_on(device: str) -> Lineup:
             dataclasses.replace(ways["PyTorch fp16, packed"], measured=IDS | VECTORS),
             ways["PyTorch fp16, packed, graph"],
             _ours("packed.fp16", FLASH, IDS | VECTORS, attention="flash"),
+            _ours("packed.fp16", BY_LENGTH, IDS | VECTORS, attention="auto"),
             _ours("packed.fp16", WITHOUT_GRAPHS, IDS, graphs="never"),
             _ours("fused.fp16", "", VECTORS),
         ),

@@ -29,6 +29,7 @@ def measure_first(setup: Setup, record: Record) -> None:
             *bars.latency_bars(measured),
             *bars.rate_bars(measured),
             *bars.speed_bars(measured, [lineup.baseline, *subjects]),
+            *bars.by_length_bars(measured),
         ]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from mexma_benchmarks.gpu_check import bars
 from mexma_benchmarks.gpu_check.bars import DRAWN, ONE, SHORT, Measured, flop_a_token
-from mexma_benchmarks.gpu_check.lineup import FULL, Lineup, lineup_on
+from mexma_benchmarks.gpu_check.lineup import BY_LENGTH, FLASH, FULL, Lineup, lineup_on
 from mexma_benchmarks.result.checks import Check, Verdict
 from mexma_benchmarks.result.result import Fidelity, ModelResult, SubjectResult, Timing, Workload
 from mexma_export.checkpoint.standin import STANDINS
@@ -114,6 +114,18 @@ def test_every_subject_of_the_lineup_has_bars_or_is_a_peer() -> None:
     for subject in timed:
         assert (subject.name in bars.TIMES_AS_FAST) == (subject.role != "peer")
     assert set(bars.TIMES_AS_FAST) <= {subject.name for subject in timed} | {"PyTorch fp32"}
+
+
+def test_attention_by_length_is_held_against_the_kernel_that_is_the_faster(model: ModelResult) -> None:
+    auto, flash = (f"{OURS}{how}" for how in (BY_LENGTH, FLASH))
+    add(model, 128, 512, 65536, OURS=[110.0]).samples_ms.update({auto: [101.0], flash: [100.0]})
+    add(model, None, None, 1000, OURS=[10.0]).samples_ms[auto] = [11.0]
+    [long] = bars.by_length_bars(of(model))
+    assert long.what == f"128 sentences of 512 tokens: {auto}, times as fast as {flash}"
+    assert (long.measured, long.verdict) == (pytest.approx(100 / 101), Verdict.HOLDS)
+    checks = by_name(list(bars.speed_bars(of(model), LINEUP.first)))
+    drawn = checks[f"drawn lengths: {OURS}, times as fast as {auto}"]
+    assert (drawn.measured, drawn.verdict) == (pytest.approx(1.1), Verdict.FALLS_SHORT)
 
 
 def test_latency_is_of_all_calls_and_not_of_the_turns_medians(model: ModelResult) -> None:
