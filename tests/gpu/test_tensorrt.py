@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from mexma_export.bundle.pipeline import export
-from mexma_export.bundle.request import ExportRequest
-from mexma_export.checkpoint.sources import resolve_source
-from mexma_export.parity.figures import compare
-from mexma_export.quantize.options import QuantizationOptions
-from mexma_export.quantize.recipe import load_recipe
 from mexma_export.targets.targets import BuildTarget, TargetOptions, make_target
 from mexma_runtime import Encoder
 from mexma_runtime.backends import backend_statuses, plan_platform
 from mexma_runtime.bundle.plans import plans_folder, read_plan
-from mexma_runtime.types import Dialect, Precision, Vectors
+from mexma_runtime.types import Precision
 
 pytestmark = pytest.mark.gpu
 
-TEXTS = [f"{'The ferry leaves at noon. ' * (1 + n % 7)}{n}" for n in range(300)]
 PRECISIONS = (Precision.FP16, Precision.INT8, Precision.FP8)
-MIN_COSINE = {Precision.FP16: 0.9999, Precision.INT8: 0.98, Precision.FP8: 0.98}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,42 +28,23 @@ def tensorrt() -> None:
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(graphs_for_plans: Path) -> Path:
     """Plans of all precisions, built here."""
-    out = tmp_path_factory.mktemp("bundle") / "tensorrt"
-    recipe = dataclasses.replace(load_recipe("tensorrt"), smoothquant_alphas=(0.6,), clip_ratios=(1.0,))
-    plan = ExportRequest(
-        out=out,
-        precisions=(Precision.FP32, *PRECISIONS),
-        dialects=(Dialect.PORTABLE,),
-        quantization=QuantizationOptions(recipes=(recipe,)),
-        check_parity=False,
-    )
-    export(resolve_source(str(tiny_checkpoint)), plan)
     options = TargetOptions(
         target=BuildTarget.TENSORRT, device="cuda", profiles=("latency:8", "throughput:8192"), precisions=PRECISIONS
     )
-    make_target(out, options, progress=lambda what, done, total: None)
-    return out
-
-
-@pytest.fixture(scope="module")
-def expected(bundle: Path) -> Vectors:
-    """onnxruntime's CPU provider."""
-    with Encoder.load(bundle, precision="fp32", device="cpu", backend="onnxruntime") as encoder:
-        return encoder.encode(TEXTS)
+    make_target(graphs_for_plans, options, progress=lambda what, done, total: None)
+    return graphs_for_plans
 
 
 @pytest.mark.parametrize("graphs", ["at-load", "first-use", "never"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_vectors_are_the_cpus(bundle: Path, expected: Vectors, precision: Precision, graphs: str) -> None:
+def test_vectors_are_the_cpus(
+    bundle: Path, require_cpu_vectors: Callable[[Encoder], None], precision: Precision, graphs: str
+) -> None:
     with Encoder.load(bundle, precision=precision, device="cuda", backend="tensorrt", graphs=graphs) as encoder:
         assert encoder.info.backend == "tensorrt"
-        together = encoder.encode(TEXTS)
-        alone = np.concatenate([encoder.encode([text]) for text in TEXTS[:20]])
-    assert compare(together, expected).cosine_min >= MIN_COSINE[precision]
-    assert compare(alone, expected[:20]).cosine_min >= MIN_COSINE[precision]
-    assert compare(alone, together[:20]).cosine_min >= MIN_COSINE[precision]
+        require_cpu_vectors(encoder)
 
 
 def test_a_plan_is_described_inspected_and_timed(bundle: Path) -> None:

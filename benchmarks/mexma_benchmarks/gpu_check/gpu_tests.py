@@ -5,11 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from importlib.util import find_spec
 from pathlib import Path
 
 from mexma_benchmarks.gpu_check.steps import Setup
 from mexma_benchmarks.result.checks import Check, Record, at_least
+from mexma_runtime.backends import backend_statuses
 from mexma_runtime.errors import MexmaError
 
 TIMEOUT_S, TIMEOUT_WITH_TENSORRT_S = 150.0, 1200.0
@@ -33,9 +33,10 @@ def run_gpu_tests(setup: Setup, record: Record) -> None:
 def run_pytest(report: Path, log: Path) -> dict[str, int]:
     """Counts of `tests`, `failures`, `errors` and `skipped`; MexmaError where pytest did not come to an end."""
     report.unlink(missing_ok=True)
-    has_tensorrt = find_spec("tensorrt") is not None
-    timeout_s = TIMEOUT_WITH_TENSORRT_S if has_tensorrt else TIMEOUT_S
-    tests = ["tests/gpu" if has_tensorrt else "tests/gpu/test_gpu.py"]
+    works = {status.name for status in backend_statuses() if status.problem is None}
+    files = {"test_gpu": True, "test_tensorrt": "tensorrt" in works, "test_tensorrt_rtx": "tensorrt-rtx" in works}
+    timeout_s = TIMEOUT_WITH_TENSORRT_S if "tensorrt" in works else TIMEOUT_S
+    tests = [f"tests/gpu/{name}.py" for name, is_for_here in files.items() if is_for_here]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", *tests, "-p", "no:cacheprovider", "-q"]
     with log.open("w", encoding="utf-8") as file:
         try:
