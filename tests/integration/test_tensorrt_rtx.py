@@ -6,7 +6,12 @@ What it proves and what it does not: docs/tensorrt.md.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -223,6 +228,29 @@ def test_what_progress_raises_ends_the_build(tensorrt_bundle: Bundle) -> None:
     assert phases
 
 
+def test_a_signal_ends_a_build_and_leaves_no_plan(tensorrt_bundle: Bundle, tmp_path: Path) -> None:
+    """The library calls Python all the time, and drops what a signal's handler raises within it."""
+    folder = shutil.copytree(tensorrt_bundle.folder, tmp_path / "bundle")
+    profiles = [word for most in range(1, 25) for word in ("--profile", f"{most}x512")]
+    command = [sys.executable, "-m", "mexma_runtime", "build", str(folder), "--target", "tensorrt-rtx"]
+    log = plans_folder(folder, rtx_platform(["8.6", "8.9", "12.0"])) / "portable.fp16.log"
+    with subprocess.Popen([*command, "--engine", "portable.fp16", *profiles], stderr=subprocess.PIPE) as process:
+        while not (log.exists() and log.stat().st_size):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 130, said
+    assert "Exception" not in said
+    assert not list(log.parent.glob("*plan*"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no Unicode")
+def test_a_folder_whose_name_is_no_unicode(tensorrt_bundle: Bundle, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tensorrt_bundle.folder, tmp_path / os.fsdecode(b"caf\xe9")))
+    assert compiled(Bundle.open(folder), Precision.INT8).nbytes > 0
+
+
 def test_an_engine_whose_files_are_links_is_parsed_too(tensorrt_bundle: Bundle, tmp_path: Path) -> None:
     """As a hub's cache has them: the graph and its weights in a folder of their own, under other names."""
     blobs, folder = tmp_path / "blobs", tmp_path / "snapshot"
@@ -242,7 +270,7 @@ def test_without_a_gpu_the_backend_says_so(tensorrt_bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--capability", "9.0"), "--capability 9.0: TensorRT for RTX makes plans for 7.5 (GeForce RTX 20), 8.0 "),
+        (("--capability", "9.0"), "--capability '9.0': TensorRT for RTX makes plans for 7.5 (GeForce RTX 20), 8.0 "),
         (
             ("--device", "cuda:1"),
             "--device is for --target tensorrt or plan or triton, and tensorrt-rtx was asked for: leave it out",
@@ -253,7 +281,7 @@ def test_without_a_gpu_the_backend_says_so(tensorrt_bundle: Bundle) -> None:
             ("--precision", "fp8", "--capability", "8.6"),
             "nothing was built. portable.fp8.tensorrt.e4m3: not for 8.6, which has no fp8",
         ),
-        (("--precision", "fp32"), "no engine fp32 for TensorRT"),
+        (("--precision", "fp32"), "no engine in fp32 for TensorRT"),
     ],
 )
 def test_what_cannot_be_built_is_refused(words: tuple[str, ...], said: str, tensorrt_bundle: Bundle) -> None:

@@ -41,8 +41,8 @@ def register_build(app: typer.Typer) -> None:
         capability: Annotated[
             list[str] | None,
             typer.Option(
-                help="Of tensorrt-rtx: compute capabilities that a plan is for; may be given several times; default: "
-                "8.6, 8.9 and 12.0."
+                help="Of tensorrt-rtx: compute capabilities that a plan is for, of 7.5, 8.0, 8.6, 8.9, 12.0 and 12.1; "
+                "may be given several times; default: 8.6, 8.9 and 12.0."
             ),
         ] = None,
         engine: Annotated[
@@ -59,7 +59,7 @@ def register_build(app: typer.Typer) -> None:
             HardwareCompatibility,
             typer.Option(help="Of plans: the other GPUs that may run them; the more, the slower."),
         ] = HardwareCompatibility.NONE,
-        name: Annotated[str, typer.Option(help="Of Triton's model.")] = "mexma",
+        name: Annotated[str | None, typer.Option(help="Of Triton: the model's name; default: mexma.")] = None,
         over_tensorrt: Annotated[
             bool, typer.Option("--over-tensorrt", help="Of Triton: serve a TensorRT plan of this GPU, not a graph.")
         ] = False,

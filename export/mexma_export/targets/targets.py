@@ -35,6 +35,8 @@ class BuildTarget(StrEnum):
     """The files that make the bundle a model of that library, which older bundles lack."""
 
 
+MODEL_NAME = "mexma"
+"""Of Triton's model, unless another is asked for."""
 _PLANS = (BuildTarget.TENSORRT, BuildTarget.PLAN)
 _OF_ENGINES = (*_PLANS, BuildTarget.TENSORRT_RTX, BuildTarget.TRITON)
 OPTIONS: Mapping[str, tuple[BuildTarget, ...]] = {
@@ -46,6 +48,7 @@ OPTIONS: Mapping[str, tuple[BuildTarget, ...]] = {
     "--profile": (*_PLANS, BuildTarget.TENSORRT_RTX),
     "--hardware-compatible": _PLANS,
     "--over-tensorrt": (BuildTarget.TRITON,),
+    "--name": (BuildTarget.TRITON,),
 }
 """Which targets an option is for."""
 
@@ -67,8 +70,8 @@ class TargetOptions:
     compatibility: HardwareCompatibility = HardwareCompatibility.NONE
     out: Path | None = None
     """Where a bare plan or a model repository goes."""
-    name: str = "mexma"
-    """Of Triton's model."""
+    name: str | None = None
+    """Of Triton's model; None: MODEL_NAME."""
     over_tensorrt: bool = False
     """Whether Triton serves a plan, not a graph."""
 
@@ -83,6 +86,7 @@ class TargetOptions:
             "--profile": self.profiles,
             "--hardware-compatible": self.compatibility is not HardwareCompatibility.NONE,
             "--over-tensorrt": self.over_tensorrt,
+            "--name": self.name is not None,
         }
         for option, value in given.items():
             if value and self.target not in OPTIONS[option]:
@@ -92,7 +96,7 @@ class TargetOptions:
                 )
         if self.out is None and self.target in OPTIONS["--out"]:
             raise UsageError("--out FOLDER is needed: where to write")
-        if not re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII):
+        if self.name is not None and not re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII):
             raise UsageError(f"--name: expected letters, digits, ., - and _, got {self.name!r}")
         if self.target in (BuildTarget.TENSORRT, BuildTarget.PLAN):
             plan_platform(self.gpu)
@@ -127,6 +131,7 @@ def _plans(bundle: Bundle, options: TargetOptions, progress: Progress) -> list[s
     engines = engines_for_tensorrt(bundle, precisions=options.precisions, engine=options.engine)
     how = BuildOptions(
         platform=platform,
+        device=options.gpu,
         profiles=options.profiles or DEFAULT_SPECS,
         compatibility=options.compatibility,
         out=options.out if options.target is BuildTarget.PLAN else None,
@@ -178,12 +183,12 @@ def _triton(bundle: Bundle, options: TargetOptions) -> str:
         raise UsageError("--target triton writes a model repository: say where by --out FOLDER")
     if not options.over_tensorrt:
         entry = choose_engine(bundle, precisions=options.precisions, engine=options.engine)
-        made = write_onnxruntime_model(bundle, entry, options.out, name=options.name)
+        made = write_onnxruntime_model(bundle, entry, options.out, name=options.name or MODEL_NAME)
         return f"{made}: {entry.name} for Triton's onnxruntime backend; token ids in, vectors out"
     platform = plan_platform(options.gpu)
     entry = _only(engines_for_tensorrt(bundle, precisions=options.precisions, engine=options.engine))
     plan, path = find_plan(bundle.folder, entry, platform)
-    made = write_tensorrt_model(bundle, plan, path, options.out, name=options.name)
+    made = write_tensorrt_model(bundle, plan, path, options.out, name=options.name or MODEL_NAME)
     return f"{made}: {entry.name} for Triton's TensorRT backend on {platform}; padded ids, mask and positions in"
 
 

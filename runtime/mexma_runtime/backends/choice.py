@@ -9,7 +9,7 @@ from mexma_runtime.backends.options import resolve
 from mexma_runtime.backends.support import BACKENDS, BackendSpec, module_of, serving
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
-from mexma_runtime.errors import EngineUnavailableError, UsageError
+from mexma_runtime.errors import EngineUnavailableError, MexmaError, MissingDependencyError, UsageError
 from mexma_runtime.hardware import VNNI, detect_hardware, onednn_instruction_sets
 from mexma_runtime.types import Dialect, Precision
 
@@ -85,18 +85,35 @@ def require_device(device: str) -> list[BackendSpec]:
 
 
 def runnable_engines(bundle: Bundle, device: str) -> list[tuple[str, EngineEntry]]:
-    """Each backend that serves `device` and is installed, by name, with each engine that it runs here.
+    """Each backend that works on `device`, by name, with each engine that it runs here.
 
     fp32 first; of one precision, the pair that `choose` prefers. Raises as `choose` for what is no device, and what
-    keeps a GPU from being used.
+    keeps the first backend that is installed from a GPU where none works.
     """
     pairs = [
         (spec, engine)
-        for spec in require_device(device)
+        for spec in _working(device)
         for engine in bundle.manifest.engines
         if engine.dialect in spec.dialects and spec.runs(engine) and _works(spec, engine)
     ]
     return [(spec.name, engine) for spec, engine in sorted(pairs, key=_preference())]
+
+
+def _working(device: str) -> list[BackendSpec]:
+    specs = serving(device, None)
+    if specs[0].device == "cpu":
+        return specs
+    working, problems = [], list[MexmaError]()
+    for spec in sorted(specs, key=lambda spec: not _is_installed(spec)):
+        try:
+            module_of(spec).library_version()
+        except (EngineUnavailableError, MissingDependencyError) as error:
+            problems.append(error)
+        else:
+            working.append(spec)
+    if not working:
+        raise problems[0]
+    return working
 
 
 def runners(engine: EngineEntry) -> list[str]:
@@ -159,6 +176,10 @@ def _place(order: Sequence[str], value: str | None) -> int:
     return order.index(value) if value in order else len(order)
 
 
+def _is_installed(spec: BackendSpec) -> bool:
+    return find_spec(spec.library or spec.name) is not None
+
+
 def _works(spec: BackendSpec, engine: EngineEntry) -> bool:
     """Whether the library is installed, which is not to say that it works, and may run `engine` on this processor."""
-    return find_spec(spec.name) is not None and module_of(spec).obstacle(engine) is None
+    return _is_installed(spec) and module_of(spec).obstacle(engine) is None

@@ -74,6 +74,8 @@ class BackendSpec:
     """What it runs, the best dialect first."""
     takes_plans: bool = False
     """Whether it runs plans, built from an engine's graph, and not the graph itself."""
+    library: str | None = None
+    """The module of its library, where that has another name."""
     gpus: str = ""
     """Those that it runs on, where these are not all that CUDA 13 has code for."""
     runs_all_of: str | None = None
@@ -149,6 +151,7 @@ BACKENDS = (
             Support(dialect=Dialect.PORTABLE, precisions=QUANTIZED, around=Precision.FP16, since="1.7"),
         ),
         takes_plans=True,
+        library="tensorrt_rtx",
         gpus=listed_capabilities(),
         runs_all_of="tensorrt",
     ),

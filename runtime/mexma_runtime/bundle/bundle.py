@@ -85,7 +85,7 @@ def lock_folder(descriptor: int, folder: Path) -> OSError | None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise BundleError(folder, "another export is writing here: wait for it to end") from None
+            raise BundleError(folder, "another export or build is writing here: wait for it to end") from None
         return error
     return None
 

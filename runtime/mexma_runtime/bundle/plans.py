@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar, TypeAlias
+from typing import Annotated, ClassVar, TypeAlias
 
 from mexma_runtime.bundle.manifest import LOCAL, EngineEntry, PositionScheme
-from mexma_runtime.bundle.strict_json import read_document
+from mexma_runtime.bundle.strict_json import Check, read_document
 from mexma_runtime.errors import BundleError, EngineUnavailableError
 from mexma_runtime.types import Pooling, Precision
 
 SCHEMA = 1
+MAX_LISTED = 10
+"""Plans for others, in an error."""
 LAYERS = ".layers.json"
 """How the file beside a plan ends that has the inspector's output, and is no description of a plan."""
 
@@ -157,7 +160,7 @@ class Plan:
     target: AnyPlatform
     compatibility: HardwareCompatibility | None
     """None: a plan for RTX, which runs on its capabilities alone."""
-    profiles: list[Profile]
+    profiles: Annotated[list[Profile], Check(expected="one or more", holds=bool)]
     """In the plan's order."""
     inputs: list[Tensor]
     output: Tensor
@@ -221,7 +224,7 @@ def read_plan(path: Path) -> Plan:
     """The plan that the JSON file `path` describes; BundleError where it cannot be read."""
     plan = read_document(Plan, path, schema=SCHEMA, advice="remove it, and build the plan again")
     assert isinstance(plan, Plan)
-    if Path(plan.file).name != plan.file:
+    if not re.fullmatch(r"[\w.-]*\w", plan.file):
         raise BundleError(path, f"file name {plan.file!r} leaves the folder: refused")
     return plan
 
@@ -232,12 +235,12 @@ def find_plan(folder: Path, engine: EngineEntry, platform: AnyPlatform) -> tuple
     EngineUnavailableError says what plans there are instead, and the command that builds one here; BundleError where
     the one there is damaged.
     """
-    fitting, others = [], []
-    for path in sorted(plans_folder(folder, platform).parent.glob("*/*.json")):
-        if path.name.endswith(LAYERS):
-            continue
-        plan = read_plan(path)
-        if plan.engine != engine.name:
+    fitting, others, damaged = [], [], list[BundleError]()
+    for path in sorted(plans_folder(folder, platform).parent.glob(f"*/{engine.name}.json")):
+        try:
+            plan = read_plan(path)
+        except BundleError as error:
+            damaged.append(error)
             continue
         if plan.graph == engine.file and plan.runs_on(platform):
             fitting.append((plan, path.parent / plan.file))
@@ -245,7 +248,10 @@ def find_plan(folder: Path, engine: EngineEntry, platform: AnyPlatform) -> tuple
     if fitting:
         plan, path = min(fitting, key=lambda found: found[0].breadth)
         return plan, _checked(path, plan)
-    there = f"there are plans for {'; '.join(others)}" if others else "there is none"
+    if damaged:
+        raise damaged[0]
+    more = f" and {len(others) - MAX_LISTED} more" if len(others) > MAX_LISTED else ""
+    there = f"there are plans for {'; '.join(others[:MAX_LISTED])}{more}" if others else "there is none"
     raise EngineUnavailableError(
         f"{folder}: no {platform.title} plan of engine {engine.name} for {platform}; {there}. Build one"
         f"{_where(platform)}: {build_command(folder, engine, platform)}"

@@ -88,17 +88,17 @@ def read_document(
         data = {**upgrade(data), "schema": schema}
     elif found != schema:
         raise BundleError(path, f"expected schema {schema}{' or an older one' if upgrade else ''}: {advice}")
-    return read_value(expected, data, path=path)
+    return read_value(expected, data, path=path, advice=advice)
 
 
-def read_value(expected: Any, value: Any, *, path: Path) -> Any:
-    """The same as `parse`; BundleError names `path` and the fields."""
+def read_value(expected: Any, value: Any, *, path: Path, advice: str = "") -> Any:
+    """The same as `parse`; BundleError names `path` and the fields, and tells the `advice`."""
     try:
         return parse(expected, value)
     except MismatchError as error:
         problems = error.problems
         told = problems[0] if len(problems) == 1 else "".join(f"\n  - {problem}" for problem in problems)
-        raise BundleError(path, told) from None
+        raise BundleError(path, f"{told}: {advice}" if advice else told) from None
 
 
 @functools.cache

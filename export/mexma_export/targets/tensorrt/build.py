@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,26 +12,27 @@ import onnx_ir as ir
 
 from mexma_export.targets.tensorrt.builder import RtxGpus, Target, ThisGpu, build
 from mexma_export.targets.tensorrt.ep_context import ep_context_model
+from mexma_export.targets.tensorrt.plan_folder import TIMING_CACHE, PlanFolder
 from mexma_export.targets.tensorrt.profiles import parse_profiles
 from mexma_runtime.bundle.bundle import Bundle, content_name
 from mexma_runtime.bundle.manifest import EngineEntry, Manifest
 from mexma_runtime.bundle.plans import (
-    LAYERS,
     SCHEMA,
     AnyPlatform,
     HardwareCompatibility,
     Plan,
+    Profile,
     RtxPlatform,
     Tensor,
     TextRules,
     plans_folder,
 )
+from mexma_runtime.bundle.rtx_capabilities import TURING
 from mexma_runtime.bundle.whole_files import write_whole
-from mexma_runtime.errors import EngineUnavailableError, MexmaError, file_errors
+from mexma_runtime.errors import EngineUnavailableError, MexmaError
 from mexma_runtime.terminal import Progress
 from mexma_runtime.types import Precision
 
-TIMING_CACHE = "timing.cache"
 MEANINGS = {
     "input_ids": "token ids, padded on the right with padding_id",
     "attention_mask": "1 for tokens, 0 for padding; at least one token in every row",
@@ -45,6 +46,8 @@ class BuildOptions:
     """How plans are to be built."""
 
     platform: AnyPlatform
+    device: str = "cuda"
+    """Of TensorRT's plans: the GPU that kernels are measured on."""
     profiles: tuple[str, ...]
     """Specifications: `profiles.GRAMMAR`."""
     compatibility: HardwareCompatibility = HardwareCompatibility.NONE
@@ -62,12 +65,12 @@ def engines_for_tensorrt(
         entry for entry in there if (not precisions or entry.precision in precisions) and engine in (None, entry.name)
     ]
     if not fitting:
-        wanted = engine or " or ".join(precisions)
+        wanted = ("" if engine is None else f" {engine!r}") + (f" in {' or '.join(precisions)}" if precisions else "")
         listed = ", ".join(entry.name for entry in there) or "none"
         raise EngineUnavailableError(
-            f"{bundle.folder}: no engine{f' {wanted}' if wanted else ''} for TensorRT; those it has: {listed}. Add "
-            "some from the checkpoint: mexma export SOURCE --out DIR --dialect portable --precision fp16, or "
-            "--precision int8 --recipe tensorrt"
+            f"{bundle.folder}: no engine{wanted} for TensorRT; those it has: {listed}. Add some from the checkpoint: "
+            "mexma export SOURCE --out DIR --dialect portable --precision fp16, or --precision int8 (or fp8) --recipe "
+            "tensorrt"
         )
     return fitting
 
@@ -82,78 +85,71 @@ def build_plans(
     reason, and where the log is.
     """
     profiles = parse_profiles(options.profiles, max_tokens=bundle.manifest.text.max_tokens)
-    platform, cache_folder = options.platform, plans_folder(bundle.folder, options.platform)
-    folder = options.out or cache_folder
-    for needed in (folder, cache_folder):
-        with file_errors(needed, "cannot be made a folder"):
-            needed.mkdir(parents=True, exist_ok=True)
-    built = []
-    for entry in engines:
-        log, timing = folder / f"{entry.name}.log", cache_folder / TIMING_CACHE
-        target: Target
-        if isinstance(platform, RtxPlatform):
-            target = RtxGpus(platform.capabilities)
-        else:
-            known = timing.read_bytes() if timing.exists() else b""
-            target = ThisGpu(compatibility=options.compatibility, timing_cache=known)
-        with log.open("w", encoding="utf-8") as lines:
-            try:
-                result = build(
-                    bundle.path(entry.file),
-                    entry.inputs,
-                    profiles,
-                    target,
-                    say=_writes(lines.write),
-                    report=_named(progress, entry.name),
-                )
-            except MexmaError as error:
-                raise MexmaError(
-                    f"{error}. All that {platform.title} said is in {log}; no plan was replaced"
-                ) from error
-        if isinstance(target, ThisGpu):
-            write_whole(timing, target.timing_cache)
-        if result.layers is not None:
-            write_whole(folder / f"{entry.name}{LAYERS}", result.layers.encode())
-        sha256 = hashlib.sha256(result.plan).hexdigest()
-        plan = Plan(
-            schema=SCHEMA,
-            writer=bundle.manifest.writer,
-            engine=entry.name,
-            graph=entry.file,
-            precision=entry.precision,
-            target=platform,
-            compatibility=None if isinstance(platform, RtxPlatform) else options.compatibility,
-            profiles=profiles,
-            inputs=[
-                Tensor(name=name, dtype="int32", shape=["sentences", "longest"], meaning=MEANINGS[name])
-                for name in entry.inputs
-            ],
-            output=Tensor(
-                name=entry.output,
-                dtype="float32",
-                shape=["sentences", bundle.manifest.dim],
-                meaning="a vector for each sentence, as pooled",
-            ),
-            text=_text_rules(bundle.manifest),
-            file=f"{entry.name}.plan" if options.out else content_name(entry.name, sha256, "plan"),
-            size=result.plan.nbytes,
-            sha256=sha256,
-        )
-        built.append((plan, publish(folder, plan, result.plan)))
-        if options.out and len(profiles) == 1:
-            ir.save(ep_context_model(plan), folder / f"{entry.name}.onnx", format="protobuf")
-    return built
+    cache = plans_folder(bundle.folder, options.platform)
+    with PlanFolder(cache) as local, nullcontext(local) if options.out is None else PlanFolder(options.out) as folder:
+        return [_build_plan(bundle, entry, profiles, options, folder, local.path, progress) for entry in engines]
 
 
-def publish(folder: Path, plan: Plan, data: memoryview | bytes) -> Path:
-    """Put a complete plan in `folder`; older ones of the same engine go when their description has."""
-    path = folder / plan.file
-    write_whole(path, data)
-    write_whole(folder / f"{plan.engine}.json", plan.to_json().encode())
-    for older in folder.glob(f"{plan.engine}.*plan"):
-        if older != path:
-            older.unlink()
-    return path
+def _build_plan(
+    bundle: Bundle,
+    entry: EngineEntry,
+    profiles: list[Profile],
+    options: BuildOptions,
+    folder: PlanFolder,
+    cache: Path,
+    progress: Progress,
+) -> tuple[Plan, Path]:
+    platform, timing = options.platform, cache / TIMING_CACHE
+    target: Target
+    if isinstance(platform, RtxPlatform):
+        target = RtxGpus(platform.capabilities)
+    else:
+        known = timing.read_bytes() if timing.exists() else b""
+        target = ThisGpu(options.device, compatibility=options.compatibility, timing_cache=known)
+    with folder.log(entry.name) as say:
+        try:
+            result = build(
+                bundle.path(entry.file), entry.inputs, profiles, target, say=say, report=_named(progress, entry.name)
+            )
+        except MexmaError as error:
+            log = folder.log_of(entry.name)
+            told = f"{error}. All that {platform.title} said is in {log}; no plan was replaced"
+            if isinstance(platform, RtxPlatform) and platform.capabilities == [TURING]:
+                told += ". Graphs that pool the mean, exported before 0.1.0, are not for Turing: export again"
+            raise MexmaError(told) from error
+    if isinstance(target, ThisGpu):
+        write_whole(timing, target.timing_cache)
+    if result.layers is not None:
+        folder.keep_layers(entry.name, result.layers)
+    sha256 = hashlib.sha256(result.plan).hexdigest()
+    plan = Plan(
+        schema=SCHEMA,
+        writer=bundle.manifest.writer,
+        engine=entry.name,
+        graph=entry.file,
+        precision=entry.precision,
+        target=platform,
+        compatibility=None if isinstance(platform, RtxPlatform) else options.compatibility,
+        profiles=profiles,
+        inputs=[
+            Tensor(name=name, dtype="int32", shape=["sentences", "longest"], meaning=MEANINGS[name])
+            for name in entry.inputs
+        ],
+        output=Tensor(
+            name=entry.output,
+            dtype="float32",
+            shape=["sentences", bundle.manifest.dim],
+            meaning="a vector for each sentence, as pooled",
+        ),
+        text=_text_rules(bundle.manifest),
+        file=f"{entry.name}.plan" if options.out else content_name(entry.name, sha256, "plan"),
+        size=result.plan.nbytes,
+        sha256=sha256,
+    )
+    path = folder.publish(plan, result.plan)
+    if options.out and len(profiles) == 1:
+        ir.save(ep_context_model(plan), folder.path / f"{entry.name}.onnx", format="protobuf")
+    return plan, path
 
 
 def _text_rules(manifest: Manifest) -> TextRules:
@@ -164,14 +160,6 @@ def _text_rules(manifest: Manifest) -> TextRules:
         pooling=manifest.pooling_mode,
         is_normalized=manifest.is_normalized,
     )
-
-
-def _writes(write: Callable[[str], object]) -> Callable[[str, str], None]:
-    def say(severity: str, text: str) -> None:
-        with suppress(OSError):  # a full disk: it must not pass through TensorRT, and the plan will tell
-            write(f"{severity}: {text}\n")
-
-    return say
 
 
 def _named(progress: Progress, name: str) -> Callable[[str, int, int], None]:

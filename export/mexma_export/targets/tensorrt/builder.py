@@ -6,14 +6,20 @@ the same calls build on TensorRT 10 and 11 and on TensorRT for RTX.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mexma_runtime.backends import plan_platform
 from mexma_runtime.backends.tensorrt_library import TENSORRT, TENSORRT_RTX, Library, Messages, make_logger, view
 from mexma_runtime.bundle.plans import HardwareCompatibility, Profile
 from mexma_runtime.errors import MexmaError
+from mexma_runtime.process import NATIVE
+from mexma_runtime.types import is_unicode
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -28,8 +34,11 @@ class Target(Protocol):
 
     library: Library
 
+    def select(self) -> None:
+        """Make the GPU that is measured, if one is, the calling thread's."""
+
     def configure(self, config: trt.IBuilderConfig) -> None:
-        """Say so to the library."""
+        """Say what is built for."""
 
     def finish(self, config: trt.IBuilderConfig) -> None:
         """Keep what the library has learned."""
@@ -39,13 +48,17 @@ class Target(Protocol):
 
 
 class ThisGpu:
-    """The calling thread's GPU, by TensorRT, which measures kernels on it."""
+    """One of this machine's, by TensorRT, which measures kernels on it."""
 
     library = TENSORRT
 
-    def __init__(self, *, compatibility: HardwareCompatibility, timing_cache: bytes) -> None:
+    def __init__(self, device: str, *, compatibility: HardwareCompatibility, timing_cache: bytes) -> None:
         """`timing_cache`: what was measured by an earlier build on the same GPU, or empty; `finish` replaces it."""
-        self._compatibility, self.timing_cache = compatibility, timing_cache
+        self._device, self._compatibility, self.timing_cache = device, compatibility, timing_cache
+
+    def select(self) -> None:
+        """CUDA's current device is a thread's own."""
+        plan_platform(self._device)
 
     def configure(self, config: trt.IBuilderConfig) -> None:
         """Compatibility and timing cache."""
@@ -89,6 +102,9 @@ class RtxGpus:
     def __init__(self, capabilities: Sequence[str]) -> None:
         self._capabilities = capabilities
 
+    def select(self) -> None:
+        """None is measured."""
+
     def configure(self, config: rtx.IBuilderConfig) -> None:
         """Set the capabilities."""
         if TYPE_CHECKING:
@@ -128,22 +144,45 @@ def build(
 ) -> Built:
     """Build the plan of `graph`, whose `inputs` are int32 `(sentences, tokens)` each, for `target`.
 
-    `say` gets all that the library says, with its severity. MexmaError tells what it gave as its reason.
+    `say` gets all that the library says, with its severity. MexmaError tells what it gave as its reason. What
+    interrupts the caller ends the build at the library's next step.
     """
+    monitor = _make_monitor(target.library, report)
+    begun = NATIVE.begin(lambda: _build(graph, inputs, profiles, target, monitor, say))
+    # Handlers of signals run in the main thread. Within the library, what they raise would be printed and dropped.
+    threading.Thread(target=begun, name="mexma-build", daemon=True).start()
+    try:
+        return begun.result()
+    except BaseException as error:
+        monitor.failure = monitor.failure or error
+        begun.wait()
+        raise
+
+
+def _build(
+    graph: Path,
+    inputs: Sequence[str],
+    profiles: Sequence[Profile],
+    target: Target,
+    monitor: Any,
+    say: Callable[[str, str], None],
+) -> Built:
     library = target.library
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
         trt = library.load()
+    target.select()
     named = f"{library.title} {trt.__version__}"
     messages = Messages(library, say)
     logger = make_logger(library, messages)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(graph)):
+    with _unicode(graph) as path:
+        is_read = parser.parse_from_file(path)
+    if not is_read:
         raise MexmaError(f"{graph}: {named} cannot read this graph: {messages.errors()}")
-    monitor = _make_monitor(library, report)
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.progress_monitor = monitor
@@ -169,6 +208,19 @@ def build(
     if layers is None and library is TENSORRT:
         raise MexmaError(f"{graph}: {named} cannot open the plan that it has built: {messages.errors()}")
     return Built(plan=data, layers=layers)
+
+
+@contextmanager
+def _unicode(path: Path) -> Iterator[str]:
+    """A name for `path` that is Unicode, which the parsers take alone, whatever its folder is called."""
+    if is_unicode(str(path)):
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 def _make_monitor(library: Library, report: Report) -> Any:

@@ -13,7 +13,7 @@ def require_capabilities(asked: Sequence[str]) -> list[str]:
     """Those `asked` for, each once and the least first, or the default ones; UsageError for what is none."""
     known = [capability.number for capability in CAPABILITIES]
     if wrong := [number for number in asked if number not in known]:
-        raise UsageError(f"--capability {wrong[0]}: TensorRT for RTX makes plans for {listed_capabilities()}")
+        raise UsageError(f"--capability {wrong[0]!r}: TensorRT for RTX makes plans for {listed_capabilities()}")
     return [found.number for found in _wanted(asked)]
 
 

@@ -10,12 +10,14 @@ from mexma_runtime.errors import UsageError
 
 LENGTHS = (32, 128, 512, 2048, 8192)
 """Where profiles end, below the model's most tokens: kernels are chosen for one shape of each."""
+MAX_TOKENS = 1 << 22
+"""Of a batch, padding included: far more than any GPU holds, and few enough for TensorRT to count."""
 DEFAULT_SPECS = ("latency:8", "throughput:65536")
 GRAMMAR = (
     "latency:N (1 to N sentences of any length), throughput:TOKENS (batches of so many tokens, padding included), or "
     "NxLENGTH (1 to N sentences of up to LENGTH tokens)"
 )
-_SPEC = re.compile(r"(?:(?P<name>latency|throughput):(?P<number>\d+)|(?P<most>\d+)x(?P<length>\d+))\Z")
+_SPEC = re.compile(r"(?:(?P<name>latency|throughput):(?P<number>\d+)|(?P<most>\d+)x(?P<length>\d+))\Z", re.ASCII)
 
 
 def parse_profiles(specs: Sequence[str], *, max_tokens: int) -> list[Profile]:
@@ -24,7 +26,11 @@ def parse_profiles(specs: Sequence[str], *, max_tokens: int) -> list[Profile]:
     `max_tokens`: of the model's longest sentence. UsageError where a specification cannot be read, or where the
     longest sentence fits into no profile.
     """
-    profiles = [profile for spec in dict.fromkeys(specs) for profile in _parsed(spec, max_tokens)]
+    found = [profile for spec in specs for profile in _parsed(spec, max_tokens)]
+    for profile in found:
+        if profile.n_sentences.most * profile.longest.most > MAX_TOKENS:
+            raise UsageError(f"profile {profile.name}: at most {MAX_TOKENS:,} tokens, padding included")
+    profiles = list({(profile.n_sentences, profile.longest): profile for profile in reversed(found)}.values())
     longest = max((profile.longest.most for profile in profiles), default=0)
     if longest < max_tokens:
         raise UsageError(
@@ -40,7 +46,8 @@ def _parsed(spec: str, max_tokens: int) -> list[Profile]:
         raise UsageError(f"profile: expected {GRAMMAR}, got {spec!r}")
     if match["most"]:
         most, length = numbers
-        return [_profile(spec, most, min(length, max_tokens), is_for_one=False)]
+        length = min(length, max_tokens)
+        return [_profile(f"{most}x{length}", most, length, is_for_one=False)]
     lengths = [length for length in LENGTHS if 2 * length <= max_tokens] + [max_tokens]
     if match["name"] == "latency":
         return [_profile(f"{spec}:{length}", numbers[0], length, is_for_one=True) for length in lengths]

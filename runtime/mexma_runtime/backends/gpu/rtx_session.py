@@ -35,7 +35,7 @@ class RtxSession(PlanSession):
         super().__init__(TENSORRT_RTX, path, device, stream, profiles)
         self._kernels = kernels
         self._cache: rtx.IRuntimeCache = self._rtx_engine.create_runtime_config().create_runtime_cache()
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             # False: it is of another GPU, driver or version, and is replaced.
             self._cache.deserialize(kernels.read_bytes())
 

@@ -16,11 +16,14 @@ from mexma_runtime.bundle.manifest import EngineEntry
 from mexma_runtime.bundle.plans import Plan, RtxPlatform, words_of
 from mexma_runtime.bundle.rtx_capabilities import CAPABILITIES, listed_capabilities
 from mexma_runtime.errors import EngineUnavailableError
+from mexma_runtime.types import Precision
 
 
 def open_engine(bundle: Bundle, engine: EngineEntry, options: GpuOptions, index: int) -> DeviceBackend:
     """Open the plan of `engine` for the GPU `index`; EngineUnavailableError says what keeps it from working."""
     version, gpu = _ready(index)
+    if problem := precision_problem(engine.precision, gpu.capability_text):
+        raise EngineUnavailableError(f"engine {engine.name} on {gpu.description}: {problem}")
     platform = RtxPlatform(capabilities=[gpu.capability_text], tensorrt_rtx=version)
     return open_plan(TENSORRT_RTX, bundle, engine, options, gpu, version, platform, _open_session)
 
@@ -38,6 +41,15 @@ def capability_problem(gpu: Gpu) -> str | None:
         f"cuda:{gpu.index} is {gpu.description}, and TensorRT for RTX runs on compute capability "
         f"{listed_capabilities()}: use another backend there, such as onnxruntime"
     )
+
+
+def precision_problem(precision: Precision, capability: str) -> str | None:
+    """Why no plan of `precision` can be for GPUs of `capability`; None: one can."""
+    able = next(known.precisions for known in CAPABILITIES if known.number == capability)
+    if precision in able:
+        return None
+    others = " or ".join(sorted(able))
+    return f"TensorRT for RTX has no {precision} for compute capability {capability}: take an engine in {others}"
 
 
 def obstacle(engine: EngineEntry) -> None:

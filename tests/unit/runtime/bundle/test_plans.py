@@ -122,6 +122,36 @@ def test_a_plan_for_rtx_runs_on_its_capabilities_with_its_version(
     assert shared.target.folder_name == "sm86-sm89-sm120-rtx1.7.1.116"
 
 
+def test_what_is_damaged_or_of_others_keeps_no_good_plan_from_being_found(
+    plan: Plan, entry: EngineEntry, tmp_path: Path
+) -> None:
+    put(tmp_path, plan)
+    for target in (A10, LATER):
+        put(tmp_path, dataclasses.replace(plan, target=target)).write_text("{}", encoding="utf-8")
+    for name in ("._portable.fp16.json", "notes.json"):
+        (plans_folder(tmp_path, H200) / name).write_text("{}", encoding="utf-8")
+    assert find_plan(tmp_path, entry, H200)[0] == plan
+    with pytest.raises(BundleError, match="expected schema 1: remove it, and build the plan again"):
+        find_plan(tmp_path, entry, H100)
+
+
+@pytest.mark.parametrize("change", [{"profiles": []}, {"file": ""}, {"file": ".."}, {"file": "a\0b"}, {"size": "4"}])
+def test_a_description_that_says_what_cannot_be_is_refused(
+    change: dict[str, object], plan: Plan, tmp_path: Path
+) -> None:
+    path = put(tmp_path, plan)
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **change}), encoding="utf-8")
+    with pytest.raises(BundleError, match=r"leaves the folder|build the plan again"):
+        read_plan(path)
+
+
+def test_of_many_plans_for_others_some_are_listed(plan: Plan, entry: EngineEntry, tmp_path: Path) -> None:
+    for number in range(15):
+        put(tmp_path, dataclasses.replace(plan, target=dataclasses.replace(A10, tensorrt=f"10.{number}")))
+    with pytest.raises(EngineUnavailableError, match=r"and 5 more\. Build one on this machine"):
+        find_plan(tmp_path, entry, H200)
+
+
 def test_a_damaged_plan_is_said(plan: Plan, entry: EngineEntry, tmp_path: Path) -> None:
     path = put(tmp_path, plan, data=b"short")
     with pytest.raises(BundleError, match="expected 4 bytes, got 5: build the plan again"):

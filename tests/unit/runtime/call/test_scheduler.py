@@ -221,7 +221,8 @@ def test_an_interrupt_anywhere_leaves_nothing_taken() -> None:
     while interrupted_at(n_interrupts + 1):
         n_interrupts += 1
         assert Started(call).join() is None
-        assert NATIVE._wait_for_others(PATIENCE_S)
+        with NATIVE._lock:
+            assert NATIVE._wait_for_others(PATIENCE_S)
     assert n_interrupts > 40
 
 

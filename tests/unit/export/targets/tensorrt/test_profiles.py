@@ -92,3 +92,21 @@ def test_the_same_one_twice_is_one() -> None:
 def test_what_cannot_be_read_or_leaves_sentences_out_is_refused(specs: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         parse_profiles(specs, max_tokens=512)
+
+
+@pytest.mark.parametrize(
+    "spec", ["2147483648x512", "99999999999999999999999x512", "latency:100000000", "throughput:4194400"]
+)
+def test_a_batch_that_no_gpu_holds_is_refused(spec: str) -> None:
+    with pytest.raises(UsageError, match=r"^profile \S+: at most 4,194,304 tokens, padding included"):
+        parse_profiles([spec], max_tokens=512)
+
+
+def test_profiles_of_one_shape_are_one() -> None:
+    found = parse_profiles(["1x512", "01x512", "1x9999", "2x512"], max_tokens=512)
+    assert [profile.name for profile in found] == ["1x512", "2x512"]
+
+
+def test_digits_are_ascii() -> None:
+    with pytest.raises(UsageError, match="profile: expected "):
+        parse_profiles(["\N{FULLWIDTH DIGIT SIX}x512"], max_tokens=512)

@@ -27,7 +27,9 @@ from mexma_runtime.backends.gpu.cuda_checks import (
 from mexma_runtime.backends.gpu.cuda_device import CudaDevice, CudaGraph, call, import_cudart
 from mexma_runtime.backends.gpu.onnxruntime import require_placement
 from mexma_runtime.backends.gpu.tensorrt_rtx import capability_problem as rtx_problem
+from mexma_runtime.backends.gpu.tensorrt_rtx import precision_problem
 from mexma_runtime.errors import DeviceError, DeviceMemoryError, EngineUnavailableError
+from mexma_runtime.types import Precision
 
 
 def gpu(capability: tuple[int, int]) -> Gpu:
@@ -63,6 +65,10 @@ def test_what_tensorrt_for_rtx_does_not_run_on_is_told_with_what_it_does() -> No
     said = rtx_problem(gpu((9, 0))) or ""
     assert said.startswith("cuda:1 is NVIDIA V100, compute capability 9.0, and TensorRT for RTX runs on compute capab")
     assert "8.9 (GeForce RTX 40, " in said
+    assert precision_problem(Precision.INT8, "8.6") is precision_problem(Precision.FP8, "8.9") is None
+    assert precision_problem(Precision.FP8, "8.6") == (
+        "TensorRT for RTX has no fp8 for compute capability 8.6: take an engine in fp16 or int8"
+    )
     assert rtx_problem(gpu((8, 9))) is rtx_problem(gpu((12, 0))) is None
 
 
