@@ -27,6 +27,7 @@ CHECKED = (
     "runtime/mexma_runtime/backends/gpu/tensorrt_session.py",
     "runtime/mexma_runtime/backends/gpu/rtx_session.py",
     "export/mexma_export/targets/tensorrt/builder.py",
+    "export/mexma_export/targets/tensorrt/plan_targets.py",
 )
 """All that import tensorrt or tensorrt_rtx."""
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")

@@ -24,7 +24,8 @@ from typer.testing import CliRunner
 
 from mexma_export.targets.targets import BuildTarget, TargetOptions, make_target
 from mexma_export.targets.tensorrt.build import BuildOptions, build_plans
-from mexma_export.targets.tensorrt.builder import RtxGpus, build
+from mexma_export.targets.tensorrt.builder import build
+from mexma_export.targets.tensorrt.plan_targets import RtxGpus
 from mexma_export.targets.tensorrt.profiles import DEFAULT_SPECS, parse_profiles
 from mexma_runtime import Encoder
 from mexma_runtime.backends import rtx_platform

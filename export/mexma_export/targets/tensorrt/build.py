@@ -10,9 +10,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from mexma_export.targets.tensorrt.builder import RtxGpus, Target, ThisGpu, build
+from mexma_export.targets.tensorrt.builder import build
 from mexma_export.targets.tensorrt.ep_context import ep_context_model
 from mexma_export.targets.tensorrt.plan_folder import TIMING_CACHE, PlanFolder
+from mexma_export.targets.tensorrt.plan_targets import RtxGpus, Target, ThisGpu
 from mexma_export.targets.tensorrt.profiles import parse_profiles
 from mexma_runtime.bundle.bundle import Bundle, content_name
 from mexma_runtime.bundle.manifest import EngineEntry, Manifest
