@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -31,7 +32,7 @@ from mexma_runtime import Encoder
 from mexma_runtime.backends import rtx_platform
 from mexma_runtime.backends.tensorrt_library import TENSORRT_RTX, Messages, make_logger
 from mexma_runtime.bundle.bundle import Bundle
-from mexma_runtime.bundle.manifest import EngineEntry
+from mexma_runtime.bundle.manifest import EngineEntry, ProductMode
 from mexma_runtime.bundle.plans import Profile, find_plan, plans_folder, read_plan
 from mexma_runtime.bundle.rtx_capabilities import CAPABILITIES, Capability
 from mexma_runtime.cli.commands import build_app
@@ -53,6 +54,7 @@ def compiled(
     profiles: Sequence[Profile] = (),
     graph: Path | None = None,
     inputs: Sequence[str] | None = None,
+    said: list[str] | None = None,
 ) -> memoryview:
     entry = entry_of(bundle, precision)
     return build(
@@ -60,7 +62,7 @@ def compiled(
         entry.inputs if inputs is None else inputs,
         profiles or parse_profiles(["8x512"], max_tokens=bundle.manifest.text.max_tokens),
         RtxGpus(capabilities or ["8.9"]),
-        say=lambda severity, text: None,
+        say=lambda severity, text: None if said is None else said.append(text),
         report=lambda phase, done, total: None,
     ).plan
 
@@ -144,6 +146,34 @@ def test_the_parser_sees_the_types_and_places_that_were_written(precision: Preci
     found = {layer.type for layer in layers}
     assert (kind.QUANTIZE in found, kind.DEQUANTIZE in found) == (precision in QUANTIZED,) * 2
     assert {network.get_input(index).name for index in range(network.num_inputs)} == set(entry.inputs)
+
+
+@each
+def test_attention_is_one_kernel_and_products_are_in_the_precision(
+    precision: Precision, minilm_for_tensorrt: Bundle
+) -> None:
+    """By the compiler's own list of kernels, the last thing that it says."""
+    n_layers, said = minilm_for_tensorrt.manifest.model.n_layers, list[str]()
+    compiled(minilm_for_tensorrt, precision, said=said)
+    (listed,) = (text for text in said if text.startswith("Layers:"))
+    kernels = [line for line in listed.splitlines() if "LayerType: " in line]
+    assert sum("_gemm_mha_" in line for line in kernels) == n_layers
+    products = [line for line in kernels if ".product" in line.partition(",")[0]]
+    joined = [
+        line for line in products if all(f"attention.{name}.product" in line for name in ("query", "key", "value"))
+    ]
+    assert len(joined) == n_layers
+    types = [re.findall(r"Datatype: (\w+)", line)[0] for line in products]
+    quantization = entry_of(minilm_for_tensorrt, precision).quantization
+    if quantization is None:
+        # FFN-up has its bias and GELU in the product.
+        assert sum("FcAddDivCastErfCastAddMulMul" in line for line in kernels) == n_layers
+        assert types == ["Half"] * (3 * n_layers)
+    else:
+        eight_bits = {Precision.INT8: "Int8", Precision.FP8: "FP8"}[precision]
+        n_quantized = sum(product.mode is not ProductMode.FLOAT for product in quantization.products)
+        assert types.count(eight_bits) == n_quantized
+        assert set(types) <= {eight_bits, "Half"}
 
 
 def test_turing_has_a_plan_of_its_own(mine: Bundle) -> None:
