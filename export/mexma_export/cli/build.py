@@ -24,8 +24,8 @@ def register_build(app: typer.Typer) -> None:
             BuildTarget,
             typer.Option(
                 help="tensorrt: plans for this machine's GPU, in the bundle. tensorrt-rtx: for RTX GPUs, built on "
-                "any machine. plan: a bare plan with its description. "
-                "triton: a model repository. sentence-transformers: what older bundles lack to be its models."
+                "any x86-64 machine. plan: a bare plan with its description. "
+                "triton: a model repository. sentence-transformers: the files that older bundles lack."
             ),
         ],
         out: Annotated[
@@ -36,7 +36,7 @@ def register_build(app: typer.Typer) -> None:
             typer.Option(help="Engines to take; may be given several times; default: all that the target takes."),
         ] = None,
         device: Annotated[
-            str | None, typer.Option(help="The GPU that plans are for: cuda, cuda:1; default: cuda.")
+            str | None, typer.Option(help="Of tensorrt and plan: the GPU that it is for: cuda, cuda:1; default: cuda.")
         ] = None,
         capability: Annotated[
             list[str] | None,
@@ -57,14 +57,14 @@ def register_build(app: typer.Typer) -> None:
         ] = None,
         hardware_compatible: Annotated[
             HardwareCompatibility,
-            typer.Option(help="Of plans: the other GPUs that may run them; the more, the slower."),
+            typer.Option(help="Of tensorrt and plan: the other GPUs that may run it; the more, the slower."),
         ] = HardwareCompatibility.NONE,
         name: Annotated[str | None, typer.Option(help="Of Triton: the model's name; default: mexma.")] = None,
         over_tensorrt: Annotated[
             bool, typer.Option("--over-tensorrt", help="Of Triton: serve a TensorRT plan of this GPU, not a graph.")
         ] = False,
     ) -> None:
-        """Make of a bundle what others take: TensorRT plans, Triton's repository, a model of sentence-transformers."""
+        """Build TensorRT plans, a Triton repository, or the files for sentence-transformers from a bundle."""
         if target is not BuildTarget.SENTENCE_TRANSFORMERS:
             require_packages("onnx_ir", "ml_dtypes")
         wanted = TargetOptions(

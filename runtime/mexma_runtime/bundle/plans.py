@@ -1,7 +1,7 @@
 """Plans beside a bundle: compiled by TensorRT for one GPU, or by TensorRT for RTX for chosen compute capabilities.
 
 Each is for one version of its library too, so they lie in local/, outside the hashes. A plan is described by a JSON
-file of the same name. `mexma build BUNDLE --target tensorrt` (or `tensorrt-rtx`) builds both.
+file of its engine's name. `mexma build BUNDLE --target tensorrt` (or `tensorrt-rtx`) builds both.
 """
 
 from __future__ import annotations

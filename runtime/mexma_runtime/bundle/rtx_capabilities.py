@@ -31,10 +31,10 @@ _INT8 = _FP16 | {Precision.INT8}
 _FP8 = _INT8 | {Precision.FP8}
 
 CAPABILITIES = (
-    Capability(number=TURING, examples="GeForce RTX 20", precisions=_FP16),
+    Capability(number=TURING, examples="GeForce RTX 20, T4", precisions=_FP16),
     Capability(number="8.0", examples="A100", precisions=_INT8),
-    Capability(number="8.6", examples="GeForce RTX 30, RTX A6000", precisions=_INT8, is_default=True),
-    Capability(number="8.9", examples="GeForce RTX 40, RTX 6000 Ada, L4", precisions=_FP8, is_default=True),
+    Capability(number="8.6", examples="GeForce RTX 30, A10, A40, RTX A6000", precisions=_INT8, is_default=True),
+    Capability(number="8.9", examples="GeForce RTX 40, L4, L40S, RTX 6000 Ada", precisions=_FP8, is_default=True),
     Capability(number="12.0", examples="GeForce RTX 50, RTX PRO 6000", precisions=_FP8, is_default=True),
     Capability(number="12.1", examples="DGX Spark", precisions=_FP8),
 )

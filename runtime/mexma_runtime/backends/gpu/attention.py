@@ -13,7 +13,7 @@ from mexma_runtime.backends.gpu.session import Session
 from mexma_runtime.backends.gpu.shared_weights import SharedWeights
 from mexma_runtime.backends.gpu.two_kernels import TwoKernelSession
 from mexma_runtime.backends.options import Attention
-from mexma_runtime.errors import DeviceMemoryError
+from mexma_runtime.errors import DeviceMemoryError, UsageError
 from mexma_runtime.types import Precision
 
 FLASH_CAPABILITY = (8, 0)
@@ -53,7 +53,7 @@ def open_with(
     For both, efficient alone is taken where `no_flash` says why, or no sentence, of `max_tokens` at most, is long
     enough for flash. Both read the same weights, and each may take half of what these leave of `memory_limit`. Where
     either finds no room, for the rest of its weights or for the largest batch, efficient is opened anew, alone, and may
-    take all of it.
+    take all of it. UsageError where flash alone is wanted, and there is none.
     """
     if wanted is Attention.AUTO and no_flash is None and flash_above_mean_tokens >= max_tokens:
         no_flash = f"it is the faster up to {flash_above_mean_tokens} tokens a sentence, and none has more"
@@ -63,7 +63,9 @@ def open_with(
         except DeviceMemoryError as error:
             no_flash = f"there is no room for flash beside it ({error})"
         gc.collect()  # a staging buffer and its last batch refer to each other, and to a session
-    if wanted is Attention.EFFICIENT or no_flash is None:
+    if wanted is Attention.FLASH and no_flash is not None:
+        raise UsageError(f"attention=flash: {no_flash}: leave it out, or ask for auto")
+    if wanted is not Attention.AUTO:
         return assemble(open_session(wanted, memory_limit, None), wanted.value)
     return assemble(open_session(Attention.EFFICIENT, memory_limit, None), f"efficient alone: {no_flash}")
 
