@@ -18,10 +18,13 @@ from mexma_benchmarks.gpu_check.speed import check_minilm, measure_first, measur
 from mexma_benchmarks.gpu_check.steps import RESULT_FILE, Setup, Step, run_steps
 from mexma_benchmarks.gpu_check.tensorrt import check_tensorrt_parity, measure_tensorrt
 from mexma_benchmarks.report.checks import checks_table
-from mexma_benchmarks.result.checks import exit_code, without_folders
+from mexma_benchmarks.result.checks import exit_code
 from mexma_benchmarks.result.environment import detect_environment
 from mexma_benchmarks.result.result import Result
-from mexma_runtime.backends import backend_statuses
+from mexma_export.checkpoint.sources import resolve_source
+from mexma_runtime.backends import backend_statuses, require_device
+from mexma_runtime.bundle.whole_files import require_writable
+from mexma_runtime.errors import MexmaError, file_errors
 from mexma_runtime.hardware import detect_hardware
 from mexma_runtime.terminal import note, progress_bars
 
@@ -59,11 +62,19 @@ def main(
     if device.startswith("cuda") and (problem := cuda_problem()):
         note(f"error: onnxruntime does not work on CUDA here: {problem}")
         raise typer.Exit(1)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        require_device(device)
+        resolve_source(model)
+        with file_errors(out, "cannot be made a folder"):
+            out.mkdir(parents=True, exist_ok=True)
+        require_writable(out / RESULT_FILE)
+    except MexmaError as error:
+        note(f"error: {error}")
+        raise typer.Exit(error.exit_code) from None
     result = Result(
         environment=detect_environment(("python", "-m", "mexma_benchmarks.gpu_check")),
         n_threads=detect_hardware().n_usable_cores,
-        settings={"device": device, "model": without_folders(model), "is_quick": quick},
+        settings={"device": device, "model": Path(model).name, "is_quick": quick},
     )
     with progress_bars() as report:
         setup = Setup(
@@ -76,13 +87,22 @@ def main(
             report=report,
             budget_s=budget_s,
         )
-        run_steps(STEPS, setup)
+        try:
+            run_steps(STEPS, setup)
+        finally:
+            report_all(result, title=f"{model} on {', '.join(result.environment.gpus) or device}")
+            note(f"Every sample is in {out / RESULT_FILE}; mexma bench report makes tables of them")
+    raise typer.Exit(exit_code(result.checks))
+
+
+def report_all(result: Result, *, title: str) -> None:
+    """Print what was found, and whether that is all."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    console.print(checks_table(result.checks, title=f"{model} on {', '.join(result.environment.gpus) or device}"))
-    note(f"Every sample is in {out / RESULT_FILE}; mexma bench report makes tables of them")
-    raise typer.Exit(exit_code(result.checks))
+    console.print(checks_table(result.checks, title=title))
+    if not result.is_complete:
+        note("This run was ended before its last step")
 
 
 def cuda_problem() -> str | None:

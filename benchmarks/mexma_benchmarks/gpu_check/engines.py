@@ -7,6 +7,7 @@ import time
 
 from mexma_benchmarks.gpu_check.steps import Setup
 from mexma_benchmarks.result.checks import Check, Record, at_least
+from mexma_runtime.bundle.manifest import MANIFEST_NAME
 from mexma_runtime.types import Dialect
 
 UNPADDED = ("EFFICIENT_ATTENTION", "FLASH_ATTENTION")
@@ -16,7 +17,8 @@ UNPADDED = ("EFFICIENT_ATTENTION", "FLASH_ATTENTION")
 def export_engines(setup: Setup, record: Record) -> None:
     """Write the checkpoint where it is a stand-in, then the bundle; nothing is judged here."""
     start_s = time.perf_counter()
-    shutil.rmtree(setup.out / "bundles", ignore_errors=True)  # of an earlier run, and perhaps of an earlier version
+    if (setup.bundle_folder / MANIFEST_NAME).is_file():  # of an earlier run, and perhaps of an earlier version
+        shutil.rmtree(setup.bundle_folder)
     manifest = setup.prepared.bundle.manifest
     seconds, size = time.perf_counter() - start_s, sum(entry.size for entry in manifest.files)
     record.samples |= {"export_s": seconds, "bundle_bytes": size}

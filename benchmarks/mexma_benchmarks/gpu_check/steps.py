@@ -58,7 +58,12 @@ class Setup:
     @cached_property
     def prepared(self) -> Prepared:
         """The checkpoint, a stand-in being written where it is not there yet, and its bundle."""
-        return self.prepare(resolve_source(self.source_name), re.sub(r"[^\w.]+", "-", self.source_name))
+        return self.prepare(resolve_source(self.source_name), self.bundle_folder.name)
+
+    @property
+    def bundle_folder(self) -> Path:
+        """Where its bundle lies."""
+        return self.out / "bundles" / re.sub(r"[^\w.]+", "-", self.source_name)
 
     @property
     def model(self) -> ModelResult:
@@ -132,8 +137,9 @@ def run_steps(steps: Sequence[Step], setup: Setup) -> None:
                 step.measure(setup, record)
             except Exception as error:  # noqa: BLE001 - whatever a step raises is its row, and the others follow
                 record.checks.append(failed(step.name, error))
-        record.seconds = setup.elapsed_s - began_s
-        setup.save()
+            finally:  # an interrupt ends the run, and keeps what it had
+                record.seconds = setup.elapsed_s - began_s
+                setup.save()
     setup.result.is_complete = True
     setup.save()
     note(f"{setup.elapsed_s:4.0f} s  done")

@@ -53,11 +53,17 @@ def detect_environment(program: Sequence[str]) -> Environment:
         python=platform.python_version(),
         versions={"mexma-runtime": _version("mexma-runtime")} | _versions(),
         commit=read_commit(Path(__file__).parent),
-        command=(*program, *(Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:])),
+        command=(*program, *map(_without_folder, sys.argv[1:])),
         variables={name: value for name, value in sorted(os.environ.items()) if name.startswith(prefixes)},
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         load_average=os.getloadavg()[0],
     )
+
+
+def _without_folder(argument: str) -> str:
+    """`--out=/a/b` as `--out=b`."""
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else argument
 
 
 def read_commit(folder: Path) -> str | None:

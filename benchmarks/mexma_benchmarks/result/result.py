@@ -209,7 +209,7 @@ class Result:
             raise UsageError(f"{path}: not a result of `mexma bench run`: {error}") from None
         try:
             current = brought_up_to_date(document)
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise UsageError(f"{path}: does not fit schema {schema}: {error!r}") from None
         if current is None:
             raise UsageError(f"{path}: schema {schema}, this version reads {SCHEMA}: run the benchmark again")

@@ -94,7 +94,7 @@ class Heat:
                 if self.ask(name, job.request) is not None:
                     warm.append(name)
             except NotOfferedError as error:
-                timing.not_offered[name] = str(error)
+                timing.not_offered[name] = without_folders(str(error))
         n = 1
         turns = take_turns({name: functools.partial(self.ask, name, job.request) for name in warm})
         for done, answers in enumerate(turns, start=1):

@@ -128,7 +128,10 @@ class SubjectProcess:
                 raise SubjectError(_why(self._process, self._errors))
             self._buffer += read
         line, self._buffer = self._buffer.split(b"\n", 1)
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError:
+            raise SubjectError(f"it wrote what is no answer: {line[:80]!r}") from None
         if reason := answer.get("not_offered"):
             raise NotOfferedError(reason)
         if reason := answer.get("error"):

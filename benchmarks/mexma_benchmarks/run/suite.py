@@ -85,7 +85,7 @@ def measure_model(prepared: Prepared, subjects: Sequence[Subject], model: ModelR
                 run.report(f"{prepared.name}, fidelity{of}", done, len(new))
                 judge.judge(heat, name, model, calibration_of(chosen[name][0], prepared))
                 run.report(f"{prepared.name}, fidelity{of}", done + 1, len(new))
-            run.save()
+                run.save()
             for job in jobs:
                 if run.is_over():
                     break
@@ -121,6 +121,7 @@ def _choose(prepared: Prepared, subjects: Sequence[Subject], model: ModelResult,
         )
         if subject.name not in known:
             model.subjects.append(result)
+        result.status, result.reason = "measured", None  # what it was in an earlier call is in the records of that
         if subject.unavailable:
             result.status, result.reason = "unavailable", subject.unavailable
             continue

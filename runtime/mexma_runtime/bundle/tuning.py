@@ -13,16 +13,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 from mexma_runtime.bundle.manifest import LOCAL, EngineEntry
-from mexma_runtime.bundle.strict_json import read_document
+from mexma_runtime.bundle.strict_json import Check, read_document
 from mexma_runtime.bundle.whole_files import require_writable, write_whole
 from mexma_runtime.errors import file_errors
 
 SCHEMA = 2
 FILE = Path(LOCAL) / "tuning.json"
 """In the bundle's folder; outside its hashes, and rebuilt at will."""
+
+
+_MOST = 1 << 31
+_NOT_NEGATIVE = Check(expected="0 tokens or more", holds=range(_MOST).__contains__)
+_POSITIVE = Check(expected="1 token or more", holds=range(1, _MOST).__contains__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +56,10 @@ class AttentionSample:
 class Tuning:
     """How an engine is run on a GPU."""
 
-    graph_up_to_tokens: int = 512
+    graph_up_to_tokens: Annotated[int, _NOT_NEGATIVE] = 512
     """Batches of up to so many tokens run in captured graphs. The default was measured on an H200 (docs/gpu.md)."""
-    max_batch_tokens: int = 65536
-    flash_above_mean_tokens: int = 64
+    max_batch_tokens: Annotated[int, _POSITIVE] = 65536
+    flash_above_mean_tokens: Annotated[int, _NOT_NEGATIVE] = 64
     """With attention='auto': batches whose sentences have more tokens than this, on average, run in flash.
 
     The default is by reasoning. A sentence of up to 64 tokens is one tile of either kernel, and flash's (128 x 128) has

@@ -23,14 +23,19 @@ def packed_buckets(max_tokens: int, *, up_to_tokens: int) -> list[Shape]:
 
 
 def long_buckets(max_tokens: int, *, up_to_tokens: int, above_mean_tokens: int) -> list[Shape]:
-    """Packed buckets for few sentences: full, these have more than `above_mean_tokens` tokens each, on average.
+    """Packed buckets for sentences that have more than `above_mean_tokens` tokens each, on average.
 
-    None where those of `packed_buckets` have, which are for many.
+    None where all of `packed_buckets` are for such, full.
     """
     if above_mean_tokens < TOKENS_A_SENTENCE:
         return []
     many = packed_buckets(max_tokens, up_to_tokens=up_to_tokens)
-    few = [dataclasses.replace(shape, n_sentences=(shape.n_tokens - 1) // above_mean_tokens) for shape in many]
+    few = [
+        dataclasses.replace(
+            shape, n_sentences=(shape.n_tokens - 1) // above_mean_tokens, above_mean_tokens=above_mean_tokens
+        )
+        for shape in many
+    ]
     return [shape for shape in few if shape.n_sentences > 0]
 
 

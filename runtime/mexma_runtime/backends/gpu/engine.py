@@ -124,7 +124,7 @@ class DeviceEngine:
         need = self._layout.shape_of(batch)
         if shape is not None:
             return Place(need, self._buckets.get(shape))
-        return Place(need, next((bucket for there, bucket in self._buckets.items() if there.holds(need)), None))
+        return Place(need, next((bucket for there, bucket in self._buckets.items() if there.is_for(need)), None))
 
     def launch(self, batch: Ragged, out: Vectors | DeviceRows, place: Place, *, normalize: bool) -> PendingBatch:
         """Queue `batch` at its `place`, its vectors to go to `out`: float32 `(n, dim)` of the host, or DeviceRows.

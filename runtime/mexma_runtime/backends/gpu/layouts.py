@@ -25,12 +25,18 @@ class Shape:
     """Tokens of the longest sentence."""
     n_tokens: int
     """Rows that are computed: all tokens end to end, or padded ones."""
+    above_mean_tokens: int = 0
+    """Of a bucket: it is for batches whose sentences have more tokens than this, on average."""
 
     def holds(self, other: Shape) -> bool:
         """Whether what needs `other` fits into this."""
         return (
             other.n_sentences <= self.n_sentences and other.longest <= self.longest and other.n_tokens <= self.n_tokens
         )
+
+    def is_for(self, batch: Shape) -> bool:
+        """Whether a batch that needs `batch` fits, and is of the mean length that this bucket is for."""
+        return self.holds(batch) and batch.n_tokens > self.above_mean_tokens * batch.n_sentences
 
 
 def _longest(batch: Ragged) -> int:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from mexma_benchmarks.gpu_check import speed, tensorrt
 from mexma_benchmarks.gpu_check.__main__ import STEPS
 from mexma_benchmarks.gpu_check.__main__ import main as gpu_check
+from mexma_benchmarks.gpu_check.engines import export_engines
 from mexma_benchmarks.gpu_check.gpu_tests import run_pytest
 from mexma_benchmarks.gpu_check.lineup import QUICK, lineup_on
 from mexma_benchmarks.gpu_check.soak import soak, soak_lengths
@@ -32,6 +33,8 @@ from mexma_benchmarks.run.prepared import Prepared
 from mexma_benchmarks.run.subjects import Subject
 from mexma_export.quantize.recipe import load_recipe
 from mexma_runtime import Encoder
+from mexma_runtime.bundle.bundle import Bundle
+from mexma_runtime.bundle.manifest import MANIFEST_NAME
 
 HOLDS = Check(what="a", bar=at_least(1), measured=1.0)
 
@@ -99,6 +102,44 @@ def test_a_step_that_fails_is_a_row_and_the_others_follow(setup: Setup) -> None:
     assert notes == ["", "failed: KeyError: 'gone'", "not measured: it needs CUDA", "", "not measured: out of time"]
     assert [record.samples for record in written.records] == [{"some_ms": [1.0]}, {}, {"some_ms": [1.0]}, {}]
     assert [record.seconds for record in written.records] == pytest.approx([60, 0, 60, 0])
+
+
+def test_an_interrupt_keeps_what_its_step_had_found(setup: Setup) -> None:
+    def measure(setup: Setup, record: Record) -> None:
+        record.checks.append(HOLDS)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_steps([Step(name="interrupted", measure=measure)], setup)
+    written = Result.load(setup.out / RESULT_FILE)
+    assert written.checks == [HOLDS]
+    assert not written.is_complete
+
+
+def test_a_bundle_of_an_earlier_run_goes_and_other_folders_stay(setup: Setup) -> None:
+    setup.bundle_folder.mkdir(parents=True)
+    (setup.bundle_folder / MANIFEST_NAME).write_text("of an earlier version")
+    mine = setup.bundle_folder.with_name("mine") / "notes"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    export_engines(setup, Record(step="export"))
+    assert mine.read_text() == "precious"
+    assert Bundle.open(setup.bundle_folder).manifest.engines
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--device", "tpu"), "error: device: expected 'cpu', 'cuda' or 'cuda:N', got 'tpu'"),
+        (("--device", "cpu", "--model", "/nowhere"), "error: /nowhere"),
+        (("--device", "cpu", "--model", "standin:tiny", "--out", "/dev/null"), "error: /dev/null: cannot be made a"),
+    ],
+)
+def test_what_cannot_be_begun_is_told_at_once(words: tuple[str, ...], said: str) -> None:
+    command = [sys.executable, "-m", "mexma_benchmarks.gpu_check", "--quick", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode > 1
+    assert done.stderr.startswith(said)
 
 
 def test_what_is_slow_to_start_is_measured_later_beside_ours_and_the_baseline(setup: Setup) -> None:

@@ -22,13 +22,23 @@ def git(folder: Path, *arguments: str) -> str:
 
 def test_an_environment_is_ready_for_json_and_names_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "sys.argv", ["/somewhere/mexma", "bench", "run", "--corpus", "/somewhere/text.txt", "--out", "a/b.json"]
+        "sys.argv",
+        [
+            "/somewhere/mexma",
+            "bench",
+            "run",
+            "--corpus",
+            "/somewhere/text.txt",
+            "--cache=/somewhere/c",
+            "--out",
+            "a/b.json",
+        ],
     )
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
 
     environment = detect_environment(("mexma",))
 
-    assert " ".join(environment.command) == "mexma bench run --corpus text.txt --out a/b.json"
+    assert " ".join(environment.command) == "mexma bench run --corpus text.txt --cache=c --out a/b.json"
     assert environment.variables["OMP_NUM_THREADS"] == "3"
     assert environment.versions["numpy"] == np.__version__
     text = json.dumps(dataclasses.asdict(environment))

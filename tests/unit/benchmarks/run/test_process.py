@@ -128,6 +128,12 @@ def test_a_subject_that_dies_says_of_what(process: SubjectProcess) -> None:
         process.ask({"do": "encode", "texts": TEXTS})
 
 
+def test_a_line_that_is_no_answer_is_the_subjects_failure(process: SubjectProcess) -> None:
+    process._buffer = b"a library prints\n"
+    with pytest.raises(SubjectError, match="it wrote what is no answer: b'a library prints'"):
+        process.ask({"do": "vectors", "texts": TEXTS})
+
+
 def test_an_environment_without_this_project_runs_adapters(task: Task, tmp_path: Path) -> None:
     venv.create(tmp_path / "empty", with_pip=False)
     python = tmp_path / "empty" / "bin" / "python"

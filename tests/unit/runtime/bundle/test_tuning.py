@@ -78,6 +78,20 @@ def test_a_file_that_cannot_be_read_is_not_passed_over(tmp_path: Path, engine: E
             read_tuning(tmp_path, "H200", engine)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_batch_tokens", 0), ("graph_up_to_tokens", -1), ("flash_above_mean_tokens", 10**30)]
+)
+def test_numbers_that_cannot_be_are_told_with_their_file(
+    name: str, value: int, tmp_path: Path, engine: EngineEntry
+) -> None:
+    path = write_tuning(tmp_path, "a GPU", engine, Tuning())
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["entries"][0]["tuning"][name] = value
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(BundleError, match=rf"tuning\.json: .*{name}: expected [01] tokens? or more, got .*--tune"):
+        read_tuning(tmp_path, "a GPU", engine)
+
+
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert writable_file(tmp_path) == tmp_path / FILE
     assert list((tmp_path / FILE).parent.iterdir()) == []

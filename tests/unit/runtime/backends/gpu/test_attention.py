@@ -268,8 +268,8 @@ def test_batches_of_either_kind_follow_each_other(opener: Opener) -> None:
 def test_each_bucket_has_captured_one_kernel(graphs: Graphs, opener: Opener) -> None:
     alone, backend = opener.load(EFFICIENT, graphs=graphs), opener.load(AUTO, graphs=graphs)
     lengths_of = {
-        EFFICIENT: [(3,), (40,), (64,), (20,) * 5, (60, 60, 60), (90, 20)],
-        FLASH: [(65,), (96,), (97,), (128,), (150,), (192,), (100, 90)],
+        EFFICIENT: [(3,), (40,), (64,), (20,) * 5, (60, 60, 60), (90, 20), (52,) * 5, (64,) * 5, (56,) * 7, (64,) * 7],
+        FLASH: [(65,), (96,), (97,), (128,), (150,), (192,), (100, 90), (65,) * 5, (65,) * 7],
     }
     for kernel, all_lengths in lengths_of.items():
         for lengths in all_lengths:

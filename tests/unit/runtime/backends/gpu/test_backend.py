@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -486,4 +485,4 @@ def test_buckets_stop_where_their_memory_does(
     add_buckets(engine, shapes[3:], capture, most_bytes=1000)
     assert [shape.n_tokens for shape in engine.buckets] == [8, 12, 16]
     assert captured == [8, 12, 16, 24]
-    assert dataclasses.asdict(engine.buckets[0]) == {"n_sentences": 2, "longest": 8, "n_tokens": 8}
+    assert engine.buckets[0] == Shape(n_sentences=2, longest=8, n_tokens=8)
