@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -57,8 +58,13 @@ _DEF = re.compile(r"^(\s*)def (\w+)\(.*\)( -> .*)?:\s*(\.\.\.)?\s*$")
 
 def main() -> int:
     """Check all versions; the exit status."""
-    rtx = f"rtx-{importlib.metadata.version('tensorrt-rtx-cu13')}"
-    for version in (*VERSIONS, rtx):
+    versions, rtx = list(VERSIONS), None
+    if importlib.util.find_spec(RTX):
+        rtx = f"rtx-{importlib.metadata.version('tensorrt-rtx-cu13')}"
+        versions.append(rtx)
+    else:  # there is none for this kind of machine
+        print("TensorRT for RTX: not installed, and not checked")
+    for version in versions:
         stubs = ROOT / ".typings" / version
         if not (stubs / "tensorrt").is_dir():
             print(f"TensorRT {version}: making type stubs from its bindings")

@@ -19,7 +19,6 @@ from typing import Any
 
 import onnx
 import pytest
-import tensorrt_rtx as rtx
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
@@ -39,6 +38,7 @@ from mexma_runtime.cli.commands import build_app
 from mexma_runtime.errors import EngineUnavailableError, MexmaError
 from mexma_runtime.types import QUANTIZED, Precision
 
+rtx: Any = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is for x86-64 alone")
 PRECISIONS = (Precision.FP16, Precision.INT8, Precision.FP8)
 each = pytest.mark.parametrize("precision", PRECISIONS)
 
