@@ -45,11 +45,24 @@ def export_for_tensorrt(
     return Bundle.open(out)
 
 
-@pytest.fixture(scope="session", params=["tiny_checkpoint", "tiny_bert_checkpoint"])
-def tensorrt_bundle(request: pytest.FixtureRequest, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """All that TensorRT takes, of both poolings and both position schemes."""
-    folder = tmp_path_factory.mktemp("tensorrt") / "bundle"
-    return export_for_tensorrt(request.getfixturevalue(request.param), folder, *FOR_TENSORRT, texts=texts)
+@pytest.fixture(scope="session")
+def xlmr_for_tensorrt(tiny_checkpoint: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """All that TensorRT takes, of an XLM-R with CLS pooling."""
+    return export_for_tensorrt(tiny_checkpoint, tmp_path_factory.mktemp("xlmr") / "bundle", *FOR_TENSORRT, texts=texts)
+
+
+@pytest.fixture(scope="session")
+def bert_for_tensorrt(tiny_bert_checkpoint: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same of a BERT with mean pooling."""
+    folder = tmp_path_factory.mktemp("bert") / "bundle"
+    return export_for_tensorrt(tiny_bert_checkpoint, folder, *FOR_TENSORRT, texts=texts)
+
+
+@pytest.fixture(params=["xlmr_for_tensorrt", "bert_for_tensorrt"])
+def tensorrt_bundle(request: pytest.FixtureRequest) -> Bundle:
+    """Both poolings and both position schemes."""
+    found: Bundle = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture(scope="session")

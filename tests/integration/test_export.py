@@ -214,7 +214,7 @@ def test_exit_codes_and_one_message(tiny_checkpoint: Path, tiny_bundle: Path, tm
     with Staging(out):
         code, message = refused("export", tiny_checkpoint, "--out", out)
     assert code == 5
-    assert "another export is writing here" in message
+    assert "another export or build is writing here" in message
     (tmp_path / "file").touch()
     code, message = refused("export", tiny_checkpoint, "--out", tmp_path / "file" / "out")
     assert code == 10

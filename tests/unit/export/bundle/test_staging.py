@@ -191,9 +191,9 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 
 def test_one_export_at_a_time(tmp_path: Path) -> None:
     with Staging(tmp_path):
-        with pytest.raises(BundleError, match="another export is writing here"):
+        with pytest.raises(BundleError, match="another export or build is writing here"):
             Staging(tmp_path)
-        with pytest.raises(BundleError, match="another export is writing here"):
+        with pytest.raises(BundleError, match="another export or build is writing here"):
             Staging(tmp_path)
     with Staging(tmp_path) as staging:
         publish(staging, "one")

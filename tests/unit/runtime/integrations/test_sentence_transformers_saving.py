@@ -119,10 +119,16 @@ class TestSaving:
 
     def test_an_export_is_not_disturbed(self, tiny: Path, tmp_path: Path) -> None:
         out = tmp_path / "saved"
-        with Staging(out), pytest.raises(BundleError, match="another export is writing here: wait for it to end"):
+        with (
+            Staging(out),
+            pytest.raises(BundleError, match="another export or build is writing here: wait for it to end"),
+        ):
             opened(tiny).save_pretrained(str(out))
         opened(tiny).save_pretrained(str(out))
-        with Staging(out), pytest.raises(BundleError, match="another export is writing here: wait for it to end"):
+        with (
+            Staging(out),
+            pytest.raises(BundleError, match="another export or build is writing here: wait for it to end"),
+        ):
             opened(tiny).save_pretrained(str(out))
         opened(out)
 
