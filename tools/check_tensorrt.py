@@ -25,8 +25,8 @@ VERSIONS = ("10.16.1.11", "11.4.0.106")
 RTX = "tensorrt_rtx"
 CHECKED = (
     "runtime/mexma_runtime/backends/tensorrt_library.py",
-    "runtime/mexma_runtime/backends/gpu/tensorrt_session.py",
-    "runtime/mexma_runtime/backends/gpu/rtx_session.py",
+    "runtime/mexma_runtime/backends/gpu/plans/session.py",
+    "runtime/mexma_runtime/backends/gpu/plans/rtx_session.py",
     "export/mexma_export/targets/tensorrt/builder.py",
     "export/mexma_export/targets/tensorrt/plan_targets.py",
 )

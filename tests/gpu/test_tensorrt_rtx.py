@@ -11,7 +11,7 @@ from mexma_export.targets.targets import BuildTarget, TargetOptions, make_target
 from mexma_runtime import Encoder
 from mexma_runtime.backends import backend_statuses
 from mexma_runtime.backends.gpu.cuda_checks import all_gpus
-from mexma_runtime.backends.gpu.tensorrt_rtx import precision_problem
+from mexma_runtime.backends.gpu.plans.tensorrt_rtx import precision_problem
 from mexma_runtime.errors import EngineUnavailableError
 from mexma_runtime.types import Precision
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import resource
 import subprocess
@@ -11,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from mexma_benchmarks.gpu_check.tensorrt import quick_recipe
 from mexma_export.bundle.pipeline import export
 from mexma_export.bundle.request import ExportRequest
 from mexma_export.checkpoint.sources import resolve_source
 from mexma_export.checkpoint.standin import write_standin
 from mexma_export.corpus.sample import load_sample
 from mexma_export.quantize.options import QuantizationOptions
-from mexma_export.quantize.recipe import Rounding, load_recipe
 from mexma_runtime.backends import rtx_platform
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.plans import find_plan
@@ -50,18 +49,11 @@ def test_full_size_compiles_for_rtx_in_bounded_memory(tmp_path: Path) -> None:
     """All precisions and default profiles. Quantized without a search, by few texts: the graphs are the same."""
     texts, folder = tmp_path / "texts.txt", tmp_path / "bundle"
     texts.write_text("\n".join(line.text for line in load_sample()[:100]), encoding="utf-8")
-    recipe = dataclasses.replace(
-        load_recipe("tensorrt"),
-        smoothquant_alphas=(),
-        smoothing_refinement_steps=0,
-        clip_ratios=(1.0,),
-        rounding=Rounding.NEAREST,
-    )
     request = ExportRequest(
         out=folder,
         precisions=(Precision.FP16, Precision.INT8, Precision.FP8),
         dialects=(Dialect.PORTABLE,),
-        quantization=QuantizationOptions(recipes=(recipe,), calibration=texts),
+        quantization=QuantizationOptions(recipes=(quick_recipe(),), calibration=texts),
         check_parity=False,
     )
     export(resolve_source(str(write_standin("mexma", tmp_path / "checkpoint"))), request)

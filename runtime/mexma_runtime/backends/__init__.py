@@ -181,7 +181,7 @@ def plan_platform(device: str) -> Platform:
 
     An error says what is missing where it, or TensorRT, is not there.
     """
-    from mexma_runtime.backends.gpu.tensorrt import platform_here
+    from mexma_runtime.backends.gpu.plans.tensorrt import platform_here
 
     serving(device, "tensorrt")
     return platform_here(int(device.partition(":")[2] or 0))

@@ -93,6 +93,14 @@ class BackendSpec:
         )
 
 
+def _of_plans(*, since: str) -> tuple[Support, ...]:
+    """What plans are built from, by either library."""
+    return (
+        Support(dialect=Dialect.PORTABLE, precisions=(Precision.FP16,), since=since),
+        Support(dialect=Dialect.PORTABLE, precisions=QUANTIZED, around=Precision.FP16, since=since),
+    )
+
+
 BACKENDS = (
     BackendSpec(
         name="onnxruntime",
@@ -133,23 +141,17 @@ BACKENDS = (
     BackendSpec(
         name="tensorrt",
         device="cuda",
-        module="mexma_runtime.backends.gpu.tensorrt",
+        module="mexma_runtime.backends.gpu.plans.tensorrt",
         # The oldest release that the builder's calls and the graphs' operators were checked against.
-        supports=(
-            Support(dialect=Dialect.PORTABLE, precisions=(Precision.FP16,), since="10.16"),
-            Support(dialect=Dialect.PORTABLE, precisions=QUANTIZED, around=Precision.FP16, since="10.16"),
-        ),
+        supports=_of_plans(since="10.16"),
         takes_plans=True,
     ),
     BackendSpec(
         name="tensorrt-rtx",
         device="cuda",
-        module="mexma_runtime.backends.gpu.tensorrt_rtx",
+        module="mexma_runtime.backends.gpu.plans.tensorrt_rtx",
         # The only release whose compiler has read the graphs.
-        supports=(
-            Support(dialect=Dialect.PORTABLE, precisions=(Precision.FP16,), since="1.7"),
-            Support(dialect=Dialect.PORTABLE, precisions=QUANTIZED, around=Precision.FP16, since="1.7"),
-        ),
+        supports=_of_plans(since="1.7"),
         takes_plans=True,
         library="tensorrt_rtx",
         gpus=listed_capabilities(),

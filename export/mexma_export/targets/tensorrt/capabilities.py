@@ -19,10 +19,10 @@ def require_capabilities(asked: Sequence[str]) -> list[str]:
 
 def capability_groups(precision: Precision, asked: Sequence[str]) -> tuple[list[list[str]], list[str]]:
     """Of those `asked` for, or the default ones: which share a plan of `precision`, and which have no such products."""
-    able = [found.number for found in _wanted(asked) if precision in found.precisions]
-    unable = [found.number for found in _wanted(asked) if precision not in found.precisions]
+    wanted = _wanted(asked)
+    able = [found.number for found in wanted if precision in found.precisions]
     groups = [[number for number in able if number == TURING], [number for number in able if number != TURING]]
-    return [group for group in groups if group], unable
+    return [group for group in groups if group], [found.number for found in wanted if found.number not in able]
 
 
 def _wanted(asked: Sequence[str]) -> list[Capability]:

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import inspect
 import shutil
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +22,6 @@ from mexma_benchmarks.run.process import SubjectError, SubjectProcess
 from mexma_export.parity.reference import load_reference
 from mexma_runtime.types import Pooling
 
-MAX_TOKENS = 24
 TEXTS = [
     "the ferry leaves at noon",
     "rain",
@@ -32,35 +31,15 @@ TEXTS = [
     "two words",
     "rain",
 ]
+MakeTask = Callable[..., Task]
 TOLERANCES = {"fp32": 5e-6, "fp16": 1e-2, "bf16": 5e-2}
 """Of a vector's error, relative to its length."""
-
-
-@pytest.fixture(params=["tiny_checkpoint", "tiny_bert_checkpoint"])
-def checkpoint(request: pytest.FixtureRequest) -> Path:
-    folder: Path = request.getfixturevalue(request.param)
-    return folder
-
-
-def task_of(checkpoint: Path, *, pooling: str = "mean", device: str = "cpu", **options: Any) -> Task:
-    return Task(
-        checkpoint=str(checkpoint),
-        tokenizer=str(checkpoint),
-        pooling=pooling,
-        is_normalized=pooling == "mean",
-        max_tokens=MAX_TOKENS,
-        n_threads=torch.get_num_threads(),
-        device=device,
-        folder="",
-        first_text=TEXTS[0],
-        options=options,
-    )
 
 
 def reference_vectors(task: Task) -> Vectors:
     pooling = Pooling(task.pooling)
     with load_reference(
-        Path(task.checkpoint), pooling=pooling, normalize=task.is_normalized, max_tokens=MAX_TOKENS
+        Path(task.checkpoint), pooling=pooling, normalize=task.is_normalized, max_tokens=task.max_tokens
     ) as reference:
         return reference.encode(TEXTS)
 
@@ -101,14 +80,14 @@ def a_sentence_at_a_time(
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("is_sorted", [True, False])
 def test_fp32_gives_the_vectors_of_the_reference_in_input_order(
-    checkpoint: Path, pooling: str, is_sorted: bool
+    task_of: MakeTask, checkpoint: Path, pooling: str, is_sorted: bool
 ) -> None:
     task = task_of(checkpoint, pooling=pooling, is_sorted=is_sorted, batch_size=3)
     assert_close(open_model(task).encode(TEXTS), reference_vectors(task), TOLERANCES["fp32"])
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-def test_a_smaller_type_is_really_used_and_stays_near(checkpoint: Path, dtype: str) -> None:
+def test_a_smaller_type_is_really_used_and_stays_near(task_of: MakeTask, checkpoint: Path, dtype: str) -> None:
     task = task_of(checkpoint, dtype=dtype)
     vectors, expected = open_model(task).encode(TEXTS), reference_vectors(task)
     assert_close(vectors, expected, TOLERANCES[dtype])
@@ -116,7 +95,7 @@ def test_a_smaller_type_is_really_used_and_stays_near(checkpoint: Path, dtype: s
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_it_gives_the_same(tiny_checkpoint: Path) -> None:
+def test_compiled_it_gives_the_same(task_of: MakeTask, tiny_checkpoint: Path) -> None:
     task = task_of(tiny_checkpoint, compile=True)
     torch.compiler.reset()
     stats = torch._dynamo.utils.counters["stats"]
@@ -126,7 +105,7 @@ def test_compiled_it_gives_the_same(tiny_checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_unpadded_gives_the_same(checkpoint: Path, pooling: str) -> None:
+def test_unpadded_gives_the_same(task_of: MakeTask, checkpoint: Path, pooling: str) -> None:
     task = task_of(checkpoint, pooling=pooling, is_sorted=True, batch_size=4, unpadded=True)
     model = open_model(task, kernel=a_sentence_at_a_time)
     assert_close(model.encode(TEXTS), reference_vectors(task), TOLERANCES["fp32"])
@@ -134,20 +113,20 @@ def test_unpadded_gives_the_same(checkpoint: Path, pooling: str) -> None:
 
 
 @pytest.mark.parametrize("unpadded", [True, False])
-def test_ids_give_the_vectors_of_their_text(checkpoint: Path, unpadded: bool) -> None:
+def test_ids_give_the_vectors_of_their_text(task_of: MakeTask, checkpoint: Path, unpadded: bool) -> None:
     task = task_of(checkpoint, unpadded=unpadded)
     model = open_model(task, kernel=a_sentence_at_a_time)
     [ids] = tokenize(load_tokenizer(task), [TEXTS[2]])
-    assert len(ids) == MAX_TOKENS
+    assert len(ids) == task.max_tokens
     assert_close(model.encode_ids([ids, ids]), reference_vectors(task)[[2, 2]], TOLERANCES["fp32"])
 
 
 @pytest.mark.parametrize("unpadded", [True, False])
 def test_ragged_ids_give_the_vectors_of_their_texts(
-    checkpoint: Path, unpadded: bool, monkeypatch: pytest.MonkeyPatch
+    task_of: MakeTask, checkpoint: Path, unpadded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pytorch, "MAX_BATCH_TOKENS", 2 * MAX_TOKENS)
     task = task_of(checkpoint, unpadded=unpadded)
+    monkeypatch.setattr(pytorch, "MAX_BATCH_TOKENS", 2 * task.max_tokens)
     model = open_model(task, kernel=a_sentence_at_a_time)
     sentences = tokenize(load_tokenizer(task), TEXTS)
     ids, lengths = np.concatenate(sentences).astype(np.int32), np.array([len(ids) for ids in sentences])
@@ -163,7 +142,7 @@ def test_batches_of_a_budget_hold_every_row_once_and_no_more_than_it(lengths: li
     assert all(len(rows) * most <= budget or len(rows) == 1 for rows, most in zip(batches, longest, strict=True))
 
 
-def test_stages_are_told_apart(tiny_checkpoint: Path) -> None:
+def test_stages_are_told_apart(task_of: MakeTask, tiny_checkpoint: Path) -> None:
     model = open_model(task_of(tiny_checkpoint))
     assert model.stages_s() == {"tokenize": 0, "copy": 0, "compute": 0}
     model.encode_ids([[0, 5, 2]])
@@ -174,7 +153,7 @@ def test_stages_are_told_apart(tiny_checkpoint: Path) -> None:
     assert model.stages_s()["tokenize"] > 0
 
 
-def test_unpadded_is_refused_where_pytorch_has_no_kernel(tiny_checkpoint: Path) -> None:
+def test_unpadded_is_refused_where_pytorch_has_no_kernel(task_of: MakeTask, tiny_checkpoint: Path) -> None:
     with pytest.raises(NotOfferedError, match="takes fp16 and bf16 on a CUDA GPU: asked for float16 on cpu"):
         open_model(task_of(tiny_checkpoint, dtype="fp16", unpadded=True))
     with pytest.raises(NotOfferedError, match="asked for float32 on cuda:0"):
@@ -187,7 +166,7 @@ def test_pytorchs_kernel_is_called_as_it_expects() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_an_error(tiny_checkpoint: Path) -> None:
+def test_a_gpu_that_is_not_there_is_an_error(task_of: MakeTask, tiny_checkpoint: Path) -> None:
     with pytest.raises(RuntimeError, match=r"asked for cuda:1: PyTorch .* finds no CUDA GPU"):
         open_model(task_of(tiny_checkpoint, device="cuda:1"))
 
@@ -197,14 +176,14 @@ def test_a_gpu_that_is_not_there_is_an_error(tiny_checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"unpadded": True}, {"compile": True}, {"unpadded": True, "compile": True}], ids=str
 )
-def test_on_a_gpu(checkpoint: Path, pooling: str, options: dict[str, bool]) -> None:
+def test_on_a_gpu(task_of: MakeTask, checkpoint: Path, pooling: str, options: dict[str, bool]) -> None:
     task = task_of(checkpoint, pooling=pooling, device="cuda", dtype="fp16", is_sorted=True, batch_size=3, **options)
     model = open_model(task)
     assert_close(model.encode(TEXTS), reference_vectors(task), TOLERANCES["fp16"])
     assert model.provider == torch.cuda.get_device_name()
 
 
-def test_as_a_subject_in_its_own_process(tiny_checkpoint: Path) -> None:
+def test_as_a_subject_in_its_own_process(task_of: MakeTask, tiny_checkpoint: Path) -> None:
     task = task_of(tiny_checkpoint, pooling="cls", is_sorted=True)
     with SubjectProcess("pytorch", task) as process:
         assert process.ready.versions.keys() == {"torch", "transformers"}

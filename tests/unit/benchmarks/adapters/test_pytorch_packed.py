@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +18,15 @@ from mexma_benchmarks.adapters.texts import load_tokenizer, tokenize
 from mexma_export.parity.reference import load_reference
 from mexma_runtime.types import Pooling
 
-MAX_TOKENS = 24
 TEXTS = ["the ferry leaves at noon", "rain", "a text that is cut " * 20, "", "padding <pad> within a text", "rain"]
+MakeTask = Callable[..., Task]
 ERF, TANH = 5e-6, 2e-3
 """Tolerances of a vector's error, relative to its length, by the form of GELU that was computed."""
 
 
-@pytest.fixture(params=["tiny_checkpoint", "tiny_bert_checkpoint"])
-def checkpoint(request: pytest.FixtureRequest) -> Path:
-    folder: Path = request.getfixturevalue(request.param)
-    return folder
-
-
-def task_of(checkpoint: Path, *, pooling: str = "mean", device: str = "cpu", **options: Any) -> Task:
-    return Task(
-        checkpoint=str(checkpoint),
-        tokenizer=str(checkpoint),
-        pooling=pooling,
-        is_normalized=pooling == "mean",
-        max_tokens=MAX_TOKENS,
-        n_threads=torch.get_num_threads(),
-        device=device,
-        folder="",
-        first_text=TEXTS[0],
-        options={"dtype": "fp32", "compile": False} | options,
-    )
+@pytest.fixture(scope="session")
+def task_of(task_of: MakeTask) -> MakeTask:
+    return functools.partial(task_of, dtype="fp32", compile=False)
 
 
 def masked_attention(
@@ -56,7 +42,7 @@ def masked_attention(
 def relative_errors(vectors: Vectors, task: Task) -> Vectors:
     pooling = Pooling(task.pooling)
     with load_reference(
-        Path(task.checkpoint), pooling=pooling, normalize=task.is_normalized, max_tokens=MAX_TOKENS
+        Path(task.checkpoint), pooling=pooling, normalize=task.is_normalized, max_tokens=task.max_tokens
     ) as reference:
         expected = reference.encode(TEXTS)
     assert vectors.dtype == np.float32
@@ -68,7 +54,7 @@ def relative_errors(vectors: Vectors, task: Task) -> Vectors:
 @pytest.mark.parametrize("max_batch_tokens", [30, 65_536])
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_it_gives_the_vectors_of_the_reference(
-    checkpoint: Path, pooling: str, max_batch_tokens: int, monkeypatch: pytest.MonkeyPatch
+    task_of: MakeTask, checkpoint: Path, pooling: str, max_batch_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In one batch, and in several, of which one is a sentence alone."""
     monkeypatch.setattr(pytorch_packed, "MAX_BATCH_TOKENS", max_batch_tokens)
@@ -83,7 +69,9 @@ def test_it_gives_the_vectors_of_the_reference(
     np.testing.assert_allclose(model.encode_ids(sentences[2:3]), vectors[2:3], atol=1e-5)
 
 
-def test_the_form_of_gelu_that_a_gpu_computes_stays_near(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_form_of_gelu_that_a_gpu_computes_stays_near(
+    task_of: MakeTask, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a GPU the product's epilogue is the tanh form: its error is between the two tolerances."""
 
     def with_tanh(bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *, use_gelu: bool) -> torch.Tensor:
@@ -97,7 +85,7 @@ def test_the_form_of_gelu_that_a_gpu_computes_stays_near(checkpoint: Path, monke
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_it_is_compiled_for_all_layers_and_lengths_at_once(tiny_checkpoint: Path) -> None:
+def test_it_is_compiled_for_all_layers_and_lengths_at_once(task_of: MakeTask, tiny_checkpoint: Path) -> None:
     task = task_of(tiny_checkpoint, compile=True)
     torch.compiler.reset()
     stats = torch._dynamo.utils.counters["stats"]
@@ -109,7 +97,7 @@ def test_it_is_compiled_for_all_layers_and_lengths_at_once(tiny_checkpoint: Path
     assert stats["unique_graphs"] in (1, 2)  # one sentence may be a case of its own
 
 
-def test_a_graph_takes_new_ids_each_time_and_one_sentence_of_its_length(checkpoint: Path) -> None:
+def test_a_graph_takes_new_ids_each_time_and_one_sentence_of_its_length(task_of: MakeTask, checkpoint: Path) -> None:
     """Captured by running it again, as there is no CUDA here."""
     captured = []
 
@@ -117,7 +105,7 @@ def test_a_graph_takes_new_ids_each_time_and_one_sentence_of_its_length(checkpoi
         captured.append(call)
         return call
 
-    task = task_of(checkpoint, graph_length=MAX_TOKENS)
+    task = task_of(checkpoint, graph_length=24)
     model = open_model(task, kernel=masked_attention, capture=capture)
     plain = open_model(task_of(checkpoint), kernel=masked_attention)
     assert len(captured) == 1
@@ -132,7 +120,7 @@ def test_a_graph_takes_new_ids_each_time_and_one_sentence_of_its_length(checkpoi
     assert relative_errors(model.encode(TEXTS), task).max() <= ERF
 
 
-def test_what_pytorch_lacks_is_said(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_pytorch_lacks_is_said(task_of: MakeTask, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotOfferedError, match="takes fp16 and bf16 on a CUDA GPU: asked for float32 on cpu"):
         open_model(task_of(tiny_checkpoint))
     with pytest.raises(NotOfferedError, match="CUDA graphs are for CUDA GPUs: asked for cpu"):
@@ -144,7 +132,7 @@ def test_what_pytorch_lacks_is_said(tiny_checkpoint: Path, monkeypatch: pytest.M
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_on_a_gpu(checkpoint: Path, pooling: str) -> None:
+def test_on_a_gpu(task_of: MakeTask, checkpoint: Path, pooling: str) -> None:
     task = task_of(checkpoint, pooling=pooling, device="cuda", dtype="fp16", compile=True)
     model = open_model(task)
     assert relative_errors(model.encode(TEXTS), task).max() <= 1e-2

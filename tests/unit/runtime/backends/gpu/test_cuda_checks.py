@@ -26,8 +26,8 @@ from mexma_runtime.backends.gpu.cuda_checks import (
 )
 from mexma_runtime.backends.gpu.cuda_device import CudaDevice, CudaGraph, call, import_cudart
 from mexma_runtime.backends.gpu.onnxruntime import require_placement
-from mexma_runtime.backends.gpu.tensorrt_rtx import capability_problem as rtx_problem
-from mexma_runtime.backends.gpu.tensorrt_rtx import precision_problem
+from mexma_runtime.backends.gpu.plans.tensorrt_rtx import capability_problem as rtx_problem
+from mexma_runtime.backends.gpu.plans.tensorrt_rtx import precision_problem
 from mexma_runtime.errors import DeviceError, DeviceMemoryError, EngineUnavailableError
 from mexma_runtime.types import Precision
 

@@ -9,7 +9,7 @@ from mexma_runtime.backends.gpu.assembly import assemble, layout_for
 from mexma_runtime.backends.gpu.backend import DeviceBackend, Worker
 from mexma_runtime.backends.gpu.cuda_checks import Gpu, find_gpu
 from mexma_runtime.backends.gpu.cuda_device import CudaDevice, call, import_cudart
-from mexma_runtime.backends.gpu.tensorrt_session import PlanSession
+from mexma_runtime.backends.gpu.plans.session import PlanSession
 from mexma_runtime.backends.options import GpuOptions, Graphs
 from mexma_runtime.backends.requirements import require_names, require_version
 from mexma_runtime.backends.tensorrt_library import Library
@@ -23,7 +23,7 @@ from mexma_runtime.errors import UsageError
 class OpenSession(Protocol):
     """What opens a plan's session."""
 
-    def __call__(self, path: Path, device: CudaDevice, plan: Plan, gpu: Gpu, options: GpuOptions) -> PlanSession:
+    def __call__(self, path: Path, device: CudaDevice, plan: Plan, gpu: Gpu) -> PlanSession:
         """Called in the thread that will run it."""
 
 
@@ -55,7 +55,7 @@ def open_plan(
     def opened() -> DeviceBackend:
         spinning = options.spinning is not False
         device = CudaDevice(gpu.index, spinning=spinning)
-        session = open_session(path, device, plan, gpu, options)
+        session = open_session(path, device, plan, gpu)
         names, feedable = session.names, layout_for(bundle.manifest, engine).names
         # The library lists inputs in an order of its own.
         inputs = sorted(names["inputs"], key=lambda name: engine.inputs.index(name) if name in engine.inputs else -1)

@@ -7,8 +7,8 @@ from pathlib import Path
 from mexma_runtime.backends.gpu.backend import DeviceBackend
 from mexma_runtime.backends.gpu.cuda_checks import Gpu
 from mexma_runtime.backends.gpu.cuda_device import CudaDevice
-from mexma_runtime.backends.gpu.plan_backend import open_plan, ready
-from mexma_runtime.backends.gpu.rtx_session import RtxSession
+from mexma_runtime.backends.gpu.plans.backend import open_plan, ready
+from mexma_runtime.backends.gpu.plans.rtx_session import RtxSession
 from mexma_runtime.backends.options import GpuOptions
 from mexma_runtime.backends.tensorrt_library import TENSORRT_RTX
 from mexma_runtime.bundle.bundle import Bundle
@@ -63,5 +63,5 @@ def _ready(index: int) -> tuple[str, Gpu]:
     return version, gpu
 
 
-def _open_session(path: Path, device: CudaDevice, plan: Plan, gpu: Gpu, options: GpuOptions) -> RtxSession:
+def _open_session(path: Path, device: CudaDevice, plan: Plan, gpu: Gpu) -> RtxSession:
     return RtxSession(path, device, device.stream, plan.profiles, kernels=path.with_name(f"{words_of(gpu.name)}.cache"))

@@ -7,8 +7,8 @@ from pathlib import Path
 from mexma_runtime.backends.gpu.backend import DeviceBackend
 from mexma_runtime.backends.gpu.cuda_checks import Gpu
 from mexma_runtime.backends.gpu.cuda_device import CudaDevice, call, import_cudart
-from mexma_runtime.backends.gpu.plan_backend import open_plan, ready
-from mexma_runtime.backends.gpu.tensorrt_session import PlanSession
+from mexma_runtime.backends.gpu.plans.backend import open_plan, ready
+from mexma_runtime.backends.gpu.plans.session import PlanSession
 from mexma_runtime.backends.options import GpuOptions
 from mexma_runtime.backends.tensorrt_library import TENSORRT
 from mexma_runtime.bundle.bundle import Bundle
@@ -43,5 +43,5 @@ def obstacle(engine: EngineEntry) -> None:
     """Nothing that can be told without the GPU."""
 
 
-def _open_session(path: Path, device: CudaDevice, plan: Plan, gpu: Gpu, options: GpuOptions) -> PlanSession:
+def _open_session(path: Path, device: CudaDevice, plan: Plan, gpu: Gpu) -> PlanSession:
     return PlanSession(TENSORRT, path, device, device.stream, plan.profiles)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mexma_runtime.backends.gpu.device import Device
-from mexma_runtime.backends.gpu.tensorrt_session import PlanSession
+from mexma_runtime.backends.gpu.plans.session import PlanSession
 from mexma_runtime.backends.tensorrt_library import TENSORRT_RTX, view
 from mexma_runtime.bundle.plans import Profile
 from mexma_runtime.bundle.whole_files import write_whole
