@@ -20,6 +20,7 @@ from mexma_runtime.backends import choose, open_backends, require_memory_left, r
 from mexma_runtime.backends.base import Backend
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry
+from mexma_runtime.call.call import Call
 from mexma_runtime.call.execution import Execution, check_ids
 from mexma_runtime.call.options import (
     EncodeOptions,
@@ -29,7 +30,8 @@ from mexma_runtime.call.options import (
     resolve_options,
     resolve_vector_options,
 )
-from mexma_runtime.call.scheduler import Call, CancelSignal, Scheduler
+from mexma_runtime.call.request import CancelSignal
+from mexma_runtime.call.scheduler import Scheduler
 from mexma_runtime.device_vectors import DeviceRows
 from mexma_runtime.errors import TruncationWarning, UsageError
 from mexma_runtime.info import EncoderInfo, Times, describe
@@ -43,6 +45,7 @@ from mexma_runtime.vectors import rows_to_fill, to_tensor
 
 ITER_WINDOW_TEXTS = 1024
 """Texts that `encode_iter` batches together: more would fill batches better, and give the first vector later."""
+NOT_WHOLE = "`out` and output='device' take whole float32 vectors: no truncate_dim, no precision"
 MAX_WAITING = 64
 """Calls that wait for the engine, where nothing else is asked for."""
 
@@ -80,7 +83,8 @@ class Encoder:
         )
         self._tokenizer = TextTokenizer(bundle.path(text.tokenizer), spec)
         self._execution = Execution(bundle.manifest, self._tokenizer, backend)
-        self._scheduler = Scheduler(max_waiting=options.get("max_waiting", MAX_WAITING))
+        max_waiting = options.get("max_waiting", MAX_WAITING)
+        self._scheduler = Scheduler(backend, dim=bundle.manifest.dim, max_waiting=max_waiting)
         self._info = describe(bundle, engine, backend.info)
         keep_in_forks(backend)
 
@@ -297,7 +301,7 @@ class Encoder:
         if output and (out is not None or convert_to_tensor or not convert_to_numpy):
             raise UsageError("output='device' gives DeviceVectors alone: leave out `out` and convert_to_...")
         if not form.is_whole and (output or out is not None):
-            raise UsageError("`out` and output='device' take whole float32 vectors: no truncate_dim, no precision")
+            raise UsageError(NOT_WHOLE)
         texts = [inputs] if isinstance(inputs, str) else listed(inputs)
         shape = (self._info.dim,) if isinstance(inputs, str) else (len(texts), self._info.dim)
         with NATIVE:
@@ -307,8 +311,8 @@ class Encoder:
         with progress as report, self._call(timeout, cancel) as call:
             on_rows = report and functools.partial(_report_rows, report, len(texts))
             n_truncated = self._execution.embed_texts(texts, vectors, options, call, on_rows)
-        if n_truncated and truncate != "quietly":
-            warnings.warn(self._truncation(n_truncated, len(texts)), stacklevel=_levels_to_caller())
+        if truncate != "quietly":
+            self._warn_of_truncation(n_truncated, len(texts))
         if isinstance(vectors, DeviceRows):
             return on_device
         result = form.apply(vectors[0] if isinstance(inputs, str) else vectors)
@@ -317,6 +321,50 @@ class Encoder:
         if not convert_to_numpy:
             return to_tensor(result) if isinstance(inputs, str) else list(to_tensor(result))
         return result
+
+    async def aencode(
+        self,
+        inputs: str | Iterable[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        *,
+        precision: str | None = "float32",
+        normalize_embeddings: bool | None = None,
+        truncate_dim: int | None = None,
+        as_pooled: bool = False,
+        truncate: bool | Literal["quietly"] = True,
+        timeout: float | None = None,
+        out: Vectors | None = None,
+    ) -> Any:
+        """`encode` for asyncio: no thread waits for the engine, and cancelling the task cancels the call.
+
+        A few short texts are tokenized in the event loop's thread, which takes a fraction of a millisecond; more of
+        them beside it.
+        """
+        from mexma_runtime.call.in_event_loop import embed_texts  # brings asyncio
+
+        require_process(self._scheduler.process)
+        options = resolve_options(
+            self._manifest,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            truncate=truncate == "quietly" or truncate,
+            max_tokens=self._info.max_tokens,
+            normalize=normalize_embeddings,
+            as_pooled=as_pooled,
+            batch_size=batch_size,
+        )
+        form = resolve_vector_options(truncate_dim=truncate_dim, precision=precision, normalize=normalize_embeddings)
+        if not form.is_whole and out is not None:
+            raise UsageError(NOT_WHOLE)
+        texts = [inputs] if isinstance(inputs, str) else listed(inputs)
+        vectors = rows_to_fill(out, len(texts), self._info.dim)
+        with self._call(timeout, None) as call:
+            n_truncated = await embed_texts(self._execution, texts, vectors, options, call)
+        if truncate != "quietly":
+            self._warn_of_truncation(n_truncated, len(texts))
+        return form.apply(vectors[0] if isinstance(inputs, str) else vectors)
 
     @_takes_sentences
     def encode_query(
@@ -519,22 +567,25 @@ class Encoder:
                 n_done += len(vectors)
                 n_truncated += n_cut
                 yield from (row.copy() for row in vectors)  # keeping one does not keep its window
-        if n_truncated:
-            warnings.warn(self._truncation(n_truncated, n_done), stacklevel=_levels_to_caller())
+        self._warn_of_truncation(n_truncated, n_done)
 
     def _call(self, timeout_s: float | None, cancel: CancelSignal | None) -> Call:
         if timeout_s is not None and (not isinstance(timeout_s, Real) or math.isnan(timeout_s)):
             raise UsageError(f"timeout: expected seconds, got {timeout_s!r}")
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise UsageError(f"cancel: expected a threading.Event or the like, got {cancel!r}")
-        return self._scheduler.call(timeout_s=timeout_s, cancel=cancel, max_pending=self._backend.info.n_pending)
+        n_pending = self._backend.info.n_pending
+        return Call(self._scheduler, timeout_s=timeout_s, cancel=cancel, max_pending=n_pending)
 
-    def _truncation(self, n_truncated: int, n_texts: int) -> TruncationWarning:
-        return TruncationWarning(
+    def _warn_of_truncation(self, n_truncated: int, n_texts: int) -> None:
+        if not n_truncated:
+            return
+        warning = TruncationWarning(
             f"{n_truncated} of {n_texts} texts have more than {self._info.max_tokens} tokens and were cut there "
             "(encoder.tokenize says which; truncate=False refuses them)",
             n_truncated=n_truncated,
         )
+        warnings.warn(warning, stacklevel=_levels_to_caller())
 
 
 def _levels_to_caller() -> int:

@@ -139,6 +139,12 @@ class EncoderClosedError(MexmaError):
     """The encoder was closed, or belongs to the process that this one was forked from."""
 
 
+class EngineFailedError(MexmaError):
+    """The engine has failed whatever was asked of it: nothing is embedded any more until the bundle is loaded again."""
+
+    exit_code = 9
+
+
 class EncoderBusyError(MexmaError):
     """The queue in front of the engine is full."""
 

@@ -148,6 +148,11 @@ class NativeWork:
                 self._begun.discard(begun)
                 self._changed.notify_all()
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether no thread but the main one may begin anything."""
+        return self._is_ending
+
     def end(self) -> None:
         """Let no other thread begin anything, and wait for what is under way."""
         with self._lock:

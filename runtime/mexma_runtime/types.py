@@ -107,6 +107,22 @@ class Ragged:
         """Sentences of these lengths whose ids, int32 `(total,)`, lie end to end already."""
         return cls(ids=ids, offsets=_offsets(lengths))
 
+    @classmethod
+    def joined(cls, several: Sequence[Ragged]) -> Ragged:
+        """The sentences of all, in order; not copied where there is but one."""
+        if len(several) == 1:
+            return several[0]
+        lengths: list[int] = []
+        for one in several:
+            lengths += [one.ids.size] if len(one) == 1 else one.lengths.tolist()
+        return cls.from_lengths(np.concatenate([one.ids for one in several]), lengths)
+
+    def select(self, rows: NDArray[np.int64]) -> Ragged:
+        """The sentences `rows` (int64 `(m,)`, one or more), not copied where they are neighbours in order."""
+        if are_neighbours(rows):
+            return self.part(int(rows[0]), int(rows[0]) + rows.size)
+        return self.take(rows)
+
     def part(self, start: int, end: int) -> Ragged:
         """The sentences from `start` to `end`, not copied."""
         if (start, end) == (0, len(self)):
@@ -120,6 +136,11 @@ class Ragged:
         offsets = _offsets(lengths)
         source = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
         return Ragged(ids=self.ids[source], offsets=offsets)
+
+
+def are_neighbours(rows: NDArray[np.int64]) -> bool:
+    """Whether each of `rows`, int64 `(m,)`, follows the one before it."""
+    return rows.size == 1 or bool(np.all(np.diff(rows) == 1))
 
 
 def is_unicode(text: str) -> bool:

@@ -10,19 +10,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mexma_runtime.backends.base import Backend, Finish
-from mexma_runtime.batching import make_batches
+from mexma_runtime.batching import Rows, rows_left, take_batch
 from mexma_runtime.bundle.manifest import Manifest
+from mexma_runtime.call.call import Call
 from mexma_runtime.call.options import EncodeOptions, require_texts
 from mexma_runtime.call.prefetch import run_ahead
-from mexma_runtime.call.scheduler import Call
+from mexma_runtime.call.request import Request
 from mexma_runtime.device_vectors import DeviceRows
 from mexma_runtime.errors import InputError
 from mexma_runtime.process import NATIVE
 from mexma_runtime.text.tokenizer import TextTokenizer, Tokenized
-from mexma_runtime.types import Ragged, Vectors
+from mexma_runtime.types import Ragged, Vectors, are_neighbours
 from mexma_runtime.vectors import normalize_rows
 
 INLINE_TEXTS = 64
@@ -39,6 +39,7 @@ class Execution:
 
     def __init__(self, manifest: Manifest, tokenizer: TextTokenizer, backend: Backend) -> None:
         self._manifest, self._tokenizer, self._backend = manifest, tokenizer, backend
+        self._info = backend.info
         self.tokenize_s = 0.0
         self._adding = threading.Lock()
 
@@ -114,7 +115,7 @@ class Execution:
         starts = range(0, len(texts), WINDOW_TEXTS)
         windows = run_ahead(lambda i: self.tokenize(texts[i : i + WINDOW_TEXTS], options, i), starts, call)
         # What can be refused is looked at as a whole, before hours are spent on what stands in front of it.
-        return list(windows) if self._tokenizer.may_refuse(texts, truncate=options.truncate) else windows
+        return list(windows) if self.may_refuse(texts, options) else windows
 
     def _start(
         self,
@@ -128,18 +129,20 @@ class Execution:
     ) -> None:
         """Start the batches of `ragged`, each in a turn of its own; all are done when `call.pending` says so.
 
+        As soon as others want the engine, what is left is computed together with theirs, and done when this returns.
+
         InputError, which counts sentences from `first_index`, where the backend refuses one.
         """
-        info = self._backend.info
-        in_graph = options.normalize and info.normalizes
+        request = self.request(ragged, out, options, call, first_index=first_index)
+        left = request.left
         scratch: Vectors | None = None
         n_done = 0
 
-        def finished(finish: Finish, rows: NDArray[np.int64], written: Vectors | DeviceRows, *, scatter: bool) -> None:
+        def finished(finish: Finish, rows: Rows, written: Vectors | DeviceRows, *, scatter: bool) -> None:
             nonlocal n_done
             finish()
             if isinstance(written, np.ndarray) and isinstance(out, np.ndarray):
-                if options.normalize and not in_graph:
+                if request.normalize and not request.in_graph:
                     normalize_rows(written)
                 if scatter:
                     out[rows] = written
@@ -147,23 +150,47 @@ class Execution:
             if on_rows:
                 on_rows(n_done)
 
-        for rows in make_batches(ragged.lengths, info.policy, options.batch_size):
-            n_rows, first = rows.size, int(rows[0])
-            is_consecutive = n_rows == 1 or bool(np.all(np.diff(rows) == 1))
-            batch = ragged.part(first, first + n_rows) if is_consecutive else ragged.take(rows)
-            if is_consecutive:
-                written = out[first : first + n_rows]
-            else:
-                # What is under way keeps its own.
-                if scratch is None or len(scratch) < n_rows or info.n_pending > 1:
-                    scratch = np.empty((n_rows, self._manifest.dim), dtype=np.float32)
-                written = scratch[:n_rows]
-            with call.turn():
+        while left.n_rows:
+            # What stays on a device is not joined: a batch is written to one place there.
+            with call.turn(alone=isinstance(out, np.ndarray)) as has_engine:
+                if not has_engine:
+                    break
+                [(rows, _)] = take_batch(left)
+                n_rows, first = rows.size, int(rows[0])
+                is_consecutive = are_neighbours(rows)
+                if is_consecutive:
+                    written = out[first : first + n_rows]
+                else:
+                    # What is under way keeps its own.
+                    if scratch is None or len(scratch) < n_rows or self._info.n_pending > 1:
+                        scratch = np.empty((n_rows, self._manifest.dim), dtype=np.float32)
+                    written = scratch[:n_rows]
                 try:
-                    finish = self._backend.start(batch, written, normalize=in_graph)
+                    finish = self._backend.start(ragged.select(rows), written, normalize=request.in_graph)
                 except InputError as error:
                     raise InputError(str(error), index=first_index + first) from None
             call.pending.add(functools.partial(finished, finish, rows, written, scatter=not is_consecutive))
+        if left.n_rows and isinstance(out, np.ndarray):
+            call.join(request, on_rows and (lambda: on_rows(len(ragged) - request.n_left)))
+
+    def request(
+        self, ragged: Ragged, out: Vectors | DeviceRows, options: EncodeOptions, call: Call, *, first_index: int = 0
+    ) -> Request:
+        """All of `ragged`, to be computed into `out`, `(n, dim)`."""
+        return Request(
+            ragged=ragged,
+            out=out,
+            left=rows_left(ragged.lengths, self._info.policy, options.batch_size),
+            normalize=options.normalize,
+            in_graph=options.normalize and self._info.normalizes,
+            first_index=first_index,
+            deadline=call.deadline,
+            cancel=call.cancel,
+        )
+
+    def may_refuse(self, texts: Sequence[str], options: EncodeOptions) -> bool:
+        """Whether one of `texts` may turn out to be no input when it is tokenized."""
+        return self._tokenizer.may_refuse(texts, truncate=options.truncate)
 
 
 def check_ids(ragged: Ragged, manifest: Manifest, first_index: int = 0) -> None:

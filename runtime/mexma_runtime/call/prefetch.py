@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from mexma_runtime.call.scheduler import Call
+from mexma_runtime.call.call import Call
 from mexma_runtime.process import Begun, run_aside
 
 Item = TypeVar("Item")

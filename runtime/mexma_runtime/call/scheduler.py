@@ -1,80 +1,69 @@
-"""Whose turn it is: many calls share one engine, a batch at a time, first come first served."""
+"""Many calls, one engine: a call alone has it batch by batch; what waits meanwhile is joined."""
 
 from __future__ import annotations
 
+import _thread
 import os
-import sys
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import TracebackType
-from typing import Protocol, TypeAlias
+from collections.abc import Iterable
 
-from mexma_runtime.call.pending import PendingBatches
+from mexma_runtime.backends.base import Backend
+from mexma_runtime.call.fair_queue import FairQueue
+from mexma_runtime.call.request import JoinedBatch, Request
+from mexma_runtime.call.turns import IsReady, Turns
 from mexma_runtime.errors import (
-    EncodeCancelledError,
+    DeviceMemoryError,
     EncoderBusyError,
     EncoderClosedError,
-    EncodeTimeoutError,
+    EngineFailedError,
+    InputError,
+    MexmaError,
     UsageError,
 )
-from mexma_runtime.process import NATIVE, require_process
+from mexma_runtime.process import NATIVE
 
-POLL_S = 0.05
-"""How often a waiting call looks whether it was cancelled."""
 FOREVER_S = 3600.0
-
-IsReady: TypeAlias = Callable[[float], bool]
-"""Waits for up to so many seconds and says whether what was waited for is there."""
-
-
-class CancelSignal(Protocol):
-    """Whatever says that a call is no longer wanted: a threading.Event, say."""
-
-    def is_set(self) -> bool:
-        """Whether to stop."""
+OPTIMISM = 0.5
+"""A request is given up when it would be late even if it took half the time of the fastest batch so far."""
 
 
 class Scheduler:
-    """Hands the engine from call to call; a call takes a turn for each batch, so concurrent calls interleave.
+    """Hands the engine from call to call.
 
-    At most `max_waiting` calls are admitted beyond the first; the next is refused with EncoderBusyError.
+    A call that finds it free, with nobody waiting, runs its own batch in its own thread. Otherwise its rows wait as a
+    Request, and a thread of the scheduler, the batcher, runs batches of whatever waits until nothing does. There may be
+    as many batchers as batches may be under way. At most `max_waiting` calls are admitted beyond the first; the next is
+    refused with EncoderBusyError.
     """
 
-    def __init__(self, *, max_waiting: int) -> None:
+    def __init__(self, backend: Backend, *, dim: int, max_waiting: int) -> None:
         if max_waiting < 0:
             raise UsageError(f"max_waiting: expected 0 or more, got {max_waiting}")
-        self._max_waiting = max_waiting
+        self._backend, self._dim, self._max_waiting = backend, dim, max_waiting
         self.process = os.getpid()
         """The one whose engine it is."""
+        self.turns = Turns()
         self._mutex = threading.Lock()
         # An interrupt between two statements must not leave a place, or the engine, taken for ever.
-        self._calls: weakref.WeakSet[Call] = weakref.WeakSet()
-        self._owner: Call | None = None
-        self._is_closed = False
-        self._queue: deque[tuple[Call, threading.Lock]] = deque()
+        self._calls: weakref.WeakSet[object] = weakref.WeakSet()
+        info = backend.info
+        self._queue: FairQueue[Request] = FairQueue(info.policy.max_batch_tokens)
+        self._max_batchers = info.n_pending
+        self._batchers: weakref.WeakSet[_Batcher] = weakref.WeakSet()
+        self._s_per_token = 0.0
+        self._failure: str | None = None
 
-    def call(self, *, timeout_s: float | None = None, cancel: CancelSignal | None = None, max_pending: int = 1) -> Call:
-        """A context manager that holds one place among the admitted calls, and up to `max_pending` batches."""
-        return Call(self, timeout_s=timeout_s, cancel=cancel, max_pending=max_pending)
+    @property
+    def n_waiting(self) -> int:
+        """Requests that have rows which no batch has had."""
+        return len(self._queue)
 
-    def close(self) -> bool:
-        """Wait for the running batch, then refuse all turns for good; False where it was closed already."""
-        with self._mutex:
-            if self._is_closed:
-                return False
-            self._is_closed = True
-        last = self.call()
-        self.take(last, closing=True)
-        return True
-
-    def enter(self, call: Call) -> None:
+    def enter(self, call: object) -> None:
         """Admit one call."""
         with self._mutex:
-            self._refuse_if_closed()
+            self._refuse_if_ended()
             if len(self._calls) > self._max_waiting:
                 raise EncoderBusyError(
                     f"{len(self._calls)} calls are running or waiting, all that max_waiting={self._max_waiting} "
@@ -82,114 +71,171 @@ class Scheduler:
                 )
             self._calls.add(call)
 
-    def leave(self, call: Call) -> None:
+    def leave(self, call: object) -> None:
         """End one admitted call; where an interrupt has kept it from passing on the engine, that is done here."""
-        self.pass_on(call)
+        self.turns.pass_on(call)
         with self._mutex:
             self._calls.discard(call)
+        self._ensure_batcher()
 
-    def take(self, call: Call, *, closing: bool = False) -> None:
-        """Give `call` the engine; where it is taken, queue up and `call.wait`, which may raise.
-
-        Whatever happens, `pass_on` follows.
-        """
+    def join(self, request: Request) -> None:
+        """Have the rows of `request` computed together with what else waits; `drop` follows, whatever happens."""
         with self._mutex:
-            if not closing:
-                self._refuse_if_closed()
-            if self._owner is None:
-                self._owner = call
-                return
-            granted = threading.Lock()
-            granted.acquire()
-            self._queue.append((call, granted))
-        call.wait(lambda seconds: granted.acquire(timeout=seconds))
-        if not closing:
-            self._refuse_if_closed()
+            self._refuse_if_ended()
+            self._queue.add(request)
+        self._ensure_batcher()
 
-    def pass_on(self, call: Call) -> None:
-        """Hand the engine, if `call` has it, to whoever has waited longest; let `call` wait no more."""
+    def drop(self, request: Request) -> None:
+        """Compute no more rows of `request`, and touch its `out` no more."""
         with self._mutex:
-            if self._owner is not call:
-                self._queue = deque(waiting for waiting in self._queue if waiting[0] is not call)
-            elif self._queue:
-                self._owner, granted = self._queue.popleft()
-                granted.release()
-            else:
-                self._owner = None
+            request.is_gone = True
+            self._queue.remove(request)
 
-    def _refuse_if_closed(self) -> None:
-        if self._is_closed:
-            raise EncoderClosedError("this encoder was closed: load the bundle again")
+    def close(self) -> bool:
+        """Wait for the running batch, then refuse all turns for good; False where it was closed already."""
+        if not self.turns.close():
+            return False
+        self.turns.take(self, _wait, closing=True)
+        self._fail_waiting()
+        return True
 
+    def _refuse_if_ended(self) -> None:
+        self.turns.refuse_if_closed()
+        if self._failure:
+            raise EngineFailedError(self._failure)
 
-class Call:
-    """One admitted call: its deadline, its cancel signal, its turns and its batches, all done when it is left."""
-
-    def __init__(
-        self, scheduler: Scheduler, *, timeout_s: float | None, cancel: CancelSignal | None, max_pending: int
-    ) -> None:
-        self._scheduler = scheduler
-        self._timeout_s = timeout_s
-        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        self._cancel = cancel
-        self._error: BaseException | None = None
-        self.pending = PendingBatches(max_pending)
-
-    def __enter__(self) -> Call:
-        self._scheduler.enter(self)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.is_lost():
-            return
-        failure = self.pending.finish_in_any_case()
-        self._scheduler.leave(self)
-        if failure and (error is None or not isinstance(failure, Exception)):
-            raise failure
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Hold the engine for one batch; raises as `check` does, and EncoderClosedError."""
-        self.check()
+    def _ensure_batcher(self) -> None:
+        """Start a batcher if rows wait and there may be one more."""
+        batcher = _Batcher()
         try:
-            self._scheduler.take(self)
-            with NATIVE:
-                yield
+            with self._mutex:
+                if not self._queue or len(self._batchers) >= self._max_batchers:
+                    return
+                self._batchers.add(batcher)
+            if NATIVE.is_ending:  # no other thread may begin anything
+                self._run_batches(batcher)
+            else:
+                _thread.start_new_thread(self._run_batches, (batcher,))
+        except RuntimeError:  # no thread can be had
+            self._run_batches(batcher)
+        except BaseException:
+            self._batchers.discard(batcher)
+            raise
+
+    def _run_batches(self, batcher: _Batcher) -> None:
+        try:
+            while self._run_batch(batcher):
+                pass
+        except BaseException as error:
+            self._fail(batcher.requests, error)
+            raise
         finally:
-            self._scheduler.pass_on(self)
+            with self._mutex:
+                self._batchers.discard(batcher)
 
-    def check(self) -> None:
-        """Raise EncodeCancelledError, EncodeTimeoutError or what `fail` was given, where the call should end.
-
-        EncoderClosedError in a fork.
-        """
-        require_process(self._scheduler.process)
-        if self._error is not None:
-            raise self._error
-        if self._cancel is not None and self._cancel.is_set():
-            raise EncodeCancelledError("the call was cancelled; the encoder stays usable")
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            raise EncodeTimeoutError(
-                f"the call did not finish within {self._timeout_s} s; the encoder stays usable: "
-                "give it more time or fewer sentences"
+    def _run_batch(self, batcher: _Batcher) -> bool:
+        """Run the next batch; False: there is none, and `batcher` counts no more."""
+        start_s = time.monotonic()
+        try:
+            batch = self._compute(batcher)
+        except EncoderClosedError:
+            self._fail_waiting()
+            return False
+        if batch is None:
+            return False
+        if batch.error is None:
+            s_per_token = OPTIMISM * (time.monotonic() - start_s) / batch.n_tokens
+            self._s_per_token = min(s_per_token, self._s_per_token or s_per_token)
+            self._deliver(batch)
+        elif not self._narrow(batch, batcher) and len(batch.shares) > 1:
+            self._failure = (
+                f"the engine failed for each of {len(batch.shares)} calls whose sentences were in one batch: load the "
+                f"bundle again. It said: {batch.error}"
             )
+            self._fail_waiting()
+        batcher.requests = []
+        return True
 
-    def is_lost(self) -> bool:
-        """Whether the threads that it would wait for are not there: in a fork, and where the interpreter has ended."""
-        return os.getpid() != self._scheduler.process or sys.is_finalizing()
+    def _compute(self, batcher: _Batcher, batch: JoinedBatch | None = None) -> JoinedBatch | None:
+        """Run `batch`, or whatever is next when it is the batcher's turn; its `error` is what went wrong."""
+        try:
+            self.turns.take(batcher, _wait)
+            with NATIVE:  # before anything is taken from the queue: a process that ends lets no batch begin
+                if batch := batch or self._next_batch(batcher):
+                    batch.start(self._backend)
+        finally:
+            self.turns.pass_on(batcher)
+        if batch:
+            batch.finish()
+        return batch
 
-    def fail(self, error: BaseException | None) -> None:
-        """End the call with `error`, from any thread, at its next check; None does nothing."""
-        self._error = self._error or error
+    def _next_batch(self, batcher: _Batcher) -> JoinedBatch | None:
+        with self._mutex:
+            hopeless = self._queue.remove_hopeless(time.monotonic(), self._s_per_token)
+            shares = self._queue.next_batch()
+            batcher.requests = [request for request, _ in shares]
+            if not shares:
+                self._batchers.discard(batcher)
+        for request in hopeless:
+            request.is_hopeless = True
+            request.wake()
+        return JoinedBatch(shares, self._dim) if shares else None
 
-    def wait(self, is_ready: IsReady) -> None:
-        """Block until `is_ready` says so; raises as `check` does."""
-        while True:
-            step_s = FOREVER_S if self._cancel is None else POLL_S
-            if self._deadline is not None:
-                step_s = max(0.0, min(step_s, self._deadline - time.monotonic()))
-            if is_ready(step_s):
-                return
-            self.check()
+    def _deliver(self, batch: JoinedBatch) -> None:
+        with self._mutex:
+            batch.deliver()
+        for request, _ in batch.shares:
+            if not request.n_left or request.reports:
+                request.wake()
+
+    def _narrow(self, batch: JoinedBatch, batcher: _Batcher) -> bool:
+        """Compute the halves of a batch that failed, so that the request for which it fails does so alone.
+
+        Whether any has not failed, or only because of its input.
+        """
+        error, half = batch.error, len(batch.shares) // 2
+        assert error is not None
+        if not half:
+            self._fail([request for request, _ in batch.shares], error)
+            return isinstance(error, (InputError, DeviceMemoryError))
+        is_well = False
+        for shares in (batch.shares[:half], batch.shares[half:]):
+            part = JoinedBatch(shares, self._dim)
+            try:
+                self._compute(batcher, part)
+            except EncoderClosedError as closed:
+                part.error = closed
+            if part.error is None:
+                self._deliver(part)
+                is_well = True
+            else:
+                is_well |= self._narrow(part, batcher)
+        return is_well
+
+    def _fail_waiting(self) -> None:
+        with self._mutex:
+            waiting = self._queue.remove_all()
+        for request in waiting:
+            try:
+                self._refuse_if_ended()
+            except MexmaError as error:  # one for each: they are raised in threads of their own
+                self._fail([request], error)
+
+    def _fail(self, requests: Iterable[Request], error: BaseException) -> None:
+        for request in requests:
+            with self._mutex:
+                self._queue.remove(request)
+            request.error = request.error or error
+            request.wake()
+
+
+class _Batcher:
+    """A thread that runs batches, and those whose rows it has in hand."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+
+
+def _wait(is_ready: IsReady) -> None:
+    while not is_ready(FOREVER_S):
+        pass

@@ -1,295 +1,321 @@
+"""What waits while the engine is taken is joined; here the engine's batches last as long as a test wants."""
+
 from __future__ import annotations
 
-import linecache
-import sys
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.runtime.call.conftest import (
+    ScriptedBackend,
+    Started,
+    request_of,
+    scheduler_of,
+    sentences,
+    wait_until,
+)
 
-from mexma_runtime import process
-from mexma_runtime.call import scheduler as scheduling
+from mexma_runtime.batching import Grouping
+from mexma_runtime.call.call import Call
 from mexma_runtime.call.scheduler import Scheduler
 from mexma_runtime.errors import (
+    DeviceMemoryError,
     EncodeCancelledError,
     EncoderBusyError,
     EncoderClosedError,
     EncodeTimeoutError,
+    EngineFailedError,
+    InputError,
     MexmaError,
     UsageError,
 )
-from mexma_runtime.process import NATIVE, run_aside
-
-PATIENCE_S = 20
+from mexma_runtime.types import Ragged, Vectors
 
 
-class Started:
-    """A thread and what it raised."""
+class Engine:
+    """A scheduler and its backend, held by a first batch until `release`; what joins meanwhile waits."""
 
-    def __init__(self, work: Callable[[], None]) -> None:
-        self.error: MexmaError | None = None
-        self.thread = threading.Thread(target=self._run, args=(work,), daemon=True)
-        self.thread.start()
+    def __init__(self, backend: ScriptedBackend) -> None:
+        self.backend, self.scheduler = backend, scheduler_of(backend)
+        self._hold = backend.held()
+        self._hold.__enter__()
+        self._others: list[Started] = []
+        for n in range(1, backend.info.n_pending + 1):
+            self._begin(sentences(1000 + n))
+            wait_until(lambda n=n: len(backend.batches) == n)  # type: ignore[misc]
 
-    def _run(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except MexmaError as error:
-            self.error = error
+    def join(self, ragged: Ragged, **options: Any) -> Started:
+        """Embed in a thread: it returns the vectors. Waits until its rows do."""
+        n_waiting = self.scheduler.n_waiting
+        started = self._begin(ragged, **options)
+        wait_until(lambda: self.scheduler.n_waiting > n_waiting)
+        return started
 
-    def join(self) -> MexmaError | None:
-        self.thread.join(PATIENCE_S)
-        assert not self.thread.is_alive()
-        return self.error
+    def _begin(self, ragged: Ragged, *, first_index: int = 0, normalize: bool = False, **options: Any) -> Started:
+        def work() -> Vectors:
+            with Call(self.scheduler, **options) as call:
+                request = request_of(self.backend, ragged, call, first_index=first_index, normalize=normalize)
+                call.join(request)
+                assert isinstance(request.out, np.ndarray)
+                return request.out
 
+        started = Started(work)
+        self._others.append(started)
+        return started
 
-def n_queued(scheduler: Scheduler) -> int:
-    return len(scheduler._queue)
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-def test_one_at_a_time_and_all_get_their_turns() -> None:
-    scheduler = Scheduler(max_waiting=8)
-    inside, most, done = 0, 0, 0
-
-    def work() -> None:
-        nonlocal inside, most, done
-        with scheduler.call() as call:
-            for _ in range(200):
-                with call.turn():
-                    inside += 1
-                    most = max(most, inside)
-                    done += 1
-                    time.sleep(0)
-                    inside -= 1
-
-    assert [thread.join() for thread in [Started(work) for _ in range(8)]] == [None] * 8
-    assert (most, done) == (1, 1600)
+    def release(self) -> list[list[int]]:
+        """Let all batches end: the first ids of those that came after the held ones."""
+        self._hold.__exit__(None, None, None)
+        for other in self._others:
+            other.join()
+        return self.backend.batches[self.backend.info.n_pending :]
 
 
-def test_first_come_first_served() -> None:
-    scheduler, order = Scheduler(max_waiting=9), list[int]()
-    with scheduler.call() as call, call.turn():
-        threads = []
-        for i in range(5):
+def test_what_waits_becomes_one_batch_and_each_gets_its_rows() -> None:
+    engine = Engine(ScriptedBackend())
+    calls = [engine.join(sentences(1, 2)), engine.join(sentences(3)), engine.join(sentences(4, 5, 6))]
 
-            def work(i: int = i) -> None:
-                with scheduler.call() as mine, mine.turn():
-                    order.append(i)
-
-            threads.append(Started(work))
-            wait_until(lambda i=i: n_queued(scheduler) == i + 1)  # type: ignore[misc]
-    assert [thread.join() for thread in threads] == [None] * 5
-    assert order == [0, 1, 2, 3, 4]
+    assert sorted(map(sorted, engine.release())) == [[1, 2, 3, 4, 5, 6]]
+    assert [np.array(call.result)[:, 0].tolist() for call in calls] == [[1, 2], [3], [4, 5, 6]]
 
 
-def test_calls_interleave_turn_by_turn() -> None:
-    scheduler, order = Scheduler(max_waiting=9), list[str]()
-    first_is_in, go = threading.Event(), threading.Event()
+@pytest.mark.parametrize("n_pending", [1, 2, 3])
+def test_as_many_batches_are_under_way_as_may_be(n_pending: int) -> None:
+    backend = ScriptedBackend(n_pending=n_pending, max_batch_tokens=8)
+    engine = Engine(backend)
+    calls = [engine.join(sentences(i)) for i in range(20)]
 
-    def work(name: str) -> None:
-        with scheduler.call() as call:
-            for i in range(4):
-                with call.turn():
-                    order.append(name)
-                    if name == "first" and i == 0:
-                        first_is_in.set()
-                        go.wait(PATIENCE_S)
+    engine.release()
 
-    first = Started(lambda: work("first"))
-    first_is_in.wait(PATIENCE_S)
-    second = Started(lambda: work("second"))
-    wait_until(lambda: n_queued(scheduler) == 1)
-    go.set()
+    assert [np.array(call.result)[:, 0].tolist() for call in calls] == [[i] for i in range(20)]
+    assert backend.most_under_way <= n_pending
 
-    assert first.join() is None
-    assert second.join() is None
-    assert order[:3] == ["first", "second", "first"]
-    assert abs(order[:6].count("first") - order[:6].count("second")) <= 1
+
+@given(
+    st.sampled_from(Grouping),
+    st.integers(1, 3),
+    st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=30), min_size=1, max_size=12),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_row_comes_once_whatever_joins(grouping: Grouping, n_pending: int, calls: list[list[int]]) -> None:
+    backend = ScriptedBackend(grouping, max_batch_tokens=24, n_pending=n_pending)
+    scheduler = scheduler_of(backend)
+    numbered = iter(range(10**6))
+    raggeds = [Ragged.from_sequences([[next(numbered)] + [0] * (n - 1) for n in lengths]) for lengths in calls]
+
+    def embed(ragged: Ragged) -> Vectors:
+        with Call(scheduler) as call:
+            request = request_of(backend, ragged, call)
+            call.join(request)
+            assert isinstance(request.out, np.ndarray)
+            return request.out
+
+    threads = [Started(lambda ragged=ragged: embed(ragged)) for ragged in raggeds]  # type: ignore[misc]
+    assert [thread.join() for thread in threads] == [None] * len(threads)
+    for thread, ragged in zip(threads, raggeds, strict=True):
+        expected = [[ragged[row][0], ragged.lengths[row]] for row in range(len(ragged))]
+        np.testing.assert_array_equal(np.array(thread.result), expected)
+    assert sorted(first_id for batch in backend.batches for first_id in batch) == list(range(next(numbered)))
+
+
+@pytest.mark.parametrize("normalizes", [False, True])
+def test_each_has_its_own_length(normalizes: bool) -> None:
+    engine = Engine(ScriptedBackend(normalizes=normalizes))
+    unit, plain = engine.join(sentences(3, 8), normalize=True), engine.join(sentences(5))
+
+    batches = engine.release()
+
+    assert len(batches) == (2 if normalizes else 1)  # an engine gives length 1 to a whole batch
+    np.testing.assert_allclose(np.array(unit.result), [[0.6, 0.8], [8 / 80**0.5, 4 / 80**0.5]], rtol=1e-6)
+    np.testing.assert_array_equal(np.array(plain.result), [[5, 4]])
+
+
+def test_a_cancelled_call_is_in_no_later_batch() -> None:
+    engine, cancel = Engine(ScriptedBackend()), threading.Event()
+    unwanted, wanted = engine.join(sentences(1, 2), cancel=cancel), engine.join(sentences(3))
+
+    cancel.set()
+    batches = engine.release()
+
+    assert batches == [[3]]
+    assert isinstance(unwanted.error, EncodeCancelledError)
+    assert np.array(wanted.result).tolist() == [[3, 4]]
+
+
+def test_a_call_in_a_batch_may_leave_it_and_its_array_is_left_alone() -> None:
+    backend = ScriptedBackend()
+    scheduler, cancel, out = scheduler_of(backend), threading.Event(), list[Vectors]()
+
+    def embed() -> None:
+        with Call(scheduler, cancel=cancel) as call:
+            request = request_of(backend, sentences(1), call)
+            assert isinstance(request.out, np.ndarray)
+            out.append(request.out)
+            call.join(request)
+
+    with backend.held():
+        unwanted = Started(embed)
+        wait_until(lambda: len(backend.batches) == 1)
+        cancel.set()
+        assert isinstance(unwanted.join(), EncodeCancelledError)
+    wait_until(lambda: not backend.n_under_way)
+    with Call(scheduler) as call:
+        call.join(request_of(backend, sentences(2), call))
+    assert np.isnan(out[0]).all()
+
+
+def test_what_is_late_is_not_computed() -> None:
+    engine = Engine(ScriptedBackend())
+    late, patient = engine.join(sentences(1), timeout_s=0.02), engine.join(sentences(2), timeout_s=60)
+    assert isinstance(late.join(), EncodeTimeoutError)
+    assert engine.release() == [[2]]
+    assert patient.error is None
+
+
+def test_what_would_be_late_is_not_computed_either() -> None:
+    """By half the time of the fastest batch so far."""
+    backend = ScriptedBackend(max_batch_tokens=40)
+    engine = Engine(backend)
+    time.sleep(0.4)  # the held batch of four tokens is the fastest
+    hopeless = engine.join(sentences(*range(1, 11)), timeout_s=0.3)
+    others = [engine.join(sentences(20, length=5), timeout_s=60)]
+
+    batches = engine.release()
+
+    assert isinstance(hopeless.error, EncodeTimeoutError)
+    assert batches == [[20]]
+    assert others[0].error is None
+
+
+def test_the_guilty_call_fails_alone() -> None:
+    backend = ScriptedBackend()
+    engine = Engine(backend)
+    backend.error_of = lambda ids: ValueError("seven") if 7 in ids else None
+    calls = [engine.join(sentences(i, 10 + i)) for i in range(5, 9)]
+
+    batches = engine.release()
+
+    assert [type(call.error) for call in calls] == [type(None), type(None), ValueError, type(None)]
+    assert [7, 17] in batches
+    with Call(engine.scheduler) as call:
+        call.join(request_of(backend, sentences(1), call))
+
+
+def test_an_input_is_named_by_its_index() -> None:
+    backend = ScriptedBackend()
+    engine = Engine(backend)
+    backend.error_of = lambda ids: InputError("too much") if 7 in ids else None
+    good, bad = engine.join(sentences(1)), engine.join(sentences(7), first_index=30)
+
+    engine.release()
+
+    assert good.error is None
+    assert str(bad.error) == "input 30: too much"
+    assert isinstance(bad.error, InputError)
+    assert bad.error.index == 30
+
+
+def test_an_engine_that_fails_for_all_is_failed_and_says_so_at_once() -> None:
+    backend = ScriptedBackend(max_batch_tokens=8)
+    engine = Engine(backend)
+    backend.error_of = lambda ids: RuntimeError(f"broken at {ids}") if ids[0] < 1000 else None
+    calls = [engine.join(sentences(i)) for i in range(6)]
+
+    engine.release()
+
+    kinds = [type(call.error) for call in calls]
+    assert kinds.count(RuntimeError) == 2
+    assert kinds.count(EngineFailedError) == 4
+    assert len(backend.batches) == 1 + 3
+    said = r"the engine failed for each of 2 calls .* load the bundle again.* It said: broken at \[0, 1\]"
+    with pytest.raises(EngineFailedError, match=said), Call(engine.scheduler):
+        pass
+
+
+@pytest.mark.parametrize("error", [InputError, DeviceMemoryError])
+def test_inputs_that_fail_leave_the_engine_usable(error: type[MexmaError]) -> None:
+    backend = ScriptedBackend()
+    engine = Engine(backend)
+    backend.error_of = lambda ids: error("no room") if ids[0] < 1000 else None
+    calls = [engine.join(sentences(i)) for i in range(3)]
+
+    engine.release()
+
+    assert [type(call.error) for call in calls] == [error] * 3
+    with Call(engine.scheduler):
+        pass
+
+
+def test_a_call_that_fails_alone_leaves_the_engine_usable() -> None:
+    backend = ScriptedBackend()
+    scheduler = scheduler_of(backend)
+    backend.error_of = lambda _: RuntimeError("once")
+    with pytest.raises(RuntimeError, match="once"), Call(scheduler) as call:
+        call.join(request_of(backend, sentences(1), call))
+    backend.error_of = lambda _: None
+    with Call(scheduler) as call:
+        call.join(request_of(backend, sentences(1), call))
+
+
+def test_closing_waits_for_the_batch_and_refuses_those_that_wait() -> None:
+    engine = Engine(ScriptedBackend())
+    waiting = [engine.join(sentences(i)) for i in range(3)]
+    closing = Started(engine.scheduler.close)
+    time.sleep(0.05)
+    assert closing.thread.is_alive()
+
+    assert engine.release() == []
+
+    assert [type(call.error) for call in waiting] == [EncoderClosedError] * 3
+    assert closing.join() is None
+    assert closing.result is True
+    assert not engine.scheduler.close()
+    with pytest.raises(EncoderClosedError, match="was closed: load the bundle again"), Call(engine.scheduler):
+        pass
 
 
 def test_the_queue_is_bounded() -> None:
-    scheduler = Scheduler(max_waiting=1)
+    scheduler = scheduler_of(ScriptedBackend(), max_waiting=1)
     said = r"2 calls are running or waiting, all that max_waiting=1 admits"
-    with scheduler.call(), scheduler.call(), pytest.raises(EncoderBusyError, match=said), scheduler.call():
+    with Call(scheduler), Call(scheduler), pytest.raises(EncoderBusyError, match=said), Call(scheduler):
         pass
-    with scheduler.call() as call, call.turn():
-        pass
+    with Call(scheduler) as call, call.turn(alone=True) as has_engine:
+        assert has_engine
 
 
 def test_a_negative_bound_is_refused() -> None:
     with pytest.raises(UsageError, match="max_waiting: expected 0 or more, got -1"):
-        Scheduler(max_waiting=-1)
+        Scheduler(ScriptedBackend(), dim=2, max_waiting=-1)
 
 
-def test_a_wait_times_out_and_leaves_the_queue() -> None:
-    scheduler = Scheduler(max_waiting=5)
-    with scheduler.call() as call, call.turn():
+def test_batches_are_run_by_the_caller_where_no_thread_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
 
-        def impatient() -> None:
-            with scheduler.call(timeout_s=0.02) as mine, mine.turn():
-                pass
-
-        assert isinstance(Started(impatient).join(), EncodeTimeoutError)
-        assert n_queued(scheduler) == 0
-    with scheduler.call() as call, call.turn():
-        pass
+    monkeypatch.setattr("mexma_runtime.call.scheduler._thread.start_new_thread", refuse)
+    backend = ScriptedBackend()
+    with Call(scheduler_of(backend)) as call:
+        request = request_of(backend, sentences(1, 2), call)
+        call.join(request)
+    assert request.n_left == 0
 
 
-def test_a_deadline_counts_between_turns() -> None:
-    scheduler = Scheduler(max_waiting=0)
-    with scheduler.call(timeout_s=0.02) as call:
-        with call.turn():
-            time.sleep(0.05)
-        with pytest.raises(EncodeTimeoutError, match=r"within 0\.02 s"), call.turn():
-            pass
+def test_an_interrupt_of_who_waits_leaves_the_others_alone() -> None:
+    engine = Engine(ScriptedBackend())
 
+    def interrupted(is_ready: Callable[[float], bool]) -> None:
+        raise KeyboardInterrupt
 
-def test_a_waiting_call_can_be_cancelled() -> None:
-    scheduler, cancel = Scheduler(max_waiting=5), threading.Event()
-    with scheduler.call() as call, call.turn():
+    call = Call(engine.scheduler)
+    call.wait = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt), call:
+        call.join(request_of(engine.backend, sentences(1), call))
+    other = engine.join(sentences(2))
 
-        def unwanted() -> None:
-            with scheduler.call(cancel=cancel) as mine, mine.turn():
-                pass
-
-        thread = Started(unwanted)
-        wait_until(lambda: n_queued(scheduler) == 1)
-        cancel.set()
-        assert isinstance(thread.join(), EncodeCancelledError)
-        assert n_queued(scheduler) == 0
-
-
-def test_giving_up_while_being_granted_passes_the_turn_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler = Scheduler(max_waiting=5)
-    with scheduler.call() as call:
-        call_turn = call.turn()
-        call_turn.__enter__()
-
-        def wait_and_raise(is_ready: Callable[[float], bool]) -> None:
-            call_turn.__exit__(None, None, None)
-            raise EncodeTimeoutError("too late by a hair")
-
-        with scheduler.call() as other:
-            monkeypatch.setattr(other, "wait", wait_and_raise)
-            with pytest.raises(EncodeTimeoutError), other.turn():
-                pass
-            with call.turn():
-                pass
-
-
-def test_an_interrupt_anywhere_leaves_nothing_taken() -> None:
-    """At each line of ours that a call runs through, in turn, as signals come between two statements."""
-    scheduler, files = Scheduler(max_waiting=0), (scheduling.__file__, process.__file__)
-
-    def call() -> None:
-        with scheduler.call() as call, call.turn():
-            run_aside(int).result()
-
-    def interrupted_at(line: int) -> bool:
-        n_lines = 0
-
-        def trace(frame: FrameType, event: str, argument: object) -> Any:
-            nonlocal n_lines
-            # No signal comes between the end of such a block and its lock's release.
-            is_lock = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().startswith("with self._")
-            n_lines += event == "line" and not is_lock
-            if event == "line" and n_lines == line and not is_lock:
-                raise KeyboardInterrupt
-            return trace
-
-        before = sys.gettrace()
-        sys.settrace(lambda frame, *_: trace if frame.f_code.co_filename in files else None)
-        try:
-            call()
-        except KeyboardInterrupt:
-            return True
-        finally:
-            sys.settrace(before)
-        return False
-
-    n_interrupts = 0
-    while interrupted_at(n_interrupts + 1):
-        n_interrupts += 1
-        assert Started(call).join() is None
-        with NATIVE._lock:
-            assert NATIVE._wait_for_others(PATIENCE_S)
-    assert n_interrupts > 40
-
-
-def test_an_error_inside_a_turn_passes_it_on() -> None:
-    scheduler = Scheduler(max_waiting=0)
-    for _ in range(2):
-        with pytest.raises(ZeroDivisionError), scheduler.call() as call, call.turn():
-            raise ZeroDivisionError
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_every_batch_is_finished_and_the_place_given_back_whatever_a_batch_raises(error: type[BaseException]) -> None:
-    scheduler, finished = Scheduler(max_waiting=0), []
-
-    def fail() -> None:
-        raise error
-
-    def call_with(*batches: Callable[[], None], then: type[Exception] | None = None) -> None:
-        with scheduler.call(max_pending=3) as call:
-            for finish in batches:
-                call.pending.add(finish)
-            if then:
-                raise then
-
-    with pytest.raises(error):
-        call_with(fail, lambda: finished.append(2))
-    assert finished == [2]
-    # Of two errors the call's own is told, but for an interrupt.
-    with pytest.raises(KeyError if error is ValueError else error):
-        call_with(fail, then=KeyError)
-    call_with()
-
-
-def test_a_failure_elsewhere_ends_the_call() -> None:
-    scheduler = Scheduler(max_waiting=0)
-    with scheduler.call() as call:
-        call.fail(None)
-        call.check()
-        call.fail(ValueError("first"))
-        call.fail(ValueError("second"))
-        with pytest.raises(ValueError, match="first"), call.turn():
-            pass
-
-
-def test_closing_waits_for_the_turn_and_refuses_those_behind() -> None:
-    scheduler = Scheduler(max_waiting=9)
-    events: list[str] = []
-    with scheduler.call() as call:
-        turn = call.turn()
-        turn.__enter__()
-
-        def late() -> None:
-            with scheduler.call() as mine, mine.turn():
-                events.append("ran")
-
-        waiting = Started(late)
-        wait_until(lambda: n_queued(scheduler) == 1)
-        closing = Started(lambda: events.append(f"closed {scheduler.close()}"))
-        wait_until(lambda: n_queued(scheduler) == 2)
-        assert not events
-        turn.__exit__(None, None, None)
-
-        assert isinstance(waiting.join(), EncoderClosedError)
-        assert closing.join() is None
-        assert events == ["closed True"]
-        with pytest.raises(EncoderClosedError), call.turn():
-            pass
-    assert not scheduler.close()
-    with pytest.raises(EncoderClosedError, match="was closed: load the bundle again"), scheduler.call():
-        pass
+    assert engine.release() == [[2]]
+    assert other.error is None

@@ -1,0 +1,160 @@
+"""One call: its deadline, its cancel signal, its turns and its batches, all done when it is left."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from types import TracebackType
+
+from mexma_runtime.call.pending import PendingBatches
+from mexma_runtime.call.request import CancelSignal, Request
+from mexma_runtime.call.scheduler import FOREVER_S, Scheduler
+from mexma_runtime.call.turns import IsReady
+from mexma_runtime.errors import EncodeCancelledError, EncodeTimeoutError
+from mexma_runtime.process import NATIVE, require_process
+
+POLL_S = 0.05
+"""How often a waiting call looks whether it was cancelled."""
+
+
+class Call:
+    """A context manager that holds one place among the admitted calls, and up to `max_pending` batches."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        *,
+        timeout_s: float | None = None,
+        cancel: CancelSignal | None = None,
+        max_pending: int = 1,
+    ) -> None:
+        self._scheduler = scheduler
+        self._timeout_s = timeout_s
+        self.deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        """By time.monotonic."""
+        self.cancel = cancel
+        self._error: BaseException | None = None
+        self._request: Request | None = None
+        self.pending = PendingBatches(max_pending)
+
+    def __enter__(self) -> Call:
+        self._scheduler.enter(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.is_lost():
+            return
+        if self._request:
+            self._scheduler.drop(self._request)
+        failure = self.pending.finish_in_any_case()
+        self._scheduler.leave(self)
+        if failure and (error is None or not isinstance(failure, Exception)):
+            raise failure
+
+    @contextmanager
+    def turn(self, *, alone: bool) -> Iterator[bool]:
+        """Hold the engine for one batch, and say so; `alone`: only if nobody has it or waits.
+
+        Raises as `check` does, and EncoderClosedError.
+        """
+        self.check()
+        turns = self._scheduler.turns
+        try:
+            if not alone:
+                turns.take(self, self.wait)
+            elif self._scheduler.n_waiting or not turns.take_free(self):
+                yield False
+                return
+            with NATIVE:
+                yield True
+        finally:
+            turns.pass_on(self)
+
+    def join(self, request: Request, on_done: Callable[[], None] | None = None) -> None:
+        """Return when all rows that `request` has left are done; `on_done` is told whenever some are.
+
+        Raises as `check` does, what went wrong with its rows, EngineFailedError and EncoderClosedError.
+        """
+        bell = SimpleQueue[None]()
+        request.reports = on_done is not None
+        try:
+            self.submit(request, functools.partial(bell.put, None))
+            while not self.is_done(request):
+                self.wait(functools.partial(_is_rung, bell))
+                if on_done:
+                    on_done()
+        finally:
+            self.drop(request)
+
+    def submit(self, request: Request, wake: Callable[[], None]) -> None:
+        """Let the rows of `request` wait for the engine; `drop` follows, whatever happens."""
+        self.check()
+        request.wake, request.n_left = wake, request.left.n_rows
+        self._request = request
+        self._scheduler.join(request)
+
+    def is_done(self, request: Request) -> bool:
+        """Whether all rows are done; raises as `check` does, and what went wrong with them."""
+        if not request.n_left:
+            return True
+        if request.error is not None:
+            raise request.error
+        self.check()
+        if request.is_hopeless:
+            raise self._too_late()
+        return False
+
+    def drop(self, request: Request) -> None:
+        """Let no more rows of `request` be computed, and its `out` alone."""
+        self._scheduler.drop(request)
+
+    def check(self) -> None:
+        """Raise EncodeCancelledError, EncodeTimeoutError or what `fail` was given, where the call should end.
+
+        EncoderClosedError in a fork.
+        """
+        require_process(self._scheduler.process)
+        if self._error is not None:
+            raise self._error
+        if self.cancel is not None and self.cancel.is_set():
+            raise EncodeCancelledError("the call was cancelled; the encoder stays usable")
+        if time.monotonic() >= self.deadline:
+            raise self._too_late()
+
+    def is_lost(self) -> bool:
+        """Whether the threads that it would wait for are not there: in a fork, and where the interpreter has ended."""
+        return os.getpid() != self._scheduler.process or sys.is_finalizing()
+
+    def fail(self, error: BaseException | None) -> None:
+        """End the call with `error`, from any thread, at its next check; None does nothing."""
+        self._error = self._error or error
+
+    def wait(self, is_ready: IsReady) -> None:
+        """Block until `is_ready` says so; raises as `check` does."""
+        while True:
+            step_s = FOREVER_S if self.cancel is None else POLL_S
+            if is_ready(max(0.0, min(step_s, self.deadline - time.monotonic()))):
+                return
+            self.check()
+
+    def _too_late(self) -> EncodeTimeoutError:
+        return EncodeTimeoutError(
+            f"the call did not finish within {self._timeout_s} s; the encoder stays usable: "
+            "give it more time or fewer sentences"
+        )
+
+
+def _is_rung(bell: SimpleQueue[None], seconds: float) -> bool:
+    try:
+        bell.get(timeout=seconds)
+    except Empty:
+        return False
+    return True

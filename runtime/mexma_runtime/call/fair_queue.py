@@ -1,0 +1,117 @@
+"""What waits for the engine, and which of it makes the next batch. Pure: no thread, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Generic, Protocol, TypeVar
+
+from mexma_runtime.batching import Rows, RowsLeft, take_batch
+
+
+class Waiting(Protocol):
+    """Rows that wait together, for one call."""
+
+    @property
+    def left(self) -> RowsLeft:
+        """Those that no batch has had."""
+
+    @property
+    def kind(self) -> Hashable:
+        """Only what is of one kind may be in a batch together."""
+
+    @property
+    def deadline(self) -> float:
+        """When they have to be done, by the clock of `drop`; math.inf: whenever."""
+
+    def is_unwanted(self) -> bool:
+        """Whether the call was cancelled."""
+
+
+Request = TypeVar("Request", bound=Waiting)
+
+
+class FairQueue(Generic[Request]):
+    """Deficit round robin (Shreedhar and Varghese, 1995), in tokens; a batch with room left takes others' rows along.
+
+    In a round, each request may open batches of `quantum` tokens, the nearest deadline first; who comes meanwhile is in
+    the next. So nobody waits longer than for a turn of each of the others, whatever their number of rows. Rows that are
+    taken along count, up to the next turn; who has had too much so is taken along behind the others.
+    """
+
+    def __init__(self, quantum: int) -> None:
+        """`quantum`: the tokens of a full batch."""
+        self._quantum = quantum
+        self._round: dict[Request, None] = {}
+        self._next_round: dict[Request, None] = {}
+        self._deficits: dict[Request, int] = {}
+        self._had_turn: set[Request] = set()
+
+    def __len__(self) -> int:
+        return len(self._deficits)
+
+    def add(self, request: Request) -> None:
+        """Let `request`, which has rows left, wait."""
+        self._deficits[request] = 0
+        self._next_round[request] = None
+
+    def remove(self, request: Request) -> None:
+        """Let it wait no more; nothing where it did not."""
+        for waiting in (self._round, self._next_round, self._deficits):
+            waiting.pop(request, None)
+        self._had_turn.discard(request)
+
+    def remove_all(self) -> list[Request]:
+        """All that wait, which then do no more."""
+        waiting = list(self._deficits)
+        for request in waiting:
+            self.remove(request)
+        return waiting
+
+    def remove_hopeless(self, now: float, s_per_token: float) -> list[Request]:
+        """Those that are unwanted, or too late even if each of their tokens took `s_per_token` seconds."""
+        hopeless = [
+            request
+            for request in self._deficits
+            if request.is_unwanted() or now + s_per_token * request.left.n_tokens >= request.deadline
+        ]
+        for request in hopeless:
+            self.remove(request)
+        return hopeless
+
+    def next_batch(self) -> list[tuple[Request, Rows]]:
+        """The rows of the next batch and whose they are; nothing where nobody waits."""
+        if not self._deficits:
+            return []
+        opener = self._opener()
+        others, behind = list[Request](), list[Request]()
+        for request in (*self._round, *self._next_round):
+            if request is not opener and request.kind == opener.kind:
+                (others if self._deficits[request] >= 0 else behind).append(request)
+        taken = take_batch(opener.left, [other.left for other in others], [other.left for other in behind])
+        batch = []
+        for request, (rows, n_tokens) in zip((opener, *others, *behind), taken, strict=True):
+            if rows.size:
+                batch.append((request, rows))
+                self._deficits[request] = max(self._deficits[request] - n_tokens, -self._quantum)
+                if not request.left.n_rows:
+                    self.remove(request)
+        return batch
+
+    def _opener(self) -> Request:
+        while True:
+            if not self._round:
+                self._round, self._next_round = self._next_round, {}
+                self._had_turn.clear()
+            request = min(self._round, key=_deadline)
+            if request not in self._had_turn:
+                self._had_turn.add(request)
+                self._deficits[request] += self._quantum
+            if self._deficits[request] >= min(request.left.batch_tokens, self._quantum):
+                return request
+            # Only now, so that whoever came during its batches is in front of it.
+            del self._round[request]
+            self._next_round[request] = None
+
+
+def _deadline(request: Waiting) -> float:
+    return request.deadline

@@ -1,0 +1,153 @@
+"""A backend whose batches last as long as a test wants."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from mexma_runtime.backends.base import BackendInfo, Finish, done
+from mexma_runtime.batching import BatchPolicy, Grouping, rows_left
+from mexma_runtime.call.call import Call
+from mexma_runtime.call.request import Request
+from mexma_runtime.call.scheduler import Scheduler
+from mexma_runtime.device_vectors import DeviceRows, DeviceVectors
+from mexma_runtime.types import Ragged, Vectors
+
+PATIENCE_S = 20
+DIM = 2
+
+
+class ScriptedBackend:
+    """Gives a sentence its first id and its length as its vector."""
+
+    def __init__(
+        self,
+        grouping: Grouping = Grouping.EQUAL,
+        *,
+        max_batch_tokens: int = 64,
+        n_pending: int = 1,
+        normalizes: bool = False,
+    ) -> None:
+        policy = BatchPolicy(max_batch_tokens=max_batch_tokens, grouping=grouping)
+        self.info = BackendInfo(
+            backend="scripted",
+            version="1",
+            device="cpu",
+            providers=(),
+            n_threads=1,
+            spinning=False,
+            processor="none",
+            policy=policy,
+            n_pending=n_pending,
+            normalizes=normalizes,
+        )
+        self.copy_s = self.compute_s = 0.0
+        self.batches: list[list[int]] = []
+        """Of each, the first ids of its sentences."""
+        self.error_of: Callable[[list[int]], BaseException | None] = lambda _: None
+        """What a batch fails with."""
+        self.n_under_way = self.most_under_way = 0
+        self._may_go_on = threading.Event()
+        self._may_go_on.set()
+        self._in_start = threading.Lock()
+        self._counting = threading.Lock()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No batch ends within."""
+        self._may_go_on.clear()
+        yield
+        self._may_go_on.set()
+
+    def start(self, batch: Ragged, out: Vectors | DeviceRows, *, normalize: bool) -> Finish:
+        assert isinstance(out, np.ndarray)
+        assert self._in_start.acquire(blocking=False), "two threads at once"
+        try:
+            first_ids = [int(batch[row][0]) for row in range(len(batch))]
+            self.batches.append(first_ids)
+            self._count(1)
+            if self.info.n_pending == 1:
+                self._finish(batch, out, first_ids, normalize)
+                return done
+            return lambda: self._finish(batch, out, first_ids, normalize)
+        finally:
+            self._in_start.release()
+
+    def _finish(self, batch: Ragged, out: Vectors, first_ids: list[int], normalize: bool) -> None:
+        assert self._may_go_on.wait(PATIENCE_S)
+        self._count(-1)
+        if error := self.error_of(first_ids):
+            raise error
+        out[:, 0], out[:, 1] = first_ids, batch.lengths
+        if normalize:
+            out /= np.linalg.norm(out, axis=1, keepdims=True)
+
+    def _count(self, n: int) -> None:
+        with self._counting:
+            self.n_under_way += n
+            self.most_under_way = max(self.most_under_way, self.n_under_way)
+
+    def device_vectors(self, shape: tuple[int, ...]) -> DeviceVectors:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def sentences(*first_ids: int, length: int = 4) -> Ragged:
+    """One for each, all of one length."""
+    return Ragged.from_sequences([[first_id] + [0] * (length - 1) for first_id in first_ids])
+
+
+def request_of(
+    backend: ScriptedBackend, ragged: Ragged, call: Call, *, normalize: bool = False, first_index: int = 0
+) -> Request:
+    """All of `ragged`, into an array of its own."""
+    return Request(
+        ragged=ragged,
+        out=np.full((len(ragged), DIM), np.nan, dtype=np.float32),
+        left=rows_left(ragged.lengths, backend.info.policy),
+        normalize=normalize,
+        in_graph=normalize and backend.info.normalizes,
+        first_index=first_index,
+        deadline=call.deadline,
+        cancel=call.cancel,
+    )
+
+
+class Started:
+    """A thread, what it returned and what it raised."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.error: BaseException | None = None
+        self.result: object = None
+        self.thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self.thread.start()
+
+    def _run(self, work: Callable[[], object]) -> None:
+        try:
+            self.result = work()
+        except BaseException as error:  # noqa: BLE001 - for the test to see
+            self.error = error
+
+    def join(self) -> BaseException | None:
+        """What it raised, when it has ended."""
+        self.thread.join(PATIENCE_S)
+        assert not self.thread.is_alive()
+        return self.error
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Look again and again."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def scheduler_of(backend: ScriptedBackend, max_waiting: int = 1000) -> Scheduler:
+    return Scheduler(backend, dim=DIM, max_waiting=max_waiting)
