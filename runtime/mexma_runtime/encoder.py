@@ -303,9 +303,11 @@ class Encoder:
         if not form.is_whole and (output or out is not None):
             raise UsageError(NOT_WHOLE)
         texts = [inputs] if isinstance(inputs, str) else listed(inputs)
-        shape = (self._info.dim,) if isinstance(inputs, str) else (len(texts), self._info.dim)
-        with NATIVE:
-            on_device = self._backend.device_vectors(shape) if output else None
+        on_device = None
+        if output:
+            shape = (self._info.dim,) if isinstance(inputs, str) else (len(texts), self._info.dim)
+            with NATIVE:
+                on_device = self._backend.device_vectors(shape)
         vectors = rows_to_fill(out, len(texts), self._info.dim) if on_device is None else on_device.rows
         progress = progress_bars() if show_progress_bar else nullcontext()
         with progress as report, self._call(timeout, cancel) as call:

@@ -78,7 +78,8 @@ class Ragged:
             raise InputError(f"Ragged.ids: expected int32 (total,), got {self.ids.dtype} {self.ids.shape}")
         if self.offsets.dtype != np.int64 or self.offsets.ndim != 1 or self.offsets.size == 0:
             raise InputError(f"Ragged.offsets: expected int64 (n + 1,), got {self.offsets.dtype} {self.offsets.shape}")
-        if self.offsets[0] != 0 or self.offsets[-1] != self.ids.size or np.any(np.diff(self.offsets) < 0):
+        is_whole = self.offsets[0] == 0 and self.offsets[-1] == self.ids.size
+        if not is_whole or (self.offsets.size > 2 and np.any(np.diff(self.offsets) < 0)):
             raise InputError(f"Ragged.offsets: expected to rise from 0 to {self.ids.size}, the number of ids")
 
     def __len__(self) -> int:

@@ -11,14 +11,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from types import TracebackType
+from typing import TypeAlias
 
+from mexma_runtime.batching import Rows
 from mexma_runtime.call.pending import PendingBatches
 from mexma_runtime.call.request import CancelSignal, Request
 from mexma_runtime.call.scheduler import FOREVER_S, Scheduler
 from mexma_runtime.call.turns import IsReady
 from mexma_runtime.errors import EncodeCancelledError, EncodeTimeoutError
 from mexma_runtime.process import NATIVE, require_process
+from mexma_runtime.types import Vectors
 
+Take: TypeAlias = Callable[[Rows, Vectors], None]
+"""Is given rows of a request and their vectors, float32 `(n, dim)`."""
 POLL_S = 0.05
 """How often a waiting call looks whether it was cancelled."""
 
@@ -40,7 +45,7 @@ class Call:
         """By time.monotonic."""
         self.cancel = cancel
         self._error: BaseException | None = None
-        self._request: Request | None = None
+        self._n_left = 0
         self.pending = PendingBatches(max_pending)
 
     def __enter__(self) -> Call:
@@ -52,8 +57,6 @@ class Call:
     ) -> None:
         if self.is_lost():
             return
-        if self._request:
-            self._scheduler.drop(self._request)
         failure = self.pending.finish_in_any_case()
         self._scheduler.leave(self)
         if failure and (error is None or not isinstance(failure, Exception)):
@@ -78,32 +81,34 @@ class Call:
         finally:
             turns.pass_on(self)
 
-    def join(self, request: Request, on_done: Callable[[], None] | None = None) -> None:
-        """Return when all rows that `request` has left are done; `on_done` is told whenever some are.
+    def join(self, request: Request, take: Take) -> None:
+        """Let `take` have the vectors of all rows that `request` has left, as they come.
 
         Raises as `check` does, what went wrong with its rows, EngineFailedError and EncoderClosedError.
         """
         bell = SimpleQueue[None]()
-        request.reports = on_done is not None
-        try:
-            self.submit(request, functools.partial(bell.put, None))
-            while not self.is_done(request):
+        with self.joined(request, functools.partial(bell.put, None)):
+            while not self.take_parts(request, take):
                 self.wait(functools.partial(_is_rung, bell))
-                if on_done:
-                    on_done()
-        finally:
-            self.drop(request)
 
-    def submit(self, request: Request, wake: Callable[[], None]) -> None:
-        """Let the rows of `request` wait for the engine; `drop` follows, whatever happens."""
+    @contextmanager
+    def joined(self, request: Request, wake: Callable[[], None]) -> Iterator[None]:
+        """Let the rows of `request` wait for the engine; `wake` is called in another thread, see Request."""
         self.check()
-        request.wake, request.n_left = wake, request.left.n_rows
-        self._request = request
-        self._scheduler.join(request)
+        request.wake, self._n_left = wake, request.left.n_rows
+        try:
+            self._scheduler.join(request)
+            yield
+        finally:
+            request.is_gone = True
 
-    def is_done(self, request: Request) -> bool:
-        """Whether all rows are done; raises as `check` does, and what went wrong with them."""
-        if not request.n_left:
+    def take_parts(self, request: Request, take: Take) -> bool:
+        """Let `take` have what has come, and say whether that was all; raises as `join` does."""
+        while request.parts:
+            rows, vectors = request.parts.popleft()
+            take(rows, vectors)
+            self._n_left -= rows.size
+        if not self._n_left:
             return True
         if request.error is not None:
             raise request.error
@@ -111,10 +116,6 @@ class Call:
         if request.is_hopeless:
             raise self._too_late()
         return False
-
-    def drop(self, request: Request) -> None:
-        """Let no more rows of `request` be computed, and its `out` alone."""
-        self._scheduler.drop(request)
 
     def check(self) -> None:
         """Raise EncodeCancelledError, EncodeTimeoutError or what `fail` was given, where the call should end.

@@ -133,22 +133,14 @@ class Execution:
 
         InputError, which counts sentences from `first_index`, where the backend refuses one.
         """
-        request = self.request(ragged, out, options, call, first_index=first_index)
+        request = self.request(ragged, options, call, first_index=first_index)
+        sink = Sink(out, normalize=options.normalize and not request.in_graph, on_rows=on_rows)
         left = request.left
         scratch: Vectors | None = None
-        n_done = 0
 
-        def finished(finish: Finish, rows: Rows, written: Vectors | DeviceRows, *, scatter: bool) -> None:
-            nonlocal n_done
+        def finished(finish: Finish, rows: Rows, scattered: Vectors | None) -> None:
             finish()
-            if isinstance(written, np.ndarray) and isinstance(out, np.ndarray):
-                if request.normalize and not request.in_graph:
-                    normalize_rows(written)
-                if scatter:
-                    out[rows] = written
-            n_done += rows.size
-            if on_rows:
-                on_rows(n_done)
+            sink.take(rows, scattered)
 
         while left.n_rows:
             # What stays on a device is not joined: a batch is written to one place there.
@@ -157,31 +149,26 @@ class Execution:
                     break
                 [(rows, _)] = take_batch(left)
                 n_rows, first = rows.size, int(rows[0])
-                is_consecutive = are_neighbours(rows)
-                if is_consecutive:
-                    written = out[first : first + n_rows]
-                else:
+                scattered = None
+                if not are_neighbours(rows):
                     # What is under way keeps its own.
                     if scratch is None or len(scratch) < n_rows or self._info.n_pending > 1:
                         scratch = np.empty((n_rows, self._manifest.dim), dtype=np.float32)
-                    written = scratch[:n_rows]
+                    scattered = scratch[:n_rows]
+                written = out[first : first + n_rows] if scattered is None else scattered
                 try:
                     finish = self._backend.start(ragged.select(rows), written, normalize=request.in_graph)
                 except InputError as error:
                     raise InputError(str(error), index=first_index + first) from None
-            call.pending.add(functools.partial(finished, finish, rows, written, scatter=not is_consecutive))
-        if left.n_rows and isinstance(out, np.ndarray):
-            call.join(request, on_rows and (lambda: on_rows(len(ragged) - request.n_left)))
+            call.pending.add(functools.partial(finished, finish, rows, scattered))
+        if left.n_rows:
+            call.join(request, sink.take)
 
-    def request(
-        self, ragged: Ragged, out: Vectors | DeviceRows, options: EncodeOptions, call: Call, *, first_index: int = 0
-    ) -> Request:
-        """All of `ragged`, to be computed into `out`, `(n, dim)`."""
+    def request(self, ragged: Ragged, options: EncodeOptions, call: Call, *, first_index: int = 0) -> Request:
+        """All of `ragged`."""
         return Request(
             ragged=ragged,
-            out=out,
             left=rows_left(ragged.lengths, self._info.policy, options.batch_size),
-            normalize=options.normalize,
             in_graph=options.normalize and self._info.normalizes,
             first_index=first_index,
             deadline=call.deadline,
@@ -193,12 +180,39 @@ class Execution:
         return self._tokenizer.may_refuse(texts, truncate=options.truncate)
 
 
+class Sink:
+    """Where the vectors of one input go, in whatever order they come."""
+
+    def __init__(self, out: Vectors | DeviceRows, *, normalize: bool, on_rows: OnRows | None = None) -> None:
+        """`normalize`: whether vectors get length 1 here; those that stay on a device never do."""
+        self._out, self._normalize, self._on_rows = out, normalize, on_rows
+        self._n_done = 0
+
+    def take(self, rows: Rows, vectors: Vectors | None) -> None:
+        """Write the vectors of `rows`, float32 `(n, dim)`; None: neighbours, which are written already."""
+        out = self._out
+        if isinstance(out, np.ndarray):
+            found = out[rows[0] : rows[-1] + 1] if vectors is None else vectors
+            if self._normalize:
+                normalize_rows(found)
+            if vectors is not None:
+                out[rows] = vectors
+        self._n_done += rows.size
+        if self._on_rows:
+            self._on_rows(self._n_done)
+
+
 def check_ids(ragged: Ragged, manifest: Manifest, first_index: int = 0) -> None:
     """InputError, which counts sentences from `first_index`, for ids or lengths that the model has no rows for."""
     if not isinstance(ragged, Ragged):
         raise InputError(f"expected a Ragged, got {type(ragged).__name__}: Ragged.from_sequences makes one of lists")
     max_tokens, vocab_size = manifest.text.max_tokens, manifest.model.vocab_size
     lengths = ragged.lengths
+    if not lengths.size:
+        return
+    # As unsigned numbers, negative ids are large.
+    if lengths.min() >= 1 and lengths.max() <= max_tokens and ragged.ids.view(np.uint32).max() < vocab_size:
+        return
     bad_rows = np.flatnonzero((lengths < 1) | (lengths > max_tokens))
     if bad_rows.size:
         row = int(bad_rows[0])

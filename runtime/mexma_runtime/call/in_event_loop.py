@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from mexma_runtime.call.call import Call
-from mexma_runtime.call.execution import INLINE_TEXTS, WINDOW_TEXTS, Execution
+from mexma_runtime.call.call import Call, Take
+from mexma_runtime.call.execution import INLINE_TEXTS, WINDOW_TEXTS, Execution, Sink
 from mexma_runtime.call.options import EncodeOptions
 from mexma_runtime.call.request import Request
 from mexma_runtime.process import NATIVE
@@ -33,7 +33,8 @@ async def embed_texts(
         nonlocal n_done, n_truncated
         rows = out[n_done : n_done + len(tokens.ragged)]
         if len(rows):
-            await _join(call, execution.request(tokens.ragged, rows, options, call, first_index=n_done))
+            request = execution.request(tokens.ragged, options, call, first_index=n_done)
+            await _join(call, request, Sink(rows, normalize=options.normalize and not request.in_graph).take)
         n_done += len(rows)
         n_truncated += int(tokens.truncated.sum())
 
@@ -61,7 +62,7 @@ async def embed_texts(
     return n_truncated
 
 
-async def _join(call: Call, request: Request) -> None:
+async def _join(call: Call, request: Request, take: Take) -> None:
     """`Call.join`, but that the thread goes on with others meanwhile."""
     loop, woken = asyncio.get_running_loop(), asyncio.Event()
 
@@ -71,11 +72,10 @@ async def _join(call: Call, request: Request) -> None:
 
     late = None if call.deadline == math.inf else loop.call_later(call.deadline - time.monotonic(), woken.set)
     try:
-        call.submit(request, wake)
-        while not call.is_done(request):
-            await woken.wait()
-            woken.clear()
+        with call.joined(request, wake):
+            while not call.take_parts(request, take):
+                await woken.wait()
+                woken.clear()
     finally:
-        call.drop(request)
         if late:
             late.cancel()

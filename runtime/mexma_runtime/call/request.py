@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from mexma_runtime.backends.base import Backend, Finish, done
 from mexma_runtime.batching import Rows, RowsLeft
-from mexma_runtime.device_vectors import DeviceRows
 from mexma_runtime.errors import InputError
 from mexma_runtime.types import Ragged, Vectors
-from mexma_runtime.vectors import normalize_rows
 
 
 class CancelSignal(Protocol):
@@ -28,31 +27,25 @@ class Request:
     """Rows of one call that wait for the engine, and what becomes of them."""
 
     ragged: Ragged
-    out: Vectors | DeviceRows
-    """Where their vectors go: float32 `(n, dim)`, the caller's; what stays on a device does not wait here."""
     left: RowsLeft
     """Rows that no batch has had."""
-    normalize: bool
-    """Whether vectors get length 1."""
     in_graph: bool
-    """Whether the engine sees to it."""
+    """Whether the engine gives vectors length 1."""
     first_index: int
     """What errors count sentences from."""
     deadline: float
     """By time.monotonic; math.inf: none."""
     cancel: CancelSignal | None
     wake: Callable[[], None] = lambda: None
-    """Called, in another thread, when all rows are done, or there is an error, or it is hopeless."""
-    reports: bool = False
-    """Whether to wake whenever some rows are done."""
-    n_left: int = 0
-    """Rows that are not done, of those that were left when it began to wait."""
+    """Called, in another thread, whenever vectors have come, or none will."""
+    parts: deque[tuple[Rows, Vectors]] = field(default_factory=deque)
+    """Vectors that have come, and of which rows: its own thread takes them, and writes them where they belong."""
     error: BaseException | None = None
     """Why no more vectors come."""
     is_hopeless: bool = False
-    """Whether it was given up: the call is cancelled, or will be late."""
+    """Whether none come because the call is cancelled, or will be late."""
     is_gone: bool = False
-    """Whether the call has ended, and `out` is not to be touched."""
+    """Whether the call has ended."""
 
     @property
     def kind(self) -> bool:
@@ -60,8 +53,8 @@ class Request:
         return self.in_graph
 
     def is_unwanted(self) -> bool:
-        """Whether the call was cancelled."""
-        return self.cancel is not None and self.cancel.is_set()
+        """Whether the call has ended, or was cancelled."""
+        return self.is_gone or (self.cancel is not None and self.cancel.is_set())
 
 
 Shares = Sequence[tuple[Request, Rows]]
@@ -95,29 +88,16 @@ class JoinedBatch:
             self.error = error
 
     def finish(self) -> None:
-        """Wait until it is done, and give the vectors of those that want it length 1."""
+        """Wait until it is done."""
         try:
             self._finish()
         except Exception as error:  # noqa: BLE001
             self.error = error
-        wanted = [request.normalize and not request.in_graph for request, _ in self.shares]
-        if all(wanted):
-            normalize_rows(self._vectors)
-        elif any(wanted):
-            for is_wanted, (_, _, vectors) in zip(wanted, self._parts(), strict=True):
-                if is_wanted:
-                    normalize_rows(vectors)
 
     def deliver(self) -> None:
-        """Write all vectors where they belong."""
-        for request, rows, vectors in self._parts():
-            if not request.is_gone:
-                assert isinstance(request.out, np.ndarray)
-                request.out[rows] = vectors
-                request.n_left -= rows.size
-
-    def _parts(self) -> Iterator[tuple[Request, Rows, Vectors]]:
+        """Hand out all vectors. Nothing here lets go of the interpreter, for which it would have to wait then."""
         end = 0
         for request, rows in self.shares:
             start, end = end, end + rows.size
-            yield request, rows, self._vectors[start:end]
+            request.parts.append((rows, self._vectors[start:end]))
+            request.wake()

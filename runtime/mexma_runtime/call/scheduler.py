@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Iterable
 
 from mexma_runtime.backends.base import Backend
@@ -45,10 +46,13 @@ class Scheduler:
         self.process = os.getpid()
         """The one whose engine it is."""
         self.turns = Turns()
-        self._mutex = threading.Lock()
+        self._admitting = threading.Lock()
         # An interrupt between two statements must not leave a place, or the engine, taken for ever.
         self._calls: weakref.WeakSet[object] = weakref.WeakSet()
         info = backend.info
+        # Callers take no lock that batchers take: with many of them, those would wait for the interpreter each time.
+        self._inbox: deque[Request] = deque()
+        self._mutex = threading.Lock()
         self._queue: FairQueue[Request] = FairQueue(info.policy.max_batch_tokens)
         self._max_batchers = info.n_pending
         self._batchers: weakref.WeakSet[_Batcher] = weakref.WeakSet()
@@ -58,11 +62,11 @@ class Scheduler:
     @property
     def n_waiting(self) -> int:
         """Requests that have rows which no batch has had."""
-        return len(self._queue)
+        return len(self._inbox) + len(self._queue)
 
     def enter(self, call: object) -> None:
         """Admit one call."""
-        with self._mutex:
+        with self._admitting:
             self._refuse_if_ended()
             if len(self._calls) > self._max_waiting:
                 raise EncoderBusyError(
@@ -74,22 +78,14 @@ class Scheduler:
     def leave(self, call: object) -> None:
         """End one admitted call; where an interrupt has kept it from passing on the engine, that is done here."""
         self.turns.pass_on(call)
-        with self._mutex:
-            self._calls.discard(call)
+        self._calls.discard(call)
         self._ensure_batcher()
 
     def join(self, request: Request) -> None:
-        """Have the rows of `request` computed together with what else waits; `drop` follows, whatever happens."""
-        with self._mutex:
-            self._refuse_if_ended()
-            self._queue.add(request)
+        """Have the rows of `request` computed together with what else waits, until it `is_gone`."""
+        self._refuse_if_ended()
+        self._inbox.append(request)
         self._ensure_batcher()
-
-    def drop(self, request: Request) -> None:
-        """Compute no more rows of `request`, and touch its `out` no more."""
-        with self._mutex:
-            request.is_gone = True
-            self._queue.remove(request)
 
     def close(self) -> bool:
         """Wait for the running batch, then refuse all turns for good; False where it was closed already."""
@@ -106,12 +102,11 @@ class Scheduler:
 
     def _ensure_batcher(self) -> None:
         """Start a batcher if rows wait and there may be one more."""
+        if not self.n_waiting or len(self._batchers) >= self._max_batchers:
+            return
         batcher = _Batcher()
         try:
-            with self._mutex:
-                if not self._queue or len(self._batchers) >= self._max_batchers:
-                    return
-                self._batchers.add(batcher)
+            self._batchers.add(batcher)
             if NATIVE.is_ending:  # no other thread may begin anything
                 self._run_batches(batcher)
             else:
@@ -130,11 +125,13 @@ class Scheduler:
             self._fail(batcher.requests, error)
             raise
         finally:
-            with self._mutex:
-                self._batchers.discard(batcher)
+            # In this order: whoever joins looks for a batcher behind its request.
+            self._batchers.discard(batcher)
+            if not NATIVE.is_ending:
+                self._ensure_batcher()
 
     def _run_batch(self, batcher: _Batcher) -> bool:
-        """Run the next batch; False: there is none, and `batcher` counts no more."""
+        """Run the next batch; False: there is none."""
         start_s = time.monotonic()
         try:
             batch = self._compute(batcher)
@@ -146,7 +143,7 @@ class Scheduler:
         if batch.error is None:
             s_per_token = OPTIMISM * (time.monotonic() - start_s) / batch.n_tokens
             self._s_per_token = min(s_per_token, self._s_per_token or s_per_token)
-            self._deliver(batch)
+            batch.deliver()
         elif not self._narrow(batch, batcher) and len(batch.shares) > 1:
             self._failure = (
                 f"the engine failed for each of {len(batch.shares)} calls whose sentences were in one batch: load the "
@@ -171,22 +168,15 @@ class Scheduler:
 
     def _next_batch(self, batcher: _Batcher) -> JoinedBatch | None:
         with self._mutex:
+            while self._inbox:
+                self._queue.add(self._inbox.popleft())
             hopeless = self._queue.remove_hopeless(time.monotonic(), self._s_per_token)
             shares = self._queue.next_batch()
             batcher.requests = [request for request, _ in shares]
-            if not shares:
-                self._batchers.discard(batcher)
         for request in hopeless:
             request.is_hopeless = True
             request.wake()
         return JoinedBatch(shares, self._dim) if shares else None
-
-    def _deliver(self, batch: JoinedBatch) -> None:
-        with self._mutex:
-            batch.deliver()
-        for request, _ in batch.shares:
-            if not request.n_left or request.reports:
-                request.wake()
 
     def _narrow(self, batch: JoinedBatch, batcher: _Batcher) -> bool:
         """Compute the halves of a batch that failed, so that the request for which it fails does so alone.
@@ -206,7 +196,7 @@ class Scheduler:
             except EncoderClosedError as closed:
                 part.error = closed
             if part.error is None:
-                self._deliver(part)
+                part.deliver()
                 is_well = True
             else:
                 is_well |= self._narrow(part, batcher)
@@ -214,7 +204,8 @@ class Scheduler:
 
     def _fail_waiting(self) -> None:
         with self._mutex:
-            waiting = self._queue.remove_all()
+            waiting = [*self._queue.remove_all(), *self._inbox]
+            self._inbox.clear()
         for request in waiting:
             try:
                 self._refuse_if_ended()

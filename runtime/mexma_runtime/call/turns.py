@@ -24,6 +24,8 @@ class Turns:
 
     def take_free(self, holder: object) -> bool:
         """Give `holder` the engine if nobody has it."""
+        if self._owner is not None:
+            return False
         with self._mutex:
             self.refuse_if_closed()
             if self._owner is None:
@@ -50,6 +52,8 @@ class Turns:
 
     def pass_on(self, holder: object) -> None:
         """Hand the engine, if `holder` has it, to whoever has waited longest; let `holder` wait no more."""
+        if self._owner is not holder and not self._queue:
+            return
         with self._mutex:
             if self._owner is not holder:
                 self._queue = deque(waiting for waiting in self._queue if waiting[0] is not holder)

@@ -105,6 +105,10 @@ class TextTokenizer:
             rows = self._whole(texts, first_index)
 
         limit = min(self._max_tokens, max_tokens or self._max_tokens)
+        if len(rows) == 1 and len(rows[0]) <= limit:
+            ids = np.array(rows[0], dtype=np.int32)
+            ragged = Ragged(ids=ids, offsets=np.array([0, ids.size], dtype=np.int64))
+            return Tokenized(ragged=ragged, truncated=np.zeros(1, dtype=np.bool_))
         truncated = np.fromiter(map(len, rows), np.int64, len(rows)) > limit
         for row in np.flatnonzero(truncated):
             if not truncate:

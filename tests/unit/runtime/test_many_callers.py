@@ -174,8 +174,8 @@ def test_a_coroutine_is_refused_as_a_thread_is(held: Encoder) -> None:
         tasks = [asyncio.ensure_future(outcome(held.aencode("the cat", timeout=t))) for t in (60, 0.05, 60)]
         assert await asyncio.gather(*tasks) == [None, EncodeTimeoutError, None]
         for wrong, error in (({"timeout": "1"}, UsageError), ({"truncate_dim": 0}, UsageError)):
-            assert await outcome(held.aencode("a", **wrong)) is error  # type: ignore[arg-type]
-        assert await outcome(held.aencode(["a", None])) is InputError
+            assert await outcome(held.aencode("a", **wrong)) is error
+        assert await outcome(held.aencode(["a", None])) is InputError  # type: ignore[list-item]
         assert await outcome(held.aencode(["a"] * 5000 + [LONG], truncate=False)) is TextTooLongError
         assert await outcome(held.aencode("a", truncate_dim=4, out=np.empty((1, 8), np.float32))) is UsageError
         running = asyncio.ensure_future(outcome(held.aencode("the cat")))

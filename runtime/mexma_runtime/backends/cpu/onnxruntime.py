@@ -28,6 +28,8 @@ POLICY = BatchPolicy(max_batch_tokens=512, grouping=Grouping.EQUAL)
 """Larger batches gain nothing on a CPU, and padding only costs."""
 SHRINKING = {"memory.enable_memory_arena_shrinkage": "cpu:0"}
 """Of a run: else the arena would keep what a long sentence took."""
+NO_GRAPH = {"gpu_graph_id": "-1"}
+"""Of a run: where it is not set, onnxruntime 1.31 throws an exception for it and catches that, at each run."""
 SLOWER_FUSIONS = ["SkipLayerNormFusion", "BiasGeluFusion"]
 """What onnxruntime would fuse of standard operators, and takes longer for in int8 graphs (docs/measured.md)."""
 
@@ -74,7 +76,7 @@ class OnnxRuntimeCpu(HostBackend):
         self._session, self._binding = session, session.io_binding()
         self._engine, self._manifest, self.info = engine, manifest, info
         self._reason_for_all_scores = reason_for_all_scores()
-        self._options, self._shrinking = run_options({}), run_options(SHRINKING)
+        self._options, self._shrinking = run_options(NO_GRAPH), run_options(NO_GRAPH | SHRINKING)
         self.copy_s = self.compute_s = 0.0
 
     def run(self, batch: Ragged, out: Vectors) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -104,19 +105,24 @@ def sentences(*first_ids: int, length: int = 4) -> Ragged:
 
 
 def request_of(
-    backend: ScriptedBackend, ragged: Ragged, call: Call, *, normalize: bool = False, first_index: int = 0
+    backend: ScriptedBackend, ragged: Ragged, call: Call, *, in_graph: bool = False, first_index: int = 0
 ) -> Request:
-    """All of `ragged`, into an array of its own."""
+    """All of `ragged`."""
     return Request(
         ragged=ragged,
-        out=np.full((len(ragged), DIM), np.nan, dtype=np.float32),
         left=rows_left(ragged.lengths, backend.info.policy),
-        normalize=normalize,
-        in_graph=normalize and backend.info.normalizes,
+        in_graph=in_graph,
         first_index=first_index,
         deadline=call.deadline,
         cancel=call.cancel,
     )
+
+
+def join(backend: ScriptedBackend, ragged: Ragged, call: Call, **options: Any) -> Vectors:
+    """The vectors of `ragged`, computed with what else waits; NaN where none came."""
+    out = np.full((len(ragged), DIM), np.nan, dtype=np.float32)
+    call.join(request_of(backend, ragged, call, **options), out.__setitem__)
+    return out
 
 
 class Started:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.unit.runtime.call.conftest import (
     ScriptedBackend,
     Started,
-    request_of,
+    join,
     scheduler_of,
     sentences,
     wait_until,
@@ -56,13 +56,10 @@ class Engine:
         wait_until(lambda: self.scheduler.n_waiting > n_waiting)
         return started
 
-    def _begin(self, ragged: Ragged, *, first_index: int = 0, normalize: bool = False, **options: Any) -> Started:
+    def _begin(self, ragged: Ragged, *, first_index: int = 0, in_graph: bool = False, **options: Any) -> Started:
         def work() -> Vectors:
             with Call(self.scheduler, **options) as call:
-                request = request_of(self.backend, ragged, call, first_index=first_index, normalize=normalize)
-                call.join(request)
-                assert isinstance(request.out, np.ndarray)
-                return request.out
+                return join(self.backend, ragged, call, first_index=first_index, in_graph=in_graph)
 
         started = Started(work)
         self._others.append(started)
@@ -110,10 +107,7 @@ def test_every_row_comes_once_whatever_joins(grouping: Grouping, n_pending: int,
 
     def embed(ragged: Ragged) -> Vectors:
         with Call(scheduler) as call:
-            request = request_of(backend, ragged, call)
-            call.join(request)
-            assert isinstance(request.out, np.ndarray)
-            return request.out
+            return join(backend, ragged, call)
 
     threads = [Started(lambda ragged=ragged: embed(ragged)) for ragged in raggeds]  # type: ignore[misc]
     assert [thread.join() for thread in threads] == [None] * len(threads)
@@ -123,14 +117,11 @@ def test_every_row_comes_once_whatever_joins(grouping: Grouping, n_pending: int,
     assert sorted(first_id for batch in backend.batches for first_id in batch) == list(range(next(numbered)))
 
 
-@pytest.mark.parametrize("normalizes", [False, True])
-def test_each_has_its_own_length(normalizes: bool) -> None:
-    engine = Engine(ScriptedBackend(normalizes=normalizes))
-    unit, plain = engine.join(sentences(3, 8), normalize=True), engine.join(sentences(5))
+def test_an_engine_gives_length_1_to_a_whole_batch() -> None:
+    engine = Engine(ScriptedBackend(normalizes=True))
+    unit, plain = engine.join(sentences(3, 8), in_graph=True), engine.join(sentences(5))
 
-    batches = engine.release()
-
-    assert len(batches) == (2 if normalizes else 1)  # an engine gives length 1 to a whole batch
+    assert sorted(engine.release()) == [[3, 8], [5]]
     np.testing.assert_allclose(np.array(unit.result), [[0.6, 0.8], [8 / 80**0.5, 4 / 80**0.5]], rtol=1e-6)
     np.testing.assert_array_equal(np.array(plain.result), [[5, 4]])
 
@@ -147,26 +138,22 @@ def test_a_cancelled_call_is_in_no_later_batch() -> None:
     assert np.array(wanted.result).tolist() == [[3, 4]]
 
 
-def test_a_call_in_a_batch_may_leave_it_and_its_array_is_left_alone() -> None:
-    backend = ScriptedBackend()
-    scheduler, cancel, out = scheduler_of(backend), threading.Event(), list[Vectors]()
+def test_a_call_may_leave_a_batch_that_is_under_way() -> None:
+    backend, cancel = ScriptedBackend(), threading.Event()
+    scheduler = scheduler_of(backend)
 
     def embed() -> None:
         with Call(scheduler, cancel=cancel) as call:
-            request = request_of(backend, sentences(1), call)
-            assert isinstance(request.out, np.ndarray)
-            out.append(request.out)
-            call.join(request)
+            join(backend, sentences(1), call)
 
     with backend.held():
         unwanted = Started(embed)
         wait_until(lambda: len(backend.batches) == 1)
         cancel.set()
         assert isinstance(unwanted.join(), EncodeCancelledError)
-    wait_until(lambda: not backend.n_under_way)
+        assert backend.n_under_way == 1
     with Call(scheduler) as call:
-        call.join(request_of(backend, sentences(2), call))
-    assert np.isnan(out[0]).all()
+        assert join(backend, sentences(2), call).tolist() == [[2, 4]]
 
 
 def test_what_is_late_is_not_computed() -> None:
@@ -203,7 +190,7 @@ def test_the_guilty_call_fails_alone() -> None:
     assert [type(call.error) for call in calls] == [type(None), type(None), ValueError, type(None)]
     assert [7, 17] in batches
     with Call(engine.scheduler) as call:
-        call.join(request_of(backend, sentences(1), call))
+        join(backend, sentences(1), call)
 
 
 def test_an_input_is_named_by_its_index() -> None:
@@ -256,10 +243,10 @@ def test_a_call_that_fails_alone_leaves_the_engine_usable() -> None:
     scheduler = scheduler_of(backend)
     backend.error_of = lambda _: RuntimeError("once")
     with pytest.raises(RuntimeError, match="once"), Call(scheduler) as call:
-        call.join(request_of(backend, sentences(1), call))
+        join(backend, sentences(1), call)
     backend.error_of = lambda _: None
     with Call(scheduler) as call:
-        call.join(request_of(backend, sentences(1), call))
+        join(backend, sentences(1), call)
 
 
 def test_closing_waits_for_the_batch_and_refuses_those_that_wait() -> None:
@@ -300,9 +287,7 @@ def test_batches_are_run_by_the_caller_where_no_thread_can_be_had(monkeypatch: p
     monkeypatch.setattr("mexma_runtime.call.scheduler._thread.start_new_thread", refuse)
     backend = ScriptedBackend()
     with Call(scheduler_of(backend)) as call:
-        request = request_of(backend, sentences(1, 2), call)
-        call.join(request)
-    assert request.n_left == 0
+        assert join(backend, sentences(1, 2), call).tolist() == [[1, 4], [2, 4]]
 
 
 def test_an_interrupt_of_who_waits_leaves_the_others_alone() -> None:
@@ -314,7 +299,7 @@ def test_an_interrupt_of_who_waits_leaves_the_others_alone() -> None:
     call = Call(engine.scheduler)
     call.wait = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt), call:
-        call.join(request_of(engine.backend, sentences(1), call))
+        join(engine.backend, sentences(1), call)
     other = engine.join(sentences(2))
 
     assert engine.release() == [[2]]
