@@ -86,6 +86,21 @@ def run_command(
         list[float] | None, typer.Option(min=1e-3, help="Arrivals a second; may be given several times.")
     ] = None,
     p99_ms: Annotated[float | None, typer.Option(min=1e-3, help="Bound on the 99th percentile under load.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Measure this alone: ids, texts, cold start, load, clients or fidelity; may be given several times."
+        ),
+    ] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="Of our engines, this one by its name; may be given several times.")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="Another checkout of this project: measure our engines with its runtime too.", readable=False
+        ),
+    ] = None,
 ) -> None:
     """Measure checkpoints and write result.json, report.md, report.html and charts."""
     from mexma_benchmarks.peers import find_peers, peer_subject
@@ -93,13 +108,15 @@ def run_command(
     from mexma_benchmarks.result.environment import detect_environment
     from mexma_benchmarks.result.result import Result
     from mexma_benchmarks.run.bench import Order, run_bench
-    from mexma_benchmarks.run.subjects import server_subjects
+    from mexma_benchmarks.run.subjects import EVERYTHING, server_subjects
     from mexma_export.corpus.corpus import read_corpus
     from mexma_runtime.hardware import detect_hardware
 
     asked = sources or [FULL_SIZE, MINILM]
     if bundle and len(asked) != 1:
         raise UsageError(f"--bundle belongs to one source, and these are {len(asked)}: {' '.join(asked)}")
+    if unknown := sorted(set(only or ()) - EVERYTHING):
+        raise UsageError(f"--only {unknown[0]}: expected one of {', '.join(sorted(EVERYTHING))}")
     wanted = find_peers(peer or []) if peers or peer else ()
     sizes = dataclasses.replace(SIZES[effort], rates_per_s=tuple(sorted(rate or ())), p99_bound_ms=p99_ms)
     order = Order(
@@ -112,6 +129,9 @@ def run_command(
         others=[*(peer_subject(found, peers_folder) for found in wanted), *server_subjects(url or [], url_model)],
         cache=peers_folder / "converted",
         sizes=sizes,
+        against=against,
+        only=frozenset(only or EVERYTHING),
+        engines=frozenset(engine or ()),
     )
     result = Result(
         environment=detect_environment(("mexma",)),

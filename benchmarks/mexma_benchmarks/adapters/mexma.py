@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
-from mexma_benchmarks.adapters.protocol import Ids, Lengths, Model, Task, Vectors, run_adapter
+from mexma_benchmarks.adapters.protocol import Ids, Lengths, Model, NotOfferedError, Task, Vectors, run_adapter
 from mexma_runtime import Encoder
 from mexma_runtime.types import Dialect, Ragged
 
 OPTIONS = ("engine", "backend", "attention", "graphs")
+N_WORKERS = 64
+MAX_WAITING = 10_000
+"""None of a benchmark's clients is refused."""
 BATCHING = {
     ("cpu", False): "groups of equal length",
     ("cuda", False): "sorted by length, padded",
@@ -22,7 +25,8 @@ BATCHING = {
 def open_model(task: Task) -> Model:
     """Load the engine that `options` name: `engine`, `backend`, and whatever else of OPTIONS they have."""
     options: Any = {name: task.options[name] for name in OPTIONS if name in task.options}
-    return Mexma(Encoder.load(task.folder, device=task.device, n_threads=task.n_threads, **options))
+    options |= {"device": task.device, "n_threads": task.n_threads, "max_waiting": MAX_WAITING}
+    return Mexma(Encoder.load(task.folder, **options))
 
 
 class Mexma(Model):
@@ -33,11 +37,18 @@ class Mexma(Model):
         self._encoder = encoder
         self.versions = {info.backend: info.version}
         self.provider = info.providers[0]
+        self.n_workers, self.max_batch_tokens = N_WORKERS, info.max_batch_tokens
         self.batching = BATCHING[info.device.partition(":")[0], info.dialect is Dialect.PACKED]
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Embed texts, which have their prompt in front already."""
         return self._encoder.encode(texts, prompt="")
+
+    def encode_async(self, texts: Sequence[str]) -> Awaitable[Vectors]:
+        """The same in an event loop."""
+        if not hasattr(self._encoder, "aencode"):
+            raise NotOfferedError("this version has no interface for asyncio")
+        return self._encoder.aencode(texts, prompt="")
 
     def encode_ids(self, sentences: Sequence[Sequence[int]]) -> Vectors:
         """Embed token ids."""

@@ -1,10 +1,10 @@
 """How the benchmark talks to a subject's process: one JSON object a line in, one a line out.
 
 `python -m mexma_benchmarks.adapters.NAME serve TASK` opens the model, embeds one text and writes `{"ready": ...}`;
-then it answers `{"do": "encode" | "encode_ids" | "encode_ragged" | "serve_load" | "vectors", ...}` until its input
-ends. The first three are timed: once, or `n_calls` times in a turn as `Turn` says. `prepare TASK` only converts the
-checkpoint, into the task's folder. An answer `{"error": ...}` says why there is none, and `{"not_offered": ...}` that
-the library has no such thing.
+then it answers `{"do": "encode" | "encode_ids" | "encode_ragged" | "serve_load" | "serve_clients" | "serve_beside" |
+"vectors", ...}` until its input ends. The first three are timed: once, or `n_calls` times in a turn as `Turn` says.
+`prepare TASK` only converts the checkpoint, into the task's folder. An answer `{"error": ...}` says why there is none,
+and `{"not_offered": ...}` that the library has no such thing.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, TextIO
@@ -25,6 +26,7 @@ from typing import Any, Literal, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from mexma_benchmarks.adapters.clients import Repeated, serve_coroutines, serve_threads
 from mexma_benchmarks.adapters.load import serve_arrivals
 
 Vectors = NDArray[np.float32]
@@ -84,12 +86,18 @@ class Model:
     """How `encode` makes batches of many texts, for the report."""
     n_workers: int = 1
     """Threads that call `encode` at once under load: several where the library serves callers side by side."""
+    max_batch_tokens: int = 0
+    """Tokens that it computes together at most, where it says so."""
     is_remote: bool = False
     """Whether another process computes, so that this one's memory says nothing."""
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Embed texts as the library's users would."""
         raise NotImplementedError
+
+    def encode_async(self, texts: Sequence[str]) -> Awaitable[Vectors]:
+        """The same in an event loop."""
+        raise NotOfferedError("it has no interface for asyncio")
 
     def encode_ids(self, sentences: Sequence[Sequence[int]]) -> Vectors:
         """Embed one batch of token ids of equal length, special tokens included."""
@@ -168,7 +176,11 @@ def _answer(model: Model, request: dict[str, Any]) -> dict[str, Any]:
                     patience_s=request["patience_s"],
                     n_workers=model.n_workers,
                 )
-                return {"latencies_ms": [round(s * 1e3, 3) for s in latencies_s]}
+                return {"latencies_ms": _ms(latencies_s)}
+            case "serve_clients":
+                return _serve_clients(model, request)
+            case "serve_beside":
+                return _serve_beside(model, request)
             case unknown:
                 return {"error": f"unknown request {unknown!r}"}
     except NotOfferedError as error:
@@ -191,6 +203,43 @@ def _timed(model: Model, call: Callable[[], object], turn: Turn) -> dict[str, An
         "calls_ms": calls_ms if turn.n_calls > 1 else [],
         "stages_ms": {name: (s - before[name]) * 1e3 / len(calls_ms) for name, s in model.stages_s().items()},
     }
+
+
+def _serve_clients(model: Model, request: dict[str, Any]) -> dict[str, Any]:
+    texts, n = request["texts"], request["texts_a_call"]
+
+    def of_call(i: int) -> list[str]:
+        return [texts[(i * n + k) % len(texts)] for k in range(n)]
+
+    how = {"n_clients": request["n_clients"], "seconds": request["seconds"]}
+    if request["clients"] == "threads":
+        latencies_s, seconds = serve_threads(lambda i: model.encode(of_call(i)), **how)
+    else:
+        latencies_s, seconds = serve_coroutines(lambda i: model.encode_async(of_call(i)), **how)
+    return {"latencies_ms": _ms(latencies_s), "seconds": seconds}
+
+
+def _serve_beside(model: Model, request: dict[str, Any]) -> dict[str, Any]:
+    """One text at a time, and full batches, alone; then texts at their times, beside a thread that embeds them all."""
+    texts, n_alone, n_tokens = request["texts"], request["n_alone"], request["n_tokens"]
+    alone_s = [_seconds_of(partial(model.encode, [texts[i % len(texts)]])) for i in range(n_alone)]
+    batch: Any = np.full((max(1, model.max_batch_tokens // n_tokens), n_tokens), request["id"], dtype=np.int32)
+    batch_s = [_seconds_of(partial(model.encode_ids, batch)) for _ in range(n_alone if model.max_batch_tokens else 0)]
+    with Repeated(partial(model.encode, texts)):
+        latencies_s = serve_arrivals(
+            request["arrivals_s"], lambda i: model.encode([texts[i % len(texts)]]), n_workers=model.n_workers
+        )
+    return {"alone_ms": _ms(alone_s), "batch_ms": _ms(batch_s), "latencies_ms": _ms(latencies_s)}
+
+
+def _seconds_of(call: Callable[[], object]) -> float:
+    start_s = time.perf_counter()
+    call()
+    return time.perf_counter() - start_s
+
+
+def _ms(seconds: Sequence[float]) -> list[float]:
+    return [round(s * 1e3, 3) for s in seconds]
 
 
 def ragged_request(ids: Ids, lengths: Lengths) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mexma_benchmarks.report import sections
+from mexma_benchmarks.report.callers import many_callers
 from mexma_benchmarks.report.charts import FIDELITY, draw_charts, slugs
 from mexma_benchmarks.report.checks import checks_section
 from mexma_benchmarks.report.fidelity import fidelity_section, kept_neighbours
@@ -179,6 +180,7 @@ def _model(model: ModelResult, slug: str, charts: Mapping[str, str]) -> Iterator
     yield from sections.ids_in(model, pictures)
     yield from sections.cold_start(model)
     yield from sections.under_load(model, list(_pictures(charts, f"Latency under load, {name}", f"load-{slug}")))
+    yield from many_callers(model)
     yield from fidelity_section(model)
 
 

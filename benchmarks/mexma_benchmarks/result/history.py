@@ -6,19 +6,21 @@ from typing import Any
 
 from mexma_benchmarks.result.checks import without_folders
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 def brought_up_to_date(document: dict[str, Any]) -> dict[str, Any] | None:
-    """The document in schema 3, otherwise unchecked; None for a schema that is not read here.
+    """The document in the current schema, otherwise unchecked; None for a schema that is not read here.
 
     Raises AttributeError, KeyError or TypeError for a document that is nothing of the kind.
     """
     match document.get("schema"):
-        case 3:
+        case 4:
             return document
+        case 3:
+            return _without_clients(document)
         case 2:
-            return _of_runs(document)
+            return _without_clients(_of_runs(document))
         case 1 if "records" in document:
             return _of_gpu_check(document)
         case _:
@@ -34,7 +36,13 @@ def _of_runs(document: dict[str, Any]) -> dict[str, Any]:
             subject.setdefault("peak_rss_after_bytes", None)
             if subject["fidelity"]:
                 subject["fidelity"].setdefault("calibration", None)
-    return document | {"schema": SCHEMA, "records": []}
+    return document | {"records": []}
+
+
+def _without_clients(document: dict[str, Any]) -> dict[str, Any]:
+    for model in document["models"]:
+        model |= {"client_runs": [], "beside_runs": []}
+    return document | {"schema": SCHEMA}
 
 
 def _of_gpu_check(document: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mexma_benchmarks.result.estimates import Estimate, estimate_median, quantile, ratios
-from mexma_benchmarks.result.result import LoadRun, ModelResult, Timing, Workload
+from mexma_benchmarks.result.result import BesideRun, ClientRun, LoadRun, ModelResult, Timing, Workload
 
 MIN_REQUESTS_P999 = 10_000
 """Fewer have no ten that are slower than the 99.9th percentile."""
@@ -60,6 +60,38 @@ class LoadPoint:
     p99: float
     p999: float | None
     """None under `MIN_REQUESTS_P999` requests."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientPoint:
+    """One subject and one kind of clients in a closed loop."""
+
+    subject: str
+    clients: str
+    """`threads` or `coroutines`."""
+    n_clients: int
+    texts_a_call: int
+    texts_per_s: Estimate
+    """Of the rounds."""
+    p50: float
+    p99: float
+    """Of calls; ms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BesidePoint:
+    """Single texts of one subject beside a caller that never stops; ms."""
+
+    subject: str
+    n_texts: int
+    every_ms: float
+    n_requests: int
+    alone: float
+    """The median of single texts alone."""
+    batch: float | None
+    """The median of the fullest batch; None: its size is unknown."""
+    p50: float
+    p99: float
 
 
 def subject_names(model: ModelResult) -> list[str]:
@@ -123,6 +155,53 @@ def _load_point(subject: str, rate_per_s: float, runs: Sequence[LoadRun]) -> Loa
         p99=quantile(ms, 0.99),
         p999=quantile(ms, 0.999) if len(ms) >= MIN_REQUESTS_P999 else None,
     )
+
+
+def client_points(model: ModelResult) -> list[ClientPoint]:
+    """Each kind of clients of each subject, in the order in which they were measured."""
+    runs: dict[tuple[str, str, int, int], list[ClientRun]] = {}
+    for run in model.client_runs:
+        runs.setdefault((run.subject, run.clients, run.n_clients, run.texts_a_call), []).append(run)
+    points = []
+    for (subject, clients, n_clients, texts_a_call), rounds in runs.items():
+        ms = [latency for run in rounds for latency in run.latencies_ms]
+        rates = [len(run.latencies_ms) * texts_a_call / run.seconds for run in rounds]
+        points.append(
+            ClientPoint(
+                subject=subject,
+                clients=clients,
+                n_clients=n_clients,
+                texts_a_call=texts_a_call,
+                texts_per_s=estimate_median(rates),
+                p50=quantile(ms, 0.5),
+                p99=quantile(ms, 0.99),
+            )
+        )
+    return points
+
+
+def beside_points(model: ModelResult) -> list[BesidePoint]:
+    """Of each subject, all rounds together."""
+    runs: dict[tuple[str, int, float], list[BesideRun]] = {}
+    for run in model.beside_runs:
+        runs.setdefault((run.subject, run.n_texts, run.every_ms), []).append(run)
+    points = []
+    for (subject, n_texts, every_ms), rounds in runs.items():
+        ms = [latency for run in rounds for latency in run.latencies_ms]
+        batch_ms = [batch for run in rounds for batch in run.batch_ms]
+        points.append(
+            BesidePoint(
+                subject=subject,
+                n_texts=n_texts,
+                every_ms=every_ms,
+                n_requests=len(ms),
+                alone=quantile([alone for run in rounds for alone in run.alone_ms], 0.5),
+                batch=quantile(batch_ms, 0.5) if batch_ms else None,
+                p50=quantile(ms, 0.5),
+                p99=quantile(ms, 0.99),
+            )
+        )
+    return points
 
 
 def highest_rate(points: Iterable[LoadPoint], bound_ms: float) -> float | None:

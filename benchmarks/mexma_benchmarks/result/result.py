@@ -4,6 +4,7 @@ History of the schema (history.py brings what is older up to date):
   1  fp32 engines against PyTorch only; not read any more. Of gpu-check, a format of its own: steps with checks
   2  subjects of all kinds, each in its own process; workloads as data; open-loop load; fidelity of every subject
   3  several calls in a turn; the records of gpu-check's steps in the same file
+  4  clients in a closed loop, and one beside a caller that never stops
 """
 
 from __future__ import annotations
@@ -78,6 +79,36 @@ class LoadRun:
 
 
 @dataclass(kw_only=True)
+class ClientRun:
+    """One subject and clients that ask again as soon as they have their answer."""
+
+    subject: str
+    clients: Literal["threads", "coroutines"]
+    n_clients: int
+    texts_a_call: int
+    seconds: float
+    """From the first call's begin to the last one's end."""
+    latencies_ms: list[float]
+    """Of each call, in the order in which they ended."""
+
+
+@dataclass(kw_only=True)
+class BesideRun:
+    """Single texts at fixed times, beside a thread that embeds many over and over, of one subject."""
+
+    subject: str
+    n_texts: int
+    """Of each call of that thread."""
+    every_ms: float
+    latencies_ms: list[float]
+    """Of each single text, from its scheduled time to its vector."""
+    alone_ms: list[float]
+    """Of single texts when the subject had nothing else to do."""
+    batch_ms: list[float]
+    """Of the fullest batch then; empty where the subject does not say how large it is."""
+
+
+@dataclass(kw_only=True)
 class Fidelity:
     """A subject's vectors against transformers' own model in fp32."""
 
@@ -135,6 +166,8 @@ class ModelResult:
     subjects: list[SubjectResult] = field(default_factory=list)
     timings: list[Timing] = field(default_factory=list)
     load_runs: list[LoadRun] = field(default_factory=list)
+    client_runs: list[ClientRun] = field(default_factory=list)
+    beside_runs: list[BesideRun] = field(default_factory=list)
     p99_bound_ms: float | None = None
     """Bound under which the highest rate was looked for."""
     reference: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,14 @@ from mexma_benchmarks.run.fidelity import calibration_texts
 from mexma_benchmarks.run.models import MINILM, minilm_source
 from mexma_benchmarks.run.prepared import Prepared, prepare_model
 from mexma_benchmarks.run.sizes import RunSizes
-from mexma_benchmarks.run.subjects import Subject, baseline_subjects, engine_subjects, flash_subjects
+from mexma_benchmarks.run.subjects import (
+    EVERYTHING,
+    Subject,
+    baseline_subjects,
+    engine_subjects,
+    flash_subjects,
+    with_runtime,
+)
 from mexma_benchmarks.run.suite import Run, measure_model
 from mexma_export.checkpoint.sources import Source, resolve_source
 from mexma_export.corpus.corpus import Corpus
@@ -36,6 +44,12 @@ class Order:
     corpus: Corpus | None
     others: Sequence[Subject]
     """Peers and servers."""
+    against: Path | None = None
+    """Another checkout of this project, whose runtime runs our engines too."""
+    only: frozenset[str] = EVERYTHING
+    """Of what subjects are measured for."""
+    engines: frozenset[str] = frozenset()
+    """Names of those engines alone; empty: all."""
     cache: Path
     """For what peers convert checkpoints into."""
     sizes: RunSizes
@@ -59,7 +73,14 @@ def run_bench(order: Order, result: Result, result_file: Path, *, report: Progre
         )
         baselines = baseline_subjects(order.device)
         engines, flash = engine_subjects(prepared.bundle, order.device), flash_subjects(order.device)
-        subjects = [*baselines, *engines, *flash, *order.others]
+        if order.engines:
+            engines = [engine for engine in engines if engine.options["engine"] in order.engines]
+        if order.against:
+            engines += with_runtime(engines, order.against)
+        subjects = [
+            dataclasses.replace(subject, measured=subject.measured & order.only)
+            for subject in (*baselines, *engines, *flash, *order.others)
+        ]
         model = empty_result(prepared, baseline=baselines[0].name)
         result.models.append(model)
         measure_model(

@@ -32,7 +32,8 @@ class Heat:
         for first in range(0, len(tasks), n_at_once):
             started = tasks[first : first + n_at_once]
             for subject, task in started:
-                process = SubjectProcess(subject.adapter, task, python=subject.python, limit_s=self._limit_s)
+                where = {"python": subject.python, "runtime": subject.runtime}
+                process = SubjectProcess(subject.adapter, task, **where, limit_s=self._limit_s)
                 self._running[subject.name] = subject, process
             for subject, _ in started:
                 self._wait(subject.name)

@@ -60,11 +60,19 @@ class Ready:
 class SubjectProcess:
     """One adapter at work on one task. It is stopped (SIGSTOP) but for its turns, so that none slows another's."""
 
-    def __init__(self, adapter: str, task: Task, *, python: Path | None = None, limit_s: float = LIMIT_S) -> None:
+    def __init__(
+        self,
+        adapter: str,
+        task: Task,
+        *,
+        python: Path | None = None,
+        runtime: Path | None = None,
+        limit_s: float = LIMIT_S,
+    ) -> None:
         """Start it; `ready` waits for it."""
         self._start_s = time.monotonic()
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
-        self._process = _start(adapter, "serve", task, python, self._errors)
+        self._process = _start(adapter, "serve", task, python, self._errors, runtime)
         self._limit_s, self._buffer = limit_s, b""
 
     @cached_property
@@ -166,10 +174,14 @@ def prepare(adapter: str, task: Task, *, python: Path | None = None, limit_s: fl
         raise SubjectError(reason)
 
 
-def _start(adapter: str, verb: str, task: Task, python: Path | None, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+def _start(
+    adapter: str, verb: str, task: Task, python: Path | None, errors: IO[bytes], runtime: Path | None = None
+) -> subprocess.Popen[bytes]:
     variables = os.environ | {"HF_HUB_OFFLINE": "1"} | dict.fromkeys(_THREADS, str(task.n_threads))
     if python is not None:
         variables.pop("PYTHONPATH", None)
+    if runtime is not None:
+        variables["PYTHONPATH"] = str(runtime.absolute())
     # Not through a link of the environment's: it would be that of the Python below.
     interpreter = [str(python.absolute()) if python else sys.executable, "-c", _BOOTSTRAP]
     return subprocess.Popen(

@@ -41,6 +41,11 @@ class RunSizes:
     """Rates as multiples of what the baseline can serve one by one."""
     n_refinements: int
     """Rates that are tried between the last one that kept the bound and the first that did not."""
+    client_s: float
+    """Seconds that clients in a closed loop go on, in each round and for each number of them."""
+    n_client_rounds: int
+    beside_s: float
+    """Seconds in which single texts come beside a caller that never stops, in each round."""
     p99_bound_ms: float | None
     """None: four times the baseline's time for one text."""
 
@@ -79,6 +84,9 @@ _SMOKE = RunSizes(
     rates_per_s=(),
     relative_rates=(0.1,),
     n_refinements=0,
+    client_s=0.2,
+    n_client_rounds=1,
+    beside_s=0.3,
     p99_bound_ms=None,
 )
 _QUICK = RunSizes(
@@ -95,6 +103,9 @@ _QUICK = RunSizes(
     rates_per_s=(),
     relative_rates=(0.5, 1.0, 2.0),
     n_refinements=1,
+    client_s=3,
+    n_client_rounds=2,
+    beside_s=5,
     p99_bound_ms=None,
 )
 _FULL = RunSizes(
@@ -111,6 +122,9 @@ _FULL = RunSizes(
     rates_per_s=(),
     relative_rates=(0.5, 1.0, 2.0, 4.0),
     n_refinements=1,
+    client_s=6,
+    n_client_rounds=3,
+    beside_s=20,
     p99_bound_ms=None,
 )
 SIZES = MappingProxyType({Effort.SMOKE: _SMOKE, Effort.QUICK: _QUICK, Effort.FULL: _FULL})

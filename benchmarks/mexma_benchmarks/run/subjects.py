@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from mexma_runtime.backends import runnable_engines, runners
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.errors import UsageError
 
-EVERYTHING = frozenset({"ids", "texts", "cold start", "load", "fidelity"})
+EVERYTHING = frozenset({"ids", "texts", "cold start", "load", "clients", "fidelity"})
 TEXTS = frozenset({"texts", "load"})
 GRAPH_LENGTH = 32
 """Tokens of the sentence that PyTorch has a CUDA graph for."""
@@ -32,6 +33,8 @@ class Subject:
     measured: frozenset[str] = EVERYTHING
     python: Path | None = None
     """Interpreter of its environment; None: this one."""
+    runtime: Path | None = None
+    """Folder with a mexma_runtime to use in the place of this one."""
     environment: str = ""
     """Text that pins its environment: a converted checkpoint belongs to it."""
     converts: bool = False
@@ -72,6 +75,18 @@ def engine_subjects(bundle: Bundle, device: str) -> list[Subject]:
         for backend, engine in found
     ]
     return [*runs, *idle]
+
+
+def with_runtime(subjects: Sequence[Subject], checkout: Path) -> list[Subject]:
+    """Our engines once more, with the runtime of another checkout of this project; UsageError where there is none."""
+    runtime = checkout / "runtime"
+    if not (runtime / "mexma_runtime" / "__init__.py").is_file():
+        raise UsageError(f"--against {checkout}: expected a checkout of this project, with runtime/mexma_runtime")
+    return [
+        replace(subject, name=f"{subject.name}, runtime of {checkout.resolve().name}", runtime=runtime.resolve())
+        for subject in subjects
+        if not subject.unavailable
+    ]
 
 
 def baseline_subjects(device: str) -> list[Subject]:

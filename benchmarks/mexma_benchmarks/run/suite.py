@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mexma_benchmarks.adapters.protocol import ONCE, Task, peak_rss_bytes
+from mexma_benchmarks.adapters.protocol import ONCE, Task, Turn, peak_rss_bytes
 from mexma_benchmarks.result.checks import without_folders
 from mexma_benchmarks.result.environment import device_bytes
 from mexma_benchmarks.result.estimates import estimate_median
 from mexma_benchmarks.result.result import ModelResult, SubjectResult, Timing, Workload
+from mexma_benchmarks.run.clients import measure_clients
 from mexma_benchmarks.run.conversion import convert, folder_bytes
 from mexma_benchmarks.run.fidelity import Judge, calibration_of
 from mexma_benchmarks.run.heat import Heat
@@ -37,6 +38,9 @@ COPIES = 1.0
 
 N_LOADING_THREADS = 2
 """Cores that a subject that starts keeps busy: the more there are, the more start side by side."""
+
+ONE_TEXT = Turn(n_calls=9, n_warmups=1)
+"""How often the baseline embeds one text, where nothing else has told how long it takes."""
 
 Chosen = dict[str, tuple[Subject, Task]]
 
@@ -93,6 +97,7 @@ def measure_model(prepared: Prepared, subjects: Sequence[Subject], model: ModelR
                 heat.time(job, run.sizes.n_rounds, functools.partial(run.report, what))
                 run.save()
             _measure_load(heat, model, prepared, jobs[-1], run)
+            _measure_clients(heat, model, prepared, jobs[-1], run)
             for name in heat.names("cold start"):  # of the others another process computes, or another row tells it
                 result, pid = model.subject(name), heat.pid(name)
                 result.peak_rss_after_bytes, result.device_bytes = peak_rss_bytes(pid), device_bytes(pid)
@@ -189,8 +194,11 @@ def _measure_load(heat: Heat, model: ModelResult, prepared: Prepared, job: Job, 
     ]
     under_load = [name for name in heat.names("load") if not any(done.subject == name for done in model.load_runs)]
     if not run.sizes.all_under_load:
-        engines = [subject.name for subject in model.subjects if subject.role == "engine"][:1]
-        under_load = [name for name in under_load if name in (model.baseline, *engines)]
+        under_load = [name for name in under_load if name in (model.baseline, *_first_engine(model))]
+    if under_load and not baseline_ms:
+        request = {"do": "encode", "texts": [SHORT_TEXT], "turn": dataclasses.asdict(ONE_TEXT)}
+        answer = heat.ask(model.baseline, request)
+        baseline_ms = [answer["ms"]] if answer else []
     if baseline_ms and under_load:
         measure_load(
             heat,
@@ -200,6 +208,29 @@ def _measure_load(heat: Heat, model: ModelResult, prepared: Prepared, job: Job, 
             model,
             one_text_ms=estimate_median(baseline_ms).median,
             report=lambda name, rate: run.report(f"{prepared.name}, under load: {name}, {rate:.3g}/s", 0, 1),
+        )
+        run.save()
+
+
+def _first_engine(model: ModelResult) -> list[str]:
+    """The first engine, with every runtime that runs it."""
+    engines = [subject for subject in model.subjects if subject.role == "engine"]
+    return [subject.name for subject in engines if subject.options == engines[0].options]
+
+
+def _measure_clients(heat: Heat, model: ModelResult, prepared: Prepared, job: Job, run: Run) -> None:
+    names = [name for name in heat.names("clients") if model.subject(name).role == "engine"]
+    if not run.sizes.all_under_load:
+        names = [name for name in names if name in _first_engine(model)]
+    names = [name for name in names if not any(done.subject == name for done in model.client_runs)]
+    if names:
+        measure_clients(
+            heat,
+            names,
+            job.request["texts"],
+            run.sizes,
+            model,
+            report=lambda name: run.report(f"{prepared.name}, many callers: {name}", 0, 1),
         )
         run.save()
 
@@ -230,7 +261,7 @@ def _start_once(subject: Subject, task: Task, result: SubjectResult) -> tuple[fl
     if result.status == "failed":
         return None
     try:
-        with SubjectProcess(subject.adapter, task, python=subject.python) as process:
+        with SubjectProcess(subject.adapter, task, python=subject.python, runtime=subject.runtime) as process:
             return process.ready.start_ms, process.ready.peak_rss_bytes
     except SubjectError as error:
         result.status, result.reason = "failed", without_folders(str(error))
