@@ -232,21 +232,19 @@ class _Batch:
         return taken
 
 
-def take_batch(
-    opener: RowsLeft, others: Sequence[RowsLeft] = (), behind: Sequence[RowsLeft] = ()
-) -> list[tuple[Rows, int]]:
-    """The next batch: rows of the opener, at least one, then of each of the others, maybe none; and their tokens.
+def take_batch(opener: RowsLeft, others: Sequence[RowsLeft] = ()) -> list[tuple[Rows, int]]:
+    """The next batch: rows of the opener, at least one, and of each of the others, maybe none, with their tokens there.
 
-    All are of one policy. The opener and the `others` share the room; those `behind` get what they leave.
+    All are of one policy. Who has little that fits is taken whole; the rest of the room is shared evenly, in tokens.
     """
     longest = opener.longest
-    if not others and not behind:
+    if not others:
         return [opener.take(longest, opener.room(longest, opener.cost(longest)), opener.max_rows)]
-    cost = sum(left.cost(longest) for left in (opener, *others, *behind))
+    cost = sum(left.cost(longest) for left in (opener, *others))
     batch = _Batch(longest, opener.room(longest, cost))
     first, n_tokens = batch.take(opener, longest, opener.max_rows)
     (more, n_more_tokens), *taken = batch.share_out([opener, *others])
-    return [(np.concatenate([first, more]), n_tokens + n_more_tokens), *taken, *batch.share_out(behind)]
+    return [(np.concatenate([first, more]), n_tokens + n_more_tokens), *taken]
 
 
 def make_batches(lengths: Lengths, policy: BatchPolicy, max_rows: int | None = None) -> list[Rows]:

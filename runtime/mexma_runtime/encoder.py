@@ -68,8 +68,8 @@ def _takes_sentences(method: Method) -> Method:
 class Encoder:
     """Embeds text with one engine of a bundle. Made by `Encoder.load`; safe to call from many threads.
 
-    Calls share the engine batch by batch, first come first served. An encoder does not survive fork; pickling one
-    opens its bundle again where it is unpickled. Nothing here prints.
+    Calls that wait for the engine are computed together, with equal shares of it. An encoder does not survive fork;
+    pickling one opens its bundle again where it is unpickled. Nothing here prints.
     """
 
     def __init__(self, bundle: Bundle, engine: EngineEntry, backend: Backend, options: LoadOptions) -> None:
@@ -273,13 +273,13 @@ class Encoder:
         as_pooled: leave vectors as pooled, also where the checkpoint's own way is to give them length 1.
         truncate: cut texts of more than `max_seq_length` tokens, with one TruncationWarning, or `quietly`; False:
             TextTooLongError.
-        timeout: seconds for the whole call, looked at between batches: EncodeTimeoutError.
+        timeout: seconds for the whole call, looked at between batches: EncodeTimeoutError, also where it will be late.
         cancel: a threading.Event or the like, looked at between batches: EncodeCancelledError.
         out: where to write: float32 `(n, dim)`, C-contiguous.
         output: `device` leaves the vectors in a GPU's memory: DeviceVectors, which torch and cupy take by DLPack.
 
-        Raises InputError with the index of a text that cannot be embedded, before any is; EncoderBusyError and
-        EncoderClosedError.
+        Raises InputError with the index of a text that cannot be embedded, before any is; EncoderBusyError,
+        EngineFailedError and EncoderClosedError.
         """
         require_process(self._scheduler.process)
         options = resolve_options(

@@ -1,10 +1,11 @@
-"""Memory of a service over ten minutes in which hardly any shape comes twice: `pytest -m soak -s -k long_service`."""
+"""A service over ten minutes: hardly any shape comes twice, or many callers do what they like: `pytest -m soak -s`."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -34,6 +35,45 @@ while (passed := time.monotonic() - start) < float(seconds):
     samples.append((passed / float(seconds), resident_mb()))
 share, mb = np.array(samples).T
 print(len(mb), loaded, np.median(mb[(share > 1 / 3) & (share < 2 / 3)]), np.median(mb[share > 2 / 3]), mb.max())
+"""
+CALL = """
+import random, sys, threading, time
+from collections import Counter
+import numpy as np
+from mexma_runtime import Encoder, EncodeCancelledError, EncodeTimeoutError, EncoderBusyError
+
+folder, backend, engine, seconds = sys.argv[1:]
+encoder = Encoder.load(folder, engine=engine, backend=backend, max_waiting=56)
+first = "The ferry leaves at noon."
+expected = encoder.encode(first)
+words = "ferry noon bread oven station music rain winter letter garden".split()
+until, outcomes, samples = time.monotonic() + float(seconds), Counter(), []
+
+def call(seed):
+    draw = random.Random(seed)
+    while time.monotonic() < until:
+        n, cancel = draw.choice([1, 1, 1, 1, 2, 5, 17, 60, 200]), threading.Event()
+        texts = [first] + [" ".join(draw.choices(words, k=draw.randint(1, 60))) for _ in range(n - 1)]
+        if draw.random() < 0.1:
+            threading.Timer(draw.expovariate(1), cancel.set).start()
+        try:
+            vectors = encoder.encode(texts, timeout=draw.choice([None, 0.01, 1, 30]), cancel=cancel)
+        except (EncodeCancelledError, EncodeTimeoutError, EncoderBusyError) as error:
+            outcomes[type(error).__name__] += 1
+            time.sleep(0.05)
+        else:
+            outcomes["answered" if np.allclose(vectors[0], expected, atol=1e-5) else "wrong"] += 1
+
+threads = [threading.Thread(target=call, args=(seed,), daemon=True) for seed in range(64)]
+for thread in threads:
+    thread.start()
+while time.monotonic() < until:
+    time.sleep(1)
+    samples.append(int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6)
+for thread in threads:
+    thread.join(60)
+print(sum(thread.is_alive() for thread in threads), encoder._scheduler.n_waiting, dict(outcomes))
+print(*samples)
 """
 
 
@@ -66,3 +106,21 @@ def test_memory_levels_off(minilm_bundle: Path, backend: str, engine: str) -> No
     n_calls, loaded, middle, last, most = map(float, served.stdout.split())
     print(f"{engine}: {n_calls:.0f} calls; MB: {loaded:.0f}, {middle:.0f}, {last:.0f}, at most {most:.0f}")
     assert last < 1.05 * middle + 10
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("backend", "engine"), [("onnxruntime", "fused.fp32"), ("openvino", "portable.fp32")])
+def test_many_callers_are_all_answered_or_refused(minilm_bundle: Path, backend: str, engine: str) -> None:
+    command = [sys.executable, "-c", CALL, str(minilm_bundle), backend, engine, str(SECONDS)]
+    served = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    left, rss = served.stdout.splitlines()
+    mb = [float(sample) for sample in rss.split()]
+    minute = len(mb) // 10
+    second, last = median(mb[minute : 2 * minute]), median(mb[-minute:])
+    print(f"{engine}: {left}; MB: {second:.0f} in the second minute, {last:.0f} in the last, {max(mb):.0f} at most")
+    assert left.startswith("0 0 ")
+    assert served.stderr == ""
+    assert "wrong" not in left
+    assert all(kind in left for kind in ("answered", "EncodeTimeoutError", "EncodeCancelledError", "EncoderBusyError"))
+    assert last <= 1.03 * second

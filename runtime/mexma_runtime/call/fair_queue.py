@@ -35,7 +35,8 @@ class FairQueue(Generic[Request]):
 
     In a round, each request may open batches of `quantum` tokens, the nearest deadline first; who comes meanwhile is in
     the next. So nobody waits longer than for a turn of each of the others, whatever their number of rows. Rows that are
-    taken along count, up to the next turn; who has had too much so is taken along behind the others.
+    taken along count as well, up to the next turn. Who could fill a batch is not taken along: it would make a short one
+    long for whoever has opened it.
     """
 
     def __init__(self, quantum: int) -> None:
@@ -67,29 +68,38 @@ class FairQueue(Generic[Request]):
             self.remove(request)
         return waiting
 
-    def remove_hopeless(self, now: float, s_per_token: float) -> list[Request]:
-        """Those that are unwanted, or too late even if each of their tokens took `s_per_token` seconds."""
-        hopeless = [
-            request
-            for request in self._deficits
-            if request.is_unwanted() or now + s_per_token * request.left.n_tokens >= request.deadline
-        ]
-        for request in hopeless:
+    def remove_hopeless(self, now: float, batch_s: float) -> list[Request]:
+        """Those that are unwanted or late, or will be if a batch takes at least `batch_s` seconds.
+
+        But where all would be late, they may still try.
+        """
+        ended, hopeless = list[Request](), list[Request]()
+        for request in self._deficits:
+            n_batches = -(-request.left.n_tokens // self._quantum)
+            if request.is_unwanted() or now >= request.deadline:
+                ended.append(request)
+            elif now + n_batches * batch_s >= request.deadline:
+                hopeless.append(request)
+        if len(ended) + len(hopeless) < len(self._deficits):
+            ended += hopeless
+        for request in ended:
             self.remove(request)
-        return hopeless
+        return ended
 
     def next_batch(self) -> list[tuple[Request, Rows]]:
         """The rows of the next batch and whose they are; nothing where nobody waits."""
         if not self._deficits:
             return []
         opener = self._opener()
-        others, behind = list[Request](), list[Request]()
-        for request in (*self._round, *self._next_round):
-            if request is not opener and request.kind == opener.kind:
-                (others if self._deficits[request] >= 0 else behind).append(request)
-        taken = take_batch(opener.left, [other.left for other in others], [other.left for other in behind])
+        longest = opener.left.longest
+        others = [
+            request
+            for request in (*self._round, *self._next_round)
+            if request is not opener and request.kind == opener.kind and request.left.cost(longest) < self._quantum
+        ]
+        taken = take_batch(opener.left, [other.left for other in others])
         batch = []
-        for request, (rows, n_tokens) in zip((opener, *others, *behind), taken, strict=True):
+        for request, (rows, n_tokens) in zip((opener, *others), taken, strict=True):
             if rows.size:
                 batch.append((request, rows))
                 self._deficits[request] = max(self._deficits[request] - n_tokens, -self._quantum)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -66,16 +67,12 @@ class JoinedBatch:
 
     def __init__(self, shares: Shares, dim: int) -> None:
         self.shares = shares
+        self.made_s = time.monotonic()
         self.error: Exception | None = None
         """What went wrong."""
         self._ragged = Ragged.joined([request.ragged.select(rows) for request, rows in shares])
         self._vectors = np.empty((len(self._ragged), dim), dtype=np.float32)
         self._finish: Finish = done
-
-    @property
-    def n_tokens(self) -> int:
-        """Of all rows."""
-        return self._ragged.ids.size
 
     def start(self, backend: Backend) -> None:
         """Start it on `backend`."""

@@ -27,7 +27,7 @@ from mexma_runtime.process import NATIVE
 
 FOREVER_S = 3600.0
 OPTIMISM = 0.5
-"""A request is given up when it would be late even if it took half the time of the fastest batch so far."""
+"""A batch is expected to take at least so much of the time of the fastest one so far."""
 
 
 class Scheduler:
@@ -56,7 +56,7 @@ class Scheduler:
         self._queue: FairQueue[Request] = FairQueue(info.policy.max_batch_tokens)
         self._max_batchers = info.n_pending
         self._batchers: weakref.WeakSet[_Batcher] = weakref.WeakSet()
-        self._s_per_token = 0.0
+        self._batch_s = 0.0
         self._failure: str | None = None
 
     @property
@@ -121,8 +121,11 @@ class Scheduler:
         try:
             while self._run_batch(batcher):
                 pass
+        except SystemExit:  # the process ends, and this thread with it; who outlives it goes on with what waits
+            self._fail(batcher.requests, SystemExit())
+            raise
         except BaseException as error:
-            self._fail(batcher.requests, error)
+            self._fail([*batcher.requests, *self._remove_all()], error)
             raise
         finally:
             # In this order: whoever joins looks for a batcher behind its request.
@@ -132,7 +135,6 @@ class Scheduler:
 
     def _run_batch(self, batcher: _Batcher) -> bool:
         """Run the next batch; False: there is none."""
-        start_s = time.monotonic()
         try:
             batch = self._compute(batcher)
         except EncoderClosedError:
@@ -141,8 +143,8 @@ class Scheduler:
         if batch is None:
             return False
         if batch.error is None:
-            s_per_token = OPTIMISM * (time.monotonic() - start_s) / batch.n_tokens
-            self._s_per_token = min(s_per_token, self._s_per_token or s_per_token)
+            batch_s = OPTIMISM * (time.monotonic() - batch.made_s)
+            self._batch_s = min(batch_s, self._batch_s or batch_s)
             batch.deliver()
         elif not self._narrow(batch, batcher) and len(batch.shares) > 1:
             self._failure = (
@@ -170,7 +172,7 @@ class Scheduler:
         with self._mutex:
             while self._inbox:
                 self._queue.add(self._inbox.popleft())
-            hopeless = self._queue.remove_hopeless(time.monotonic(), self._s_per_token)
+            hopeless = self._queue.remove_hopeless(time.monotonic(), self._batch_s)
             shares = self._queue.next_batch()
             batcher.requests = [request for request, _ in shares]
         for request in hopeless:
@@ -202,11 +204,14 @@ class Scheduler:
                 is_well |= self._narrow(part, batcher)
         return is_well
 
-    def _fail_waiting(self) -> None:
+    def _remove_all(self) -> list[Request]:
         with self._mutex:
             waiting = [*self._queue.remove_all(), *self._inbox]
             self._inbox.clear()
-        for request in waiting:
+        return waiting
+
+    def _fail_waiting(self) -> None:
+        for request in self._remove_all():
             try:
                 self._refuse_if_ended()
             except MexmaError as error:  # one for each: they are raised in threads of their own

@@ -8,8 +8,8 @@ from mexma_runtime.call.options import require_several
 from mexma_runtime.integrations.shared import (
     EncoderOrFolder,
     FolderOptions,
-    encode_in_thread,
     encode_to_lists,
+    encode_to_lists_async,
     importing,
     open_encoder,
     require_one,
@@ -20,7 +20,7 @@ with importing("langchain_core", package="langchain-core", extra="langchain"):
 
 
 class MexmaEmbeddings(Embeddings):
-    """Embeds for LangChain's vector stores. An async call that is cancelled ends after the running batch."""
+    """Embeds for LangChain's vector stores. A task that is cancelled ends its call."""
 
     def __init__(self, encoder: EncoderOrFolder, **options: Unpack[FolderOptions]) -> None:
         """`encoder`: one, or a bundle's folder with the options of `Encoder.load`."""
@@ -35,9 +35,9 @@ class MexmaEmbeddings(Embeddings):
         return encode_to_lists(self._encoder.encode_query, require_one(text))
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """`embed_documents` in a thread."""
-        return await encode_in_thread(self._encoder.encode_document, require_several(texts))
+        """`embed_documents` in an event loop."""
+        return await encode_to_lists_async(self._encoder, require_several(texts), "document")
 
     async def aembed_query(self, text: str) -> list[float]:
-        """`embed_query` in a thread."""
-        return await encode_in_thread(self._encoder.encode_query, require_one(text))
+        """`embed_query` in an event loop."""
+        return await encode_to_lists_async(self._encoder, require_one(text), "query")

@@ -7,8 +7,8 @@ from typing import Any
 from mexma_runtime.encoder import Encoder
 from mexma_runtime.integrations.shared import (
     EncoderOrFolder,
-    encode_in_thread,
     encode_to_lists,
+    encode_to_lists_async,
     importing,
     open_encoder,
     require_one,
@@ -20,7 +20,7 @@ with importing("llama_index.core", package="llama-index-core", extra="llama-inde
 
 
 class MexmaEmbedding(BaseEmbedding):
-    """Embeds for LlamaIndex's indices. An async call that is cancelled ends after the running batch."""
+    """Embeds for LlamaIndex's indices. A task that is cancelled ends its call."""
 
     # The encoder makes its own batches of a call, best where it has texts of like lengths to choose from.
     embed_batch_size: int = Field(default=256, gt=0, le=2048, description="Texts that the encoder is given at once.")
@@ -50,10 +50,10 @@ class MexmaEmbedding(BaseEmbedding):
         return encode_to_lists(self._encoder.encode_document, texts)
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return await encode_in_thread(self._encoder.encode_query, require_one(query))
+        return await encode_to_lists_async(self._encoder, require_one(query), "query")
 
     async def _aget_text_embedding(self, text: str) -> Embedding:
-        return await encode_in_thread(self._encoder.encode_document, require_one(text))
+        return await encode_to_lists_async(self._encoder, require_one(text), "document")
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return await encode_in_thread(self._encoder.encode_document, texts)
+        return await encode_to_lists_async(self._encoder, texts, "document")

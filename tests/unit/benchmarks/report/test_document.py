@@ -8,7 +8,17 @@ import pytest
 
 from mexma_benchmarks.report.charts import draw_charts
 from mexma_benchmarks.report.document import markdown, unstable, write_report
-from mexma_benchmarks.result.result import Fidelity, LoadRun, ModelResult, Result, SubjectResult, Timing, Workload
+from mexma_benchmarks.result.result import (
+    BesideRun,
+    ClientRun,
+    Fidelity,
+    LoadRun,
+    ModelResult,
+    Result,
+    SubjectResult,
+    Timing,
+    Workload,
+)
 from mexma_export.parity.figures import InvarianceFigures, ParityFigures
 
 SHAPE = Workload(kind="ids", name="4 x 16 tokens", n_sentences=4, n_tokens=64, batch=4, length=16)
@@ -142,6 +152,43 @@ def test_p999_is_shown_from_ten_thousand_requests_on(small_result: Result, model
     text = section(markdown(small_result, {}), "Under load")
 
     assert rows(text, "ours") == [["5.00", "10,000", "5,000", "9,000", "9,900", "9,990"]]
+
+
+def test_many_callers_are_held_against_one_with_as_many_texts(small_result: Result, model: ModelResult) -> None:
+    def run(n_clients: int, texts_a_call: int, n_calls: int) -> None:
+        latencies_ms = [float(ms) for ms in range(1, n_calls + 1)]
+        model.client_runs.append(
+            ClientRun(
+                subject="ours",
+                clients="threads",
+                n_clients=n_clients,
+                texts_a_call=texts_a_call,
+                seconds=2,
+                latencies_ms=latencies_ms,
+            )
+        )
+
+    for n_clients, texts_a_call, n_calls in ((1, 1, 20), (64, 1, 90), (64, 1, 110), (1, 64, 4)):
+        run(n_clients, texts_a_call, n_calls)
+    model.beside_runs.append(
+        BesideRun(
+            subject="ours",
+            n_texts=4096,
+            every_ms=100,
+            latencies_ms=[40.0, 50.0, 90.0],
+            alone_ms=[10.0],
+            batch_ms=[50.0, 40.0, 30.0],
+        )
+    )
+
+    text = section(markdown(small_result, {}), "Many callers at once")
+
+    assert rows(text, "ours") == [
+        ["1 thread", "1", "10.0 [10.0, 10.0]*", "-", "10.5", "19.8"],
+        ["64 threads", "1", "50.0 [45.0, 55.0]*", "39%", "50.5", "108"],
+        ["1 thread", "64", "128 [128, 128]*", "-", "2.50", "3.97"],
+        ["3", "10.0", "40.0", "50.0", "90.0", "2.00"],
+    ]
 
 
 def test_fidelity_has_every_figure_and_the_worst_groups(small_result: Result, model: ModelResult) -> None:

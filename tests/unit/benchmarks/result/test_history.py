@@ -59,8 +59,8 @@ def test_samples_checks_and_calls_survive(small_result: Result, tmp_path: Path) 
         ({"n_threads": "two"}, 'n_threads: expected int, got "two"'),
         ({"records": [{"step": "s"}]}, "records[0]: missing fields: checks, samples, seconds"),
         ({"unknown": 1}, "unknown"),
-        ({"schema": 4}, "schema 4, this version reads 3"),
-        ({"schema": 0}, "schema 0, this version reads 3"),
+        ({"schema": 5}, "schema 5, this version reads 4"),
+        ({"schema": 0}, "schema 0, this version reads 4"),
         ({"schema": 2, "models": None}, "does not fit schema 2"),
     ],
 )

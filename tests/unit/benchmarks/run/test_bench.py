@@ -122,6 +122,17 @@ def test_load_is_measured_of_the_baseline_and_the_first_engine(model: ModelResul
     assert all(0 < len(run.latencies_ms) <= run.n_arrivals for run in model.load_runs)
 
 
+def test_many_callers_are_measured_of_the_first_engine(model: ModelResult, engines: list[str], out: Path) -> None:
+    assert {run.subject for run in model.client_runs} == {run.subject for run in model.beside_runs} == {engines[0]}
+    kinds = [(run.clients, run.n_clients, run.texts_a_call) for run in model.client_runs]
+    assert kinds == [("threads", 1, 1), ("threads", 64, 1), ("coroutines", 64, 1), ("threads", 1, 64)]
+    assert all(run.latencies_ms and run.seconds >= SMOKE.client_s for run in model.client_runs)
+    (beside,) = model.beside_runs
+    assert len(beside.latencies_ms) == 3
+    assert min(beside.batch_ms) > 0
+    assert "### Many callers at once" in (out / "report.md").read_text(encoding="utf-8")
+
+
 def test_what_cannot_be_measured_has_a_row_that_says_why(model: ModelResult, out: Path) -> None:
     peer, server = model.subject("CTranslate2 int8"), model.subject("http://127.0.0.1:9/v1/embeddings")
 

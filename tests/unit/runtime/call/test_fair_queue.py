@@ -64,7 +64,7 @@ def simulate(requests: list[Simulated], policy: BatchPolicy) -> list[Ran]:
             queue.add(coming.pop(0))
         for request in requests:
             request.now = now
-        for request in queue.remove_hopeless(now, S_PER_TOKEN):
+        for request in queue.remove_hopeless(now, S_PER_BATCH):
             request.ended_at = now
         batch = queue.next_batch()
         if not batch:
@@ -138,10 +138,9 @@ def test_what_is_cancelled_or_late_is_not_computed_any_more(requests: list[Simul
     batches = simulate(requests, policy)
 
     for batch in batches:
-        for request, rows in batch.shares:
+        for request, _ in batch.shares:
             assert batch.formed_at < request.cancelled_at
-            own = sum(request.lengths[row] for row in rows)
-            assert batch.formed_at + S_PER_TOKEN * own < request.deadline
+            assert batch.formed_at < request.deadline
     for request in requests:
         assert request.ended_at is not None  # computed, or given up
         was_given_up = len(request.computed) < len(request.lengths)
@@ -207,6 +206,15 @@ def test_the_nearest_deadline_goes_first_in_a_round_and_no_later_one_is_starved(
     assert names[:3] == ["soon", "late", "none"]
 
 
+def test_who_will_be_late_makes_way_for_others_and_tries_where_there_are_none() -> None:
+    """Of 40 tokens in batches of 10 each takes at least a hundredth of a second."""
+    policy = BatchPolicy(max_batch_tokens=10, grouping=Grouping.EQUAL)
+    for others in ([], [Simulated("other", [3])]):
+        hopeless = Simulated("hopeless", [10] * 4, deadline=0.039)
+        simulate([hopeless, *others], policy)
+        assert len(hopeless.computed) == (0 if others else 2)
+
+
 def test_what_waits_is_taken_along() -> None:
     policy = BatchPolicy(max_batch_tokens=64, grouping=Grouping.EQUAL)
     singles = [Simulated(str(i), [length]) for i, length in enumerate([4, 5, 4, 6, 4, 5])]
@@ -218,11 +226,22 @@ def test_what_waits_is_taken_along() -> None:
 
 def test_whoever_has_little_is_served_whole_and_the_rest_is_shared_evenly() -> None:
     policy = BatchPolicy(max_batch_tokens=100, grouping=Grouping.MIXED)
-    calls = [Simulated("a", [10] * 50), Simulated("b", [10] * 50), Simulated("c", [10] * 2)]
+    calls = [Simulated("a", [10] * 9), Simulated("b", [10] * 8), Simulated("c", [10] * 2)]
 
     first = simulate(calls, policy)[0]
 
-    assert {request.name: len(rows) for request, rows in first.shares} == {"a": 4, "b": 4, "c": 2}
+    assert {request.name: len(rows) for request, rows in first.shares} == {"c": 2, "a": 4, "b": 4}
+
+
+@pytest.mark.parametrize("grouping", Grouping)
+def test_who_could_fill_a_batch_makes_no_short_one_long(grouping: Grouping) -> None:
+    policy = BatchPolicy(max_batch_tokens=100, grouping=grouping)
+    calls = [Simulated("many", [10] * 50), Simulated("one", [10], arrives=0.001), Simulated("two", [10], arrives=0.001)]
+
+    first, second, *_ = simulate(calls, policy)
+
+    assert [request.name for request, _ in first.shares] == ["many"]
+    assert [request.name for request, _ in second.shares] == ["one", "two"]
 
 
 def test_what_waits_no_more_is_in_no_batch() -> None:

@@ -14,7 +14,7 @@ import pytest
 from mexma_export.bundle.pipeline import export
 from mexma_export.bundle.request import ExportRequest
 from mexma_export.checkpoint.sources import resolve_source
-from mexma_runtime import EncodeCancelledError, Encoder
+from mexma_runtime import Encoder
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.companions import with_companions, write_companions
 from mexma_runtime.bundle.manifest import MANIFEST_NAME
@@ -62,12 +62,12 @@ def copied(minilm_bundle: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def cancel_once_begun(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> CancelOnce:
     """Cancels a task that embeds for minutes once the engine computes; returns how the encoder's calls ended."""
-    encode, endings = encoder.encode_document, list[str]()
+    encode, endings = encoder.aencode, list[str]()
 
-    def noting_its_end(*args: Any, **options: Any) -> Any:
+    async def noting_its_end(*args: Any, **options: Any) -> Any:
         try:
-            vectors = encode(*args, **options)
-        except EncodeCancelledError:
+            vectors = await encode(*args, **options)
+        except asyncio.CancelledError:
             endings.append("cancelled")
             raise
         endings.append("done")
@@ -86,5 +86,5 @@ def cancel_once_begun(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> Canc
         asyncio.run(run(embed))  # its end waits for the threads
         return endings
 
-    monkeypatch.setattr(encoder, "encode_document", noting_its_end)
+    monkeypatch.setattr(encoder, "aencode", noting_its_end)
     return start
