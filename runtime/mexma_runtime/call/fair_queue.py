@@ -34,9 +34,11 @@ class FairQueue(Generic[Request]):
     """Deficit round robin (Shreedhar and Varghese, 1995), in tokens; a batch with room left takes others' rows along.
 
     In a round, each request may open batches of `quantum` tokens, the nearest deadline first; who comes meanwhile is in
-    the next. So nobody waits longer than for a turn of each of the others, whatever their number of rows. Rows that are
-    taken along count as well, up to the next turn. Who could fill a batch is not taken along: it would make a short one
-    long for whoever has opened it.
+    the next. While somebody waits who has had no turn yet, a turn is one batch; the rest of it is kept. So nobody waits
+    longer than for a turn of each of the others, whatever their number of rows.
+
+    Rows that are taken along count as well, up to the next turn. Who could fill a batch is not taken along: it would
+    make a short one long for whoever has opened it.
     """
 
     def __init__(self, quantum: int) -> None:
@@ -46,6 +48,9 @@ class FairQueue(Generic[Request]):
         self._next_round: dict[Request, None] = {}
         self._deficits: dict[Request, int] = {}
         self._had_turn: set[Request] = set()
+        """In this round."""
+        self._newcomers: set[Request] = set()
+        """Who has had no turn yet."""
 
     def __len__(self) -> int:
         return len(self._deficits)
@@ -54,12 +59,14 @@ class FairQueue(Generic[Request]):
         """Let `request`, which has rows left, wait."""
         self._deficits[request] = 0
         self._next_round[request] = None
+        self._newcomers.add(request)
 
     def remove(self, request: Request) -> None:
         """Let it wait no more; nothing where it did not."""
         for waiting in (self._round, self._next_round, self._deficits):
             waiting.pop(request, None)
         self._had_turn.discard(request)
+        self._newcomers.discard(request)
 
     def remove_all(self) -> list[Request]:
         """All that wait, which then do no more."""
@@ -113,10 +120,13 @@ class FairQueue(Generic[Request]):
                 self._round, self._next_round = self._next_round, {}
                 self._had_turn.clear()
             request = min(self._round, key=_deadline)
-            if request not in self._had_turn:
+            goes_on = request in self._had_turn
+            if not goes_on:
                 self._had_turn.add(request)
-                self._deficits[request] += self._quantum
-            if self._deficits[request] >= min(request.left.batch_tokens, self._quantum):
+                self._newcomers.discard(request)
+                self._deficits[request] = min(self._deficits[request], self._quantum) + self._quantum
+            has_enough = self._deficits[request] >= min(request.left.batch_tokens, self._quantum)
+            if has_enough and not (goes_on and self._newcomers):
                 return request
             # Only now, so that whoever came during its batches is in front of it.
             del self._round[request]

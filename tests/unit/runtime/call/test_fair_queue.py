@@ -167,14 +167,13 @@ def test_nobody_waits_for_more_than_two_turns_of_each_of_the_others(
 @given(data=st.data())
 @settings(max_examples=40)
 def test_one_text_beside_a_call_of_many_waits_for_two_batches(grouping: Grouping, data: st.DataObject) -> None:
-    """The one that runs when it comes, and its own: at most one more is formed before, where turns are uneven."""
+    """The one that runs when it comes, and its own."""
     many = Simulated("many", data.draw(st.lists(st.integers(1, 60), min_size=200, max_size=400)))
     one = Simulated("one", [data.draw(st.integers(1, 60))], arrives=data.draw(st.floats(0, 1.5)))
     batches = simulate([many, one], BatchPolicy(max_batch_tokens=64, grouping=grouping))
 
     own = next(place for place, batch in enumerate(batches) if batch.tokens_of(one))
-    between = [batch for batch in batches[:own] if batch.formed_at >= one.arrives]
-    assert sum(batch.tokens_of(many) for batch in between) <= 64
+    assert not [batch for batch in batches[:own] if batch.formed_at >= one.arrives > 0]
 
 
 @given(st.integers(0, 999).map(Random), st.sampled_from(Grouping), st.integers(2, 5), st.integers(1, 20))
