@@ -572,12 +572,10 @@ class Encoder:
         self._warn_of_truncation(n_truncated, n_done)
 
     def _call(self, timeout_s: float | None, cancel: CancelSignal | None) -> Call:
-        if timeout_s is not None and (not isinstance(timeout_s, Real) or math.isnan(timeout_s)):
-            raise UsageError(f"timeout: expected seconds, got {timeout_s!r}")
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise UsageError(f"cancel: expected a threading.Event or the like, got {cancel!r}")
         n_pending = self._backend.info.n_pending
-        return Call(self._scheduler, timeout_s=timeout_s, cancel=cancel, max_pending=n_pending)
+        return Call(self._scheduler, timeout_s=_seconds(timeout_s), cancel=cancel, max_pending=n_pending)
 
     def _warn_of_truncation(self, n_truncated: int, n_texts: int) -> None:
         if not n_truncated:
@@ -588,6 +586,19 @@ class Encoder:
             n_truncated=n_truncated,
         )
         warnings.warn(warning, stacklevel=_levels_to_caller())
+
+
+def _seconds(timeout: object) -> float | None:
+    """UsageError for what is no number of seconds."""
+    if timeout is None:
+        return None
+    try:
+        seconds = float(timeout) if isinstance(timeout, Real) else math.nan
+    except OverflowError:
+        seconds = math.nan
+    if math.isnan(seconds):
+        raise UsageError(f"timeout: expected seconds, got {timeout!r}")
+    return seconds
 
 
 def _levels_to_caller() -> int:

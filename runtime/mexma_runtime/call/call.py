@@ -89,7 +89,8 @@ class Call:
         bell = SimpleQueue[None]()
         with self.joined(request, functools.partial(bell.put, None)):
             while not self.take_parts(request, take):
-                self.wait(functools.partial(_is_rung, bell))
+                if not self.help():
+                    self.wait(functools.partial(_is_rung, bell))
 
     @contextmanager
     def joined(self, request: Request, wake: Callable[[], None]) -> Iterator[None]:
@@ -114,8 +115,12 @@ class Call:
             raise request.error
         self.check()
         if request.is_hopeless:
-            raise self._too_late()
+            raise self._too_late() if self.deadline < math.inf else self._cancelled()
         return False
+
+    def help(self) -> bool:
+        """Run a batch in this thread where there is no other that does, and say so."""
+        return self._scheduler.help()
 
     def check(self) -> None:
         """Raise EncodeCancelledError, EncodeTimeoutError or what `fail` was given, where the call should end.
@@ -126,7 +131,7 @@ class Call:
         if self._error is not None:
             raise self._error
         if self.cancel is not None and self.cancel.is_set():
-            raise EncodeCancelledError("the call was cancelled; the encoder stays usable")
+            raise self._cancelled()
         if time.monotonic() >= self.deadline:
             raise self._too_late()
 
@@ -145,6 +150,9 @@ class Call:
             if is_ready(max(0.0, min(step_s, self.deadline - time.monotonic()))):
                 return
             self.check()
+
+    def _cancelled(self) -> EncodeCancelledError:
+        return EncodeCancelledError("the call was cancelled; the encoder stays usable")
 
     def _too_late(self) -> EncodeTimeoutError:
         return EncodeTimeoutError(

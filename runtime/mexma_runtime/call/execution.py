@@ -195,7 +195,7 @@ class Sink:
             found = out[rows[0] : rows[-1] + 1] if vectors is None else vectors
             if self._normalize:
                 normalize_rows(found)
-            if vectors is not None and rows.size == 1:
+            if vectors is not None and rows.size == 1 and type(out) is np.ndarray:
                 # NumPy would let go of the interpreter for it, and wait until others give it back.
                 out[rows[0]].data.cast("B")[:] = vectors[0].data.cast("B")
             elif vectors is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 from mexma_runtime.batching import Rows, RowsLeft, take_batch
@@ -21,16 +21,16 @@ class Waiting(Protocol):
 
     @property
     def deadline(self) -> float:
-        """When they have to be done, by the clock of `drop`; math.inf: whenever."""
+        """When they have to be done, by the clock of `remove_hopeless`; math.inf: whenever."""
 
-    def is_unwanted(self) -> bool:
-        """Whether the call was cancelled."""
-
-
-Request = TypeVar("Request", bound=Waiting)
+    def is_ended(self, now: float) -> bool:
+        """Whether the call has ended, was cancelled, or is late."""
 
 
-class FairQueue(Generic[Request]):
+Asked = TypeVar("Asked", bound=Waiting)
+
+
+class FairQueue(Generic[Asked]):
     """Deficit round robin (Shreedhar and Varghese, 1995), in tokens; a batch with room left takes others' rows along.
 
     In a round, each request may open batches of `quantum` tokens, the nearest deadline first; who comes meanwhile is in
@@ -44,46 +44,49 @@ class FairQueue(Generic[Request]):
     def __init__(self, quantum: int) -> None:
         """`quantum`: the tokens of a full batch."""
         self._quantum = quantum
-        self._round: dict[Request, None] = {}
-        self._next_round: dict[Request, None] = {}
-        self._deficits: dict[Request, int] = {}
-        self._had_turn: set[Request] = set()
+        self._round: dict[Asked, None] = {}
+        self._next_round: dict[Asked, None] = {}
+        self._deficits: dict[Asked, int] = {}
+        self._had_turn: set[Asked] = set()
         """In this round."""
-        self._newcomers: set[Request] = set()
+        self._newcomers: set[Asked] = set()
         """Who has had no turn yet."""
 
     def __len__(self) -> int:
         return len(self._deficits)
 
-    def add(self, request: Request) -> None:
+    def __iter__(self) -> Iterator[Asked]:
+        return iter(self._deficits)
+
+    def add(self, request: Asked) -> None:
         """Let `request`, which has rows left, wait."""
         self._deficits[request] = 0
         self._next_round[request] = None
         self._newcomers.add(request)
 
-    def remove(self, request: Request) -> None:
+    def remove(self, request: Asked) -> None:
         """Let it wait no more; nothing where it did not."""
         for waiting in (self._round, self._next_round, self._deficits):
             waiting.pop(request, None)
         self._had_turn.discard(request)
         self._newcomers.discard(request)
 
-    def remove_all(self) -> list[Request]:
+    def remove_all(self) -> list[Asked]:
         """All that wait, which then do no more."""
         waiting = list(self._deficits)
         for request in waiting:
             self.remove(request)
         return waiting
 
-    def remove_hopeless(self, now: float, batch_s: float) -> list[Request]:
+    def remove_hopeless(self, now: float, batch_s: float) -> list[Asked]:
         """Those that are unwanted or late, or will be if a batch takes at least `batch_s` seconds.
 
         But where all would be late, they may still try.
         """
-        ended, hopeless = list[Request](), list[Request]()
+        ended, hopeless = list[Asked](), list[Asked]()
         for request in self._deficits:
             n_batches = -(-request.left.n_tokens // self._quantum)
-            if request.is_unwanted() or now >= request.deadline:
+            if request.is_ended(now):
                 ended.append(request)
             elif now + n_batches * batch_s >= request.deadline:
                 hopeless.append(request)
@@ -93,7 +96,7 @@ class FairQueue(Generic[Request]):
             self.remove(request)
         return ended
 
-    def next_batch(self) -> list[tuple[Request, Rows]]:
+    def next_batch(self) -> list[tuple[Asked, Rows]]:
         """The rows of the next batch and whose they are; nothing where nobody waits."""
         if not self._deficits:
             return []
@@ -114,7 +117,7 @@ class FairQueue(Generic[Request]):
                     self.remove(request)
         return batch
 
-    def _opener(self) -> Request:
+    def _opener(self) -> Asked:
         while True:
             if not self._round:
                 self._round, self._next_round = self._next_round, {}

@@ -55,7 +55,19 @@ class Request:
 
     def is_unwanted(self) -> bool:
         """Whether the call has ended, or was cancelled."""
-        return self.is_gone or (self.cancel is not None and self.cancel.is_set())
+        try:
+            return self.is_gone or (self.cancel is not None and self.cancel.is_set())
+        except Exception:  # noqa: BLE001 - the call asks as well, in its own thread, and it is raised there
+            return self.is_gone
+
+    def is_ended(self, now: float) -> bool:
+        """Whether nobody waits for it any more, by time.monotonic."""
+        return self.is_unwanted() or now >= self.deadline
+
+    def give_up(self) -> None:
+        """Compute no more of it: the call is cancelled, or will be late."""
+        self.is_hopeless = True
+        self.wake()
 
 
 Shares = Sequence[tuple[Request, Rows]]

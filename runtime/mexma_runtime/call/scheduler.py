@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import os
+import sys
 import threading
 import time
 import weakref
@@ -46,7 +47,7 @@ class Scheduler:
         self.process = os.getpid()
         """The one whose engine it is."""
         self.turns = Turns()
-        self._admitting = threading.Lock()
+        self._admitting = threading.RLock()
         # An interrupt between two statements must not leave a place, or the engine, taken for ever.
         self._calls: weakref.WeakSet[object] = weakref.WeakSet()
         info = backend.info
@@ -85,7 +86,16 @@ class Scheduler:
         """Have the rows of `request` computed together with what else waits, until it `is_gone`."""
         self._refuse_if_ended()
         self._inbox.append(request)
-        self._ensure_batcher()
+
+    def help(self) -> bool:
+        """See to it that somebody runs batches while rows wait; True: there is no other, and this thread has run one.
+
+        Called by whoever waits for rows, each time it was woken in vain.
+        """
+        if not (batcher := self._ensure_batcher()):
+            return False
+        self._run_batches(batcher, n_batches=1)
+        return True
 
     def close(self) -> bool:
         """Wait for the running batch, then refuse all turns for good; False where it was closed already."""
@@ -100,27 +110,30 @@ class Scheduler:
         if self._failure:
             raise EngineFailedError(self._failure)
 
-    def _ensure_batcher(self) -> None:
-        """Start a batcher if rows wait and there may be one more."""
+    def _ensure_batcher(self) -> _Batcher | None:
+        """Start a batcher if rows wait and there may be one more; one that is returned has no thread."""
         if not self.n_waiting or len(self._batchers) >= self._max_batchers:
-            return
+            return None
         batcher = _Batcher()
         try:
-            self._batchers.add(batcher)
+            with self._admitting:
+                if len(self._batchers) >= self._max_batchers:
+                    return None
+                self._batchers.add(batcher)
             if NATIVE.is_ending:  # no other thread may begin anything
-                self._run_batches(batcher)
-            else:
-                _thread.start_new_thread(self._run_batches, (batcher,))
+                return batcher
+            _thread.start_new_thread(self._run_batches, (batcher,))
         except RuntimeError:  # no thread can be had
-            self._run_batches(batcher)
+            return batcher
         except BaseException:
             self._batchers.discard(batcher)
             raise
+        return None
 
-    def _run_batches(self, batcher: _Batcher) -> None:
+    def _run_batches(self, batcher: _Batcher, n_batches: int = sys.maxsize) -> None:
         try:
-            while self._run_batch(batcher):
-                pass
+            while n_batches and self._run_batch(batcher):
+                n_batches -= 1
         except SystemExit:  # the process ends, and this thread with it; who outlives it goes on with what waits
             self._fail(batcher.requests, SystemExit())
             raise
@@ -130,8 +143,15 @@ class Scheduler:
         finally:
             # In this order: whoever joins looks for a batcher behind its request.
             self._batchers.discard(batcher)
-            if not NATIVE.is_ending:
-                self._ensure_batcher()
+            if self.n_waiting:
+                self._wake_waiting()
+
+    def _wake_waiting(self) -> None:
+        """Let those that wait see to a batcher themselves."""
+        with self._mutex:
+            waiting = [*self._queue, *self._inbox]
+        for request in waiting:
+            request.wake()
 
     def _run_batch(self, batcher: _Batcher) -> bool:
         """Run the next batch; False: there is none."""
@@ -176,8 +196,7 @@ class Scheduler:
             shares = self._queue.next_batch()
             batcher.requests = [request for request, _ in shares]
         for request in hopeless:
-            request.is_hopeless = True
-            request.wake()
+            request.give_up()
         return JoinedBatch(shares, self._dim) if shares else None
 
     def _narrow(self, batch: JoinedBatch, batcher: _Batcher) -> bool:
@@ -189,10 +208,16 @@ class Scheduler:
         assert error is not None
         if not half:
             self._fail([request for request, _ in batch.shares], error)
-            return isinstance(error, (InputError, DeviceMemoryError))
+            return isinstance(error, (InputError, DeviceMemoryError, MemoryError))
         is_well = False
         for shares in (batch.shares[:half], batch.shares[half:]):
-            part = JoinedBatch(shares, self._dim)
+            wanted = [share for share in shares if not share[0].is_ended(time.monotonic())]
+            for request in {request for request, _ in shares} - {request for request, _ in wanted}:
+                request.give_up()
+            if not wanted:
+                is_well = True
+                continue
+            part = JoinedBatch(wanted, self._dim)
             try:
                 self._compute(batcher, part)
             except EncoderClosedError as closed:

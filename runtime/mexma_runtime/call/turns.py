@@ -9,6 +9,8 @@ from typing import TypeAlias
 
 from mexma_runtime.errors import EncoderClosedError
 
+POLL_S = 1.0
+"""How often whoever waits looks whether an interrupt has kept others from telling."""
 IsReady: TypeAlias = Callable[[float], bool]
 """Waits for up to so many seconds and says whether what was waited for is there."""
 
@@ -17,7 +19,8 @@ class Turns:
     """Hands the engine on; where an interrupt keeps its holder from passing it on, the holder does so once more."""
 
     def __init__(self) -> None:
-        self._mutex = threading.Lock()
+        # Whoever holds it may have to end a call that was forgotten.
+        self._mutex = threading.RLock()
         self._owner: object | None = None
         self._is_closed = False
         self._queue: deque[tuple[object, threading.Lock]] = deque()
@@ -46,7 +49,8 @@ class Turns:
             granted = threading.Lock()
             granted.acquire()
             self._queue.append((holder, granted))
-        wait(lambda seconds: granted.acquire(timeout=seconds))
+        # An interrupt may come between the two statements that hand it over.
+        wait(lambda seconds: granted.acquire(timeout=min(seconds, POLL_S)) or self._owner is holder)
         if not closing:
             self.refuse_if_closed()
 
@@ -55,10 +59,12 @@ class Turns:
         if self._owner is not holder and not self._queue:
             return
         with self._mutex:
+            self._queue = deque(waiting for waiting in self._queue if waiting[0] is not holder)
             if self._owner is not holder:
-                self._queue = deque(waiting for waiting in self._queue if waiting[0] is not holder)
-            elif self._queue:
-                self._owner, granted = self._queue.popleft()
+                return
+            if self._queue:
+                # Its place in the queue is kept until it passes the engine on in its turn.
+                self._owner, granted = self._queue[0]
                 granted.release()
             else:
                 self._owner = None

@@ -6,7 +6,7 @@ import linecache
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -178,6 +178,15 @@ def interrupted_at(line: int, call: Callable[[], object]) -> bool:
     return False
 
 
+@pytest.fixture
+def native() -> Iterator[None]:
+    """An interrupt may leave this thread counted as in a library, for which forks of others wait a minute."""
+    yield
+    NATIVE._own.depth = 0
+    NATIVE._threads.discard(threading.get_ident())
+
+
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("joins", [False, True])
 def test_an_interrupt_anywhere_leaves_nothing_taken(joins: bool) -> None:
     backend = ScriptedBackend()
@@ -203,6 +212,32 @@ def test_an_interrupt_anywhere_leaves_nothing_taken(joins: bool) -> None:
     assert n_interrupts > 40
 
 
+@pytest.mark.usefixtures("native")
+def test_an_interrupt_of_a_lone_call_leaves_a_batcher_behind_it_alone() -> None:
+    backend = ScriptedBackend()
+    scheduler = scheduler_of(backend)
+    others = list[Started]()
+
+    def embed() -> None:
+        with Call(scheduler) as call:
+            join(backend, sentences(1), call)
+
+    def call() -> None:
+        with Call(scheduler) as call, call.turn(alone=True) as has_engine:
+            assert has_engine
+            others.append(Started(embed))
+            wait_until(lambda: n_queued(scheduler) == 1)
+
+    n_interrupts = 0
+    while interrupted_at(n_interrupts + 1, call):
+        n_interrupts += 1
+        assert [other.join() for other in others] == [None] * len(others)
+        others.clear()
+        assert Started(embed).join() is None
+    assert n_interrupts > 25
+
+
+@pytest.mark.usefixtures("native")
 def test_an_interrupt_anywhere_leaves_those_that_wait_alone() -> None:
     backend = ScriptedBackend()
     scheduler = scheduler_of(backend)

@@ -32,10 +32,9 @@ class Simulated:
     left: RowsLeft = field(init=False)
     computed: list[int] = field(default_factory=list)
     ended_at: float | None = None
-    now: float = 0.0
 
-    def is_unwanted(self) -> bool:
-        return self.now >= self.cancelled_at
+    def is_ended(self, now: float) -> bool:
+        return now >= min(self.cancelled_at, self.deadline)
 
 
 @dataclass
@@ -62,8 +61,6 @@ def simulate(requests: list[Simulated], policy: BatchPolicy) -> list[Ran]:
             now = max(now, coming[0].arrives)
         while coming and coming[0].arrives <= now:
             queue.add(coming.pop(0))
-        for request in requests:
-            request.now = now
         for request in queue.remove_hopeless(now, S_PER_BATCH):
             request.ended_at = now
         batch = queue.next_batch()

@@ -138,6 +138,23 @@ def test_a_cancelled_call_is_in_no_later_batch() -> None:
     assert np.array(wanted.result).tolist() == [[3, 4]]
 
 
+def test_a_cancel_signal_that_works_in_its_own_thread_alone_hurts_nobody() -> None:
+    class OfOneThread:
+        thread: int | None = None
+
+        def is_set(self) -> bool:
+            self.thread = self.thread or threading.get_ident()
+            if self.thread != threading.get_ident():
+                raise RuntimeError("outside of its thread")
+            return False
+
+    engine = Engine(ScriptedBackend())
+    calls = [engine.join(sentences(1), cancel=OfOneThread()), engine.join(sentences(2))]
+
+    assert engine.release() == [[1, 2]]
+    assert [call.error for call in calls] == [None, None]
+
+
 def test_a_call_may_leave_a_batch_that_is_under_way() -> None:
     backend, cancel = ScriptedBackend(), threading.Event()
     scheduler = scheduler_of(backend)
@@ -203,6 +220,38 @@ def test_an_input_is_named_by_its_index() -> None:
     assert str(bad.error) == "input 30: too much"
     assert isinstance(bad.error, InputError)
     assert bad.error.index == 30
+
+
+def test_who_has_left_is_in_no_half_of_a_batch_that_failed() -> None:
+    backend, cancel = ScriptedBackend(), threading.Event()
+    engine = Engine(backend)
+
+    def fail(ids: list[int]) -> Exception | None:
+        if 7 in ids:
+            cancel.set()
+            return ValueError("seven")
+        return None
+
+    backend.error_of = fail
+    calls = [engine.join(sentences(i)) for i in (1, 2, 7)] + [engine.join(sentences(3), cancel=cancel)]
+
+    batches = engine.release()
+
+    assert [type(call.error) for call in calls] == [type(None), type(None), ValueError, EncodeCancelledError]
+    assert sum(3 in batch for batch in batches) == 1
+
+
+def test_calls_for_which_memory_was_short_leave_the_engine_usable() -> None:
+    backend = ScriptedBackend()
+    engine = Engine(backend)
+    backend.error_of = lambda ids: MemoryError() if ids[0] < 1000 else None
+    calls = [engine.join(sentences(i)) for i in range(3)]
+
+    engine.release()
+
+    assert [type(call.error) for call in calls] == [MemoryError] * 3
+    with Call(engine.scheduler):
+        pass
 
 
 def test_an_engine_that_fails_for_all_is_failed_and_says_so_at_once() -> None:
@@ -278,14 +327,43 @@ def test_a_negative_bound_is_refused() -> None:
         Scheduler(ScriptedBackend(), dim=2, max_waiting=-1)
 
 
-def test_batches_are_run_by_the_caller_where_no_thread_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("n_pending", [1, 2])
+def test_batches_are_run_by_callers_where_no_thread_can_be_had(monkeypatch: pytest.MonkeyPatch, n_pending: int) -> None:
     def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr("mexma_runtime.call.scheduler._thread.start_new_thread", refuse)
-    backend = ScriptedBackend()
-    with Call(scheduler_of(backend)) as call:
-        assert join(backend, sentences(1, 2), call).tolist() == [[1, 4], [2, 4]]
+    backend = ScriptedBackend(max_batch_tokens=8, n_pending=n_pending)
+    scheduler = scheduler_of(backend)
+
+    def embed(first_id: int) -> None:
+        for i in range(20):
+            with Call(scheduler, timeout_s=60) as call:
+                assert join(backend, sentences(first_id, first_id, i), call)[:, 0].tolist() == [first_id, first_id, i]
+
+    threads = [Started(lambda i=i: embed(i)) for i in range(8)]  # type: ignore[misc]
+    assert [thread.join() for thread in threads] == [None] * 8
+    assert scheduler.n_waiting == 0
+
+
+def test_who_runs_batches_for_lack_of_a_thread_leaves_with_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("mexma_runtime.call.scheduler._thread.start_new_thread", refuse)
+    backend = ScriptedBackend(max_batch_tokens=8)
+    scheduler, until = scheduler_of(backend), time.monotonic() + 1
+
+    def embed_on() -> None:
+        while time.monotonic() < until:
+            with Call(scheduler) as call:
+                join(backend, sentences(*range(10)), call)
+
+    others = [Started(embed_on) for _ in range(3)]
+    with Call(scheduler) as call:
+        join(backend, sentences(1), call)
+    assert time.monotonic() < until
+    assert [other.join() for other in others] == [None] * 3
 
 
 def test_an_interrupt_of_who_waits_leaves_the_others_alone() -> None:
