@@ -57,7 +57,7 @@ def measure_clients(
     request = {
         "do": "serve_beside",
         "texts": many,
-        "arrivals_s": [EVERY_S * (i + 1) for i in range(max(1, int(sizes.beside_s / EVERY_S)))],
+        "arrivals_s": [EVERY_S * (i + 1) for i in range(max(1, round(sizes.beside_s / EVERY_S)))],
         "n_alone": N_ALONE,
         "n_tokens": BATCH_LENGTH,
         "id": FIRST_ID,
