@@ -74,4 +74,4 @@ class Backend(Protocol):
         """Room for vectors in the device's memory; UsageError where the engine runs in the host's."""
 
     def close(self) -> None:
-        """Release the engine; calling it twice is fine."""
+        """Wait for what is under way, and release the engine; calling it twice is fine."""

@@ -78,21 +78,23 @@ class JoinedBatch:
     """Rows of several requests, computed in memory of its own."""
 
     def __init__(self, shares: Shares, dim: int) -> None:
-        self.shares = shares
+        self.shares, self._dim = shares, dim
         self.made_s = time.monotonic()
         self.error: Exception | None = None
         """What went wrong."""
-        self._ragged = Ragged.joined([request.ragged.select(rows) for request, rows in shares])
-        self._vectors = np.empty((len(self._ragged), dim), dtype=np.float32)
+        self._vectors: Vectors
         self._finish: Finish = done
 
     def start(self, backend: Backend) -> None:
         """Start it on `backend`."""
-        first, rows = self.shares[0]
+        first, first_rows = self.shares[0]
         try:
-            self._finish = backend.start(self._ragged, self._vectors, normalize=first.in_graph)
+            ragged = Ragged.joined([request.ragged.select(rows) for request, rows in self.shares])
+            self._vectors = np.empty((len(ragged), self._dim), dtype=np.float32)
+            self._finish = backend.start(ragged, self._vectors, normalize=first.in_graph)
         except InputError as error:
-            self.error = InputError(str(error), index=first.first_index + int(rows[0]))  # told if it is the only one
+            # It is told where all rows are of one request.
+            self.error = InputError(str(error), index=first.first_index + int(first_rows[0]))
         except Exception as error:  # noqa: BLE001 - whoever waits for it gets it
             self.error = error
 

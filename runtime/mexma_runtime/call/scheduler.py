@@ -80,7 +80,8 @@ class Scheduler:
         """End one admitted call; where an interrupt has kept it from passing on the engine, that is done here."""
         self.turns.pass_on(call)
         self._calls.discard(call)
-        self._ensure_batcher()
+        if self._ensure_batcher():
+            self._wake_waiting()
 
     def join(self, request: Request) -> None:
         """Have the rows of `request` computed together with what else waits, until it `is_gone`."""
@@ -138,7 +139,7 @@ class Scheduler:
             self._fail(batcher.requests, SystemExit())
             raise
         except BaseException as error:
-            self._fail([*batcher.requests, *self._remove_all()], error)
+            self._fail([*batcher.requests, *self._remove_all()], error)  # a fault of ours: nobody is to wait for ever
             raise
         finally:
             # In this order: whoever joins looks for a batcher behind its request.

@@ -184,9 +184,9 @@ def test_many_callers_are_held_against_one_with_as_many_texts(small_result: Resu
     text = section(markdown(small_result, {}), "Many callers at once")
 
     assert rows(text, "ours") == [
-        ["1 thread", "1", "10.0 [10.0, 10.0]*", "-", "10.5", "19.8"],
-        ["64 threads", "1", "50.0 [45.0, 55.0]*", "39%", "50.5", "108"],
-        ["1 thread", "64", "128 [128, 128]*", "-", "2.50", "3.97"],
+        ["1 thread", "1", "10.0 [10.0, 10.0]*", "-", "10.0", "20.0"],
+        ["64 threads", "1", "50.0 [45.0, 55.0]*", "39%", "50.0", "108"],
+        ["1 thread", "64", "128 [128, 128]*", "-", "2.00", "4.00"],
         ["3", "10.0", "40.0", "50.0", "90.0", "2.00"],
     ]
 
