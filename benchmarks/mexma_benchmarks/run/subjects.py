@@ -144,7 +144,7 @@ def server_subjects(urls: list[str], model: str | None) -> list[Subject]:
             role="peer",
             adapter="http_server",
             options={"url": url} | ({"model": model} if model else {}),
-            measured=EVERYTHING - {"ids", "cold start"},
+            measured=EVERYTHING - {"ids", "cold start", "clients"},
         )
         for url in urls
     ]
