@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import os
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import nullcontext
-from numbers import Integral, Real
+from numbers import Integral
 from types import TracebackType
 from typing import Any, Literal, TypeVar, Unpack, cast, overload
 
@@ -24,10 +23,12 @@ from mexma_runtime.call.call import Call
 from mexma_runtime.call.execution import Execution, check_ids
 from mexma_runtime.call.options import (
     EncodeOptions,
+    VectorOptions,
     listed,
     refuse_what_torch_does,
     require_several,
     resolve_options,
+    resolve_timeout,
     resolve_vector_options,
 )
 from mexma_runtime.call.request import CancelSignal
@@ -281,18 +282,9 @@ class Encoder:
         Raises InputError with the index of a text that cannot be embedded, before any is; EncoderBusyError,
         EngineFailedError and EncoderClosedError.
         """
-        require_process(self._scheduler.process)
-        options = resolve_options(
-            self._manifest,
-            prompt_name=prompt_name,
-            prompt=prompt,
-            truncate=truncate == "quietly" or truncate,
-            max_tokens=self._info.max_tokens,
-            normalize=normalize_embeddings,
-            as_pooled=as_pooled,
-            batch_size=batch_size,
+        options, form = self._resolve(
+            prompt_name, prompt, batch_size, precision, normalize_embeddings, truncate_dim, as_pooled, truncate
         )
-        form = resolve_vector_options(truncate_dim=truncate_dim, precision=precision, normalize=normalize_embeddings)
         refuse_what_torch_does(
             self._info.device, output_value=output_value, device=device, pool=pool, chunk_size=chunk_size
         )
@@ -346,18 +338,9 @@ class Encoder:
         """
         from mexma_runtime.call.in_event_loop import embed_texts  # brings asyncio
 
-        require_process(self._scheduler.process)
-        options = resolve_options(
-            self._manifest,
-            prompt_name=prompt_name,
-            prompt=prompt,
-            truncate=truncate == "quietly" or truncate,
-            max_tokens=self._info.max_tokens,
-            normalize=normalize_embeddings,
-            as_pooled=as_pooled,
-            batch_size=batch_size,
+        options, form = self._resolve(
+            prompt_name, prompt, batch_size, precision, normalize_embeddings, truncate_dim, as_pooled, truncate
         )
-        form = resolve_vector_options(truncate_dim=truncate_dim, precision=precision, normalize=normalize_embeddings)
         if not form.is_whole and out is not None:
             raise UsageError(NOT_WHOLE)
         texts = [inputs] if isinstance(inputs, str) else listed(inputs)
@@ -571,11 +554,37 @@ class Encoder:
                 yield from (row.copy() for row in vectors)  # keeping one does not keep its window
         self._warn_of_truncation(n_truncated, n_done)
 
+    def _resolve(
+        self,
+        prompt_name: str | None,
+        prompt: str | None,
+        batch_size: int | None,
+        precision: str | None,
+        normalize_embeddings: bool | None,
+        truncate_dim: int | None,
+        as_pooled: bool,
+        truncate: bool | Literal["quietly"],
+    ) -> tuple[EncodeOptions, VectorOptions]:
+        """What `encode` and `aencode` have in common; EncoderClosedError in a fork."""
+        require_process(self._scheduler.process)
+        options = resolve_options(
+            self._manifest,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            truncate=truncate == "quietly" or truncate,
+            max_tokens=self._info.max_tokens,
+            normalize=normalize_embeddings,
+            as_pooled=as_pooled,
+            batch_size=batch_size,
+        )
+        form = resolve_vector_options(truncate_dim=truncate_dim, precision=precision, normalize=normalize_embeddings)
+        return options, form
+
     def _call(self, timeout_s: float | None, cancel: CancelSignal | None) -> Call:
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise UsageError(f"cancel: expected a threading.Event or the like, got {cancel!r}")
         n_pending = self._backend.info.n_pending
-        return Call(self._scheduler, timeout_s=_seconds(timeout_s), cancel=cancel, max_pending=n_pending)
+        return Call(self._scheduler, timeout_s=resolve_timeout(timeout_s), cancel=cancel, max_pending=n_pending)
 
     def _warn_of_truncation(self, n_truncated: int, n_texts: int) -> None:
         if not n_truncated:
@@ -586,19 +595,6 @@ class Encoder:
             n_truncated=n_truncated,
         )
         warnings.warn(warning, stacklevel=_levels_to_caller())
-
-
-def _seconds(timeout: object) -> float | None:
-    """UsageError for what is no number of seconds."""
-    if timeout is None:
-        return None
-    try:
-        seconds = float(timeout) if isinstance(timeout, Real) else math.nan
-    except OverflowError:
-        seconds = math.nan
-    if math.isnan(seconds):
-        raise UsageError(f"timeout: expected seconds, got {timeout!r}")
-    return seconds
 
 
 def _levels_to_caller() -> int:

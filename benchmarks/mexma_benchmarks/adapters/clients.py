@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
+from mexma_benchmarks.adapters.load import run_workers
+
 Served = tuple[list[float], float]
 """Seconds of each call, in the order in which they ended, and of all together."""
 
@@ -23,12 +25,7 @@ def serve_threads(serve: Callable[[int], object], *, n_clients: int, seconds: fl
             serve(next(numbers))
             latencies_s.append(time.perf_counter() - before_s)
 
-    if n_clients == 1:
-        client()
-    else:
-        with ThreadPoolExecutor(n_clients) as pool:
-            for ended in [pool.submit(client) for _ in range(n_clients)]:
-                ended.result()
+    run_workers(client, n_clients)
     return latencies_s, time.perf_counter() - start_s
 
 

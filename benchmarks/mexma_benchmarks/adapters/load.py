@@ -21,6 +21,16 @@ def poisson_arrivals(rate_per_s: float, duration_s: float, seed: int = 0) -> lis
     return [float(s) for s in arrivals[: max(1, int(np.searchsorted(arrivals, duration_s)))]]
 
 
+def run_workers(work: Callable[[], None], n_workers: int) -> None:
+    """Let so many threads do `work` at once, or this one alone; raises what one of them does."""
+    if n_workers == 1:
+        work()
+        return
+    with ThreadPoolExecutor(n_workers) as pool:
+        for worker in [pool.submit(work) for _ in range(n_workers)]:
+            worker.result()
+
+
 def serve_arrivals(
     arrivals_s: Sequence[float],
     serve: Callable[[int], object],
@@ -55,10 +65,5 @@ def serve_arrivals(
             if latencies_s[i] > patience_s:
                 lost_patience.set()
 
-    if n_workers == 1:
-        work()
-    else:
-        with ThreadPoolExecutor(n_workers) as pool:
-            for worker in [pool.submit(work) for _ in range(n_workers)]:
-                worker.result()
+    run_workers(work, n_workers)
     return [latencies_s[i] for i in sorted(latencies_s)]

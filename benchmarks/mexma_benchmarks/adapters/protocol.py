@@ -195,9 +195,7 @@ def _timed(model: Model, call: Callable[[], object], turn: Turn) -> dict[str, An
     before, calls_ms = model.stages_s(), list[float]()
     until_s = time.perf_counter() + (float("inf") if turn.limit_s is None else turn.limit_s)
     while not calls_ms or (len(calls_ms) < turn.n_calls and time.perf_counter() < until_s):
-        start_s = time.perf_counter()
-        call()
-        calls_ms.append((time.perf_counter() - start_s) * 1e3)
+        calls_ms.append(_seconds_of(call) * 1e3)
     return {
         "ms": median(calls_ms),
         "calls_ms": calls_ms if turn.n_calls > 1 else [],

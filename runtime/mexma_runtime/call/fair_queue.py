@@ -79,7 +79,7 @@ class FairQueue(Generic[Asked]):
         return waiting
 
     def remove_hopeless(self, now: float, batch_s: float) -> list[Asked]:
-        """Those that are unwanted or late, or will be if a batch takes at least `batch_s` seconds.
+        """Those that have ended, or will be late if a batch takes at least `batch_s` seconds.
 
         But where all would be late, they may still try.
         """

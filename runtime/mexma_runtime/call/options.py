@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -110,6 +112,19 @@ def resolve_vector_options(*, truncate_dim: int | None, precision: str | None, n
         precision=VectorPrecision(precision or VectorPrecision.FLOAT32),
         normalize=bool(normalize),
     )
+
+
+def resolve_timeout(timeout: object) -> float | None:
+    """Seconds; UsageError for what is no number of them."""
+    if timeout is None:
+        return None
+    try:
+        seconds = float(timeout) if isinstance(timeout, Real) else math.nan
+    except OverflowError:
+        seconds = math.nan
+    if math.isnan(seconds):
+        raise UsageError(f"timeout: expected seconds, got {timeout!r}")
+    return seconds
 
 
 def refuse_what_torch_does(

@@ -53,16 +53,14 @@ class Request:
         """The engine gives length 1 to all vectors of a batch or to none."""
         return self.in_graph
 
-    def is_unwanted(self) -> bool:
-        """Whether the call has ended, or was cancelled."""
-        try:
-            return self.is_gone or (self.cancel is not None and self.cancel.is_set())
-        except Exception:  # noqa: BLE001 - the call asks as well, in its own thread, and it is raised there
-            return self.is_gone
-
     def is_ended(self, now: float) -> bool:
-        """Whether nobody waits for it any more, by time.monotonic."""
-        return self.is_unwanted() or now >= self.deadline
+        """Whether the call has ended, was cancelled, or is late by time.monotonic."""
+        if self.is_gone or now >= self.deadline:
+            return True
+        try:
+            return self.cancel is not None and self.cancel.is_set()
+        except Exception:  # noqa: BLE001 - the call asks as well, in its own thread, and it is raised there
+            return False
 
     def give_up(self) -> None:
         """Compute no more of it: the call is cancelled, or will be late."""

@@ -212,9 +212,12 @@ class Scheduler:
             return isinstance(error, (InputError, DeviceMemoryError, MemoryError))
         is_well = False
         for shares in (batch.shares[:half], batch.shares[half:]):
-            wanted = [share for share in shares if not share[0].is_ended(time.monotonic())]
-            for request in {request for request, _ in shares} - {request for request, _ in wanted}:
-                request.give_up()
+            wanted = []
+            for request, rows in shares:
+                if request.is_ended(time.monotonic()):
+                    request.give_up()
+                else:
+                    wanted.append((request, rows))
             if not wanted:
                 is_well = True
                 continue
