@@ -211,8 +211,7 @@ def judge(
         except ParityError as error:
             raise ParityError(f"{engine.name}: {error}") from None
     note = None if reference.is_pytorch else UNCERTIFIED_OWN
-    is_around_fp16 = engine.quantization is not None and "tensorrt" in engine.requires
-    if (is_around_fp16 or engine.precision is Precision.FP16) and info.device == "cpu":
+    if (engine.is_quantized_around_fp16 or engine.precision is Precision.FP16) and info.device == "cpu":
         note = UNCERTIFIED_FP16
     certificate = Certificate(
         reference=reference.description,
@@ -230,7 +229,7 @@ def judge(
         breakdown=breakdown,
         invariance=invariance,
         shortfalls=check(breakdown.overall, engine.precision)
-        + check_invariance(invariance.worst, engine.precision, is_around_fp16=is_around_fp16),
+        + check_invariance(invariance.worst, engine.precision, is_around_fp16=engine.is_quantized_around_fp16),
         mining=mining_figures,
         sts=sts_figures,
     )

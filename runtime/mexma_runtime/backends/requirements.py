@@ -62,9 +62,11 @@ def require_names(
 
 
 def saturates(engine: EngineEntry, instruction_sets: Iterable[str]) -> bool:
-    """Whether sums of this engine's products of uint8 and int8 may saturate: never with weights of 7 bits."""
+    """Whether sums of this engine's int8 products may saturate: never with weights of 7 bits, never around fp16."""
+    if engine.precision is not Precision.INT8 or engine.is_quantized_around_fp16:
+        return False
     is_narrow = engine.quantization is not None and engine.quantization.weight_bits < WHOLE_BITS
-    return engine.precision is Precision.INT8 and not is_narrow and not sums_int8_exactly(instruction_sets)
+    return not is_narrow and not sums_int8_exactly(instruction_sets)
 
 
 def version_key(version: str) -> tuple[int, ...]:

@@ -208,6 +208,11 @@ class EngineEntry:
     quantization: Quantization | None = None
     """How its products were quantized; None where they were not."""
 
+    @property
+    def is_quantized_around_fp16(self) -> bool:
+        """Whether what is not quantized is fp16: what TensorRT takes, and a CPU computes in floats as a whole."""
+        return self.quantization is not None and "tensorrt" in self.requires
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:

@@ -46,7 +46,8 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: CpuOptions) -> Onn
     try:
         settings = {
             "session.intra_op.allow_spinning": "1" if spinning else "0",
-            # Weights become uint8, whose products with uint8 onnxruntime sums exactly, and more slowly.
+            # Weights become uint8, whose products with uint8 onnxruntime sums exactly, and more slowly. Around fp16 it
+            # computes all products in floats, and this would break their graph.
             "session.x64quantprecision": "1" if saturates(engine, hardware.instruction_sets) else "0",
             # It moves floats of 8 bits in front of operators that take none, and refuses what it has made.
             "session.disable_quant_qdq": "1" if engine.precision is Precision.FP8 else "0",

@@ -15,7 +15,7 @@ from mexma_runtime.backends.cpu import onnxruntime as onnxruntime_cpu
 from mexma_runtime.backends.cpu.host import HostBackend
 from mexma_runtime.backends.options import CpuOptions
 from mexma_runtime.backends.padding import padded_inputs
-from mexma_runtime.backends.requirements import version_key
+from mexma_runtime.backends.requirements import saturates, version_key
 from mexma_runtime.batching import Grouping
 from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry, PositionScheme, ProductMode, TextEntry
@@ -260,3 +260,10 @@ def test_int8_saturates_on_no_processor(
     assert isinstance(backend, onnxruntime_cpu.OnnxRuntimeCpu)
     options = backend._session.get_session_options()
     assert options.get_session_config_entry("session.x64quantprecision") == expected
+
+
+def test_products_around_fp16_are_of_floats_on_a_cpu(make_int8_bundle: Callable[..., Bundle]) -> None:
+    """onnxruntime 1.31 makes uint8 of their weights too, with a zero point that it then refuses."""
+    (engine,) = make_int8_bundle(ProductMode.STATIC).manifest.engines
+    around_fp16 = dataclasses.replace(engine, requires=engine.requires | {"tensorrt": "10.16"})
+    assert (saturates(engine, ["avx2"]), saturates(around_fp16, ["avx2"])) == (True, False)
