@@ -20,7 +20,7 @@ from mexma_runtime.bundle.bundle import Bundle
 from mexma_runtime.bundle.manifest import EngineEntry, Manifest
 from mexma_runtime.errors import EngineUnavailableError, MexmaError
 from mexma_runtime.hardware import default_threads, describe_processor, detect_hardware
-from mexma_runtime.types import Precision, Ragged, Vectors
+from mexma_runtime.types import Ragged, Vectors
 from mexma_runtime.vectors import rows_to_fill
 
 PROVIDER = "CPUExecutionProvider"
@@ -46,11 +46,11 @@ def open_engine(bundle: Bundle, engine: EngineEntry, options: CpuOptions) -> Onn
     try:
         settings = {
             "session.intra_op.allow_spinning": "1" if spinning else "0",
-            # Weights become uint8, whose products with uint8 onnxruntime sums exactly, and more slowly. Around fp16 it
-            # computes all products in floats, and this would break their graph.
+            # Weights become uint8, whose products with uint8 onnxruntime sums exactly, and more slowly.
             "session.x64quantprecision": "1" if saturates(engine, hardware.instruction_sets) else "0",
-            # It moves floats of 8 bits in front of operators that take none, and refuses what it has made.
-            "session.disable_quant_qdq": "1" if engine.precision is Precision.FP8 else "0",
+            # Around fp16 all products are of floats: so weights become floats once, not at each run. It would also move
+            # floats of 8 bits in front of operators that take none, and refuse what it has made.
+            "session.disable_quant_qdq": "1" if engine.is_quantized_around_fp16 else "0",
         }
         session = _session(bundle, engine, n_threads, settings)
     except Exception as error:
