@@ -48,6 +48,8 @@ ITER_WINDOW_TEXTS = 1024
 """Texts that `encode_iter` batches together: more would fill batches better, and give the first vector later."""
 NOT_WHOLE = "`out` and output='device' take whole float32 vectors: no truncate_dim, no precision"
 MAX_WAITING = 64
+WARMUP_LENGTH = 32
+"""Tokens of each sentence of a full batch."""
 """Calls that wait for the engine, where nothing else is asked for."""
 
 
@@ -460,11 +462,18 @@ class Encoder:
         with NATIVE:
             return self._execution.tokenize(texts, options)
 
-    def warmup(self, lengths: Iterable[int] = (8, 32, 128), batch_size: int = 1) -> None:
-        """Run a batch of each length, so that no later call is the first; lengths over `info.max_tokens` are cut."""
-        for length in lengths:
-            row = [0] * min(length, self._info.max_tokens)
-            self.encode_ids(Ragged.from_sequences([row] * batch_size), batch_size=batch_size)
+    def warmup(self, lengths: Iterable[int] = (8, 32, 128), batch_size: int = 1, *, full_batch: bool = True) -> None:
+        """Run a batch of each length, so that no later call is the first; lengths over `info.max_tokens` are cut.
+
+        `full_batch`: also one of `info.max_batch_tokens`, as many callers make: OpenVINO compiles an int8 model for it.
+        """
+        most = self._info.max_tokens
+        shapes = [(batch_size, min(length, most)) for length in lengths]
+        if full_batch:
+            length = min(WARMUP_LENGTH, most)
+            shapes.append((max(1, self._info.max_batch_tokens // length), length))
+        for n_rows, length in shapes:
+            self.encode_ids(Ragged.from_sequences([[0] * length] * n_rows), batch_size=n_rows)
 
     @property
     def max_seq_length(self) -> int:

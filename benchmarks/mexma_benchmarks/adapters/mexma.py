@@ -58,6 +58,10 @@ class Mexma(Model):
         """Embed token ids that lie end to end."""
         return self._encoder.encode_ids(Ragged.from_lengths(ids, lengths))
 
+    def warm_up(self) -> None:
+        """As the guide says."""
+        self._encoder.warmup()
+
     def stages_s(self) -> dict[str, float]:
         """What the encoder counts."""
         return {name.removesuffix("_s"): s for name, s in dataclasses.asdict(self._encoder.times).items()}

@@ -107,6 +107,9 @@ class Model:
         """Embed sentences of any lengths, in batches of its own: `ids` `(total,)` end to end, `lengths` `(n,)`."""
         raise NotOfferedError("it makes no batches of ids")
 
+    def warm_up(self) -> None:
+        """What a service of it would do before its first request."""
+
     def stages_s(self) -> dict[str, float]:
         """Seconds spent so far in `tokenize`, `copy` and `compute`, where the library tells them apart."""
         return {}
@@ -169,6 +172,7 @@ def _answer(model: Model, request: dict[str, Any]) -> dict[str, Any]:
             case "vectors":
                 return _packed(model.encode(request["texts"]))
             case "serve_load":
+                model.warm_up()
                 texts = request["texts"]
                 latencies_s = serve_arrivals(
                     request["arrivals_s"],
@@ -178,8 +182,10 @@ def _answer(model: Model, request: dict[str, Any]) -> dict[str, Any]:
                 )
                 return {"latencies_ms": _ms(latencies_s)}
             case "serve_clients":
+                model.warm_up()
                 return _serve_clients(model, request)
             case "serve_beside":
+                model.warm_up()
                 return _serve_beside(model, request)
             case unknown:
                 return {"error": f"unknown request {unknown!r}"}

@@ -484,9 +484,21 @@ def test_loading_takes_nothing_else_instead(bundle_folder: Path, tmp_path: Path)
         Encoder.load(tmp_path / "nowhere")
 
 
-def test_warmup_runs_every_length(encoder: Encoder) -> None:
+def test_warmup_runs_every_length_and_a_full_batch(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = list[tuple[int, int]]()
+    start = encoder._backend.start
+
+    def recorded(batch: Ragged, *others: Any, **options: Any) -> Any:
+        ran.append((len(batch), int(batch.lengths[0])))
+        return start(batch, *others, **options)
+
+    monkeypatch.setattr(encoder._backend, "start", recorded)
+
     encoder.warmup()
-    encoder.warmup(lengths=[1, 16, 500], batch_size=3)
+    assert ran == [(1, 8), (1, 16), (1, 16), (encoder.info.max_batch_tokens // 16, 16)]
+    del ran[:]
+    encoder.warmup(lengths=[1, 16, 500], batch_size=3, full_batch=False)
+    assert ran == [(3, 1), (3, 16), (3, 16)]
     with pytest.raises(InputError, match="expected 1 to 16 tokens, got 0"):
         encoder.warmup(lengths=[0])
 
