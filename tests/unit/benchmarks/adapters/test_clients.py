@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.unit.benchmarks.adapters.test_mexma import task_of
@@ -88,6 +89,6 @@ def test_an_encoder_serves_them(tiny_bundle: Path) -> None:
 
 def test_what_has_no_interface_for_asyncio_says_so(tiny_bundle: Path) -> None:
     model = open_model(task_of(tiny_bundle))
-    model._encoder = object()  # type: ignore[attr-defined]
+    model._encoder = SimpleNamespace(warmup=lambda: None)  # type: ignore[attr-defined]
     request = {"do": "serve_clients", "texts": ["a"], "n_clients": 1, "texts_a_call": 1, "seconds": 0.1}
     assert "asyncio" in _answer(model, {**request, "clients": "coroutines"})["not_offered"]
