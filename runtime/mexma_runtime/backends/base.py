@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from mexma_runtime.batching import BatchPolicy
+from mexma_runtime.batching import BatchPolicy, Rows
 from mexma_runtime.device_vectors import DeviceRows, DeviceVectors
 from mexma_runtime.types import Ragged, Vectors
 
 Finish: TypeAlias = Callable[[], None]
 """Waits until a batch that was started is done, and raises what went wrong with it."""
+OnRows: TypeAlias = Callable[[Rows], None]
+"""Is told which rows of a batch are done before the others, by any thread."""
 
 
 def done() -> None:
@@ -62,12 +64,15 @@ class Backend(Protocol):
     def info(self) -> BackendInfo:
         """What was chosen."""
 
-    def start(self, batch: Ragged, out: Vectors | DeviceRows, *, normalize: bool) -> Finish:
+    def start(
+        self, batch: Ragged, out: Vectors | DeviceRows, *, normalize: bool, on_rows: OnRows | None = None
+    ) -> Finish:
         """Embed `batch` (n sentences, none of them empty) into `out`: float32 `(n, dim)`, C-contiguous, the caller's,
         or rows of `device_vectors`; row i is sentence i's pooled vector, of length 1 if `normalize`, which is for
         those alone whose `info.normalizes`.
 
-        `out` is filled when the Finish that is returned has been called; until then it must not be touched.
+        `out` is filled when the Finish that is returned has been called; until then it must not be touched, but for
+        rows that `on_rows` has been told of, which a backend may do that computes a batch in parts.
         """
 
     def device_vectors(self, shape: tuple[int, ...]) -> DeviceVectors:

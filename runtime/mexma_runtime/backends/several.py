@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
-from mexma_runtime.backends.base import Backend, BackendInfo, Finish
+from mexma_runtime.backends.base import Backend, BackendInfo, Finish, OnRows
 from mexma_runtime.device_vectors import DeviceRows
 from mexma_runtime.errors import UsageError
 from mexma_runtime.types import Ragged, Vectors
@@ -50,14 +50,16 @@ class SeveralBackends:
         """Seconds of all backends together, computing."""
         return sum(backend.compute_s for backend in self._backends)
 
-    def start(self, batch: Ragged, out: Vectors | DeviceRows, *, normalize: bool) -> Finish:
+    def start(
+        self, batch: Ragged, out: Vectors | DeviceRows, *, normalize: bool, on_rows: OnRows | None = None
+    ) -> Finish:
         """Queue `batch` where the fewest tokens are under way."""
         n_tokens = batch.ids.size
         with self._lock:
             chosen = self._n_tokens.index(min(self._n_tokens))
             self._n_tokens[chosen] += n_tokens
         try:
-            finish = self._backends[chosen].start(batch, out, normalize=normalize)
+            finish = self._backends[chosen].start(batch, out, normalize=normalize, on_rows=on_rows)
         except BaseException:
             self._finished(chosen, n_tokens)
             raise

@@ -73,7 +73,7 @@ Shares = Sequence[tuple[Request, Rows]]
 
 
 class JoinedBatch:
-    """Rows of several requests, computed in memory of its own."""
+    """Rows of several requests, computed in memory of its own; what is done early is handed out at once."""
 
     def __init__(self, shares: Shares, dim: int) -> None:
         self.shares, self._dim = shares, dim
@@ -82,6 +82,8 @@ class JoinedBatch:
         """What went wrong."""
         self._vectors: Vectors
         self._finish: Finish = done
+        self._owners = [share for share, (_, rows) in enumerate(shares) for _ in range(rows.size)]
+        self._is_out = [False] * len(self._owners)
 
     def start(self, backend: Backend) -> None:
         """Start it on `backend`."""
@@ -89,7 +91,12 @@ class JoinedBatch:
         try:
             ragged = Ragged.joined([request.ragged.select(rows) for request, rows in self.shares])
             self._vectors = np.empty((len(ragged), self._dim), dtype=np.float32)
-            self._finish = backend.start(ragged, self._vectors, normalize=first.in_graph)
+            self._finish = backend.start(
+                ragged,
+                self._vectors,
+                normalize=first.in_graph,
+                on_rows=lambda rows: self._hand_out(sorted(rows.tolist())),
+            )
         except InputError as error:
             # It is told where all rows are of one request.
             self.error = InputError(str(error), index=first.first_index + int(first_rows[0]))
@@ -104,9 +111,26 @@ class JoinedBatch:
             self.error = error
 
     def deliver(self) -> None:
-        """Hand out all vectors. Nothing here lets go of the interpreter, for which it would have to wait then."""
-        end = 0
-        for request, rows in self.shares:
-            start, end = end, end + rows.size
-            request.parts.append((rows, self._vectors[start:end]))
+        """Hand out all vectors that are not out."""
+        self._hand_out([place for place, is_out in enumerate(self._is_out) if not is_out])
+
+    def left(self) -> Shares:
+        """What is not out."""
+        is_out = iter(self._is_out)
+        left = [(request, rows[[not next(is_out) for _ in rows]]) for request, rows in self.shares]
+        return [(request, rows) for request, rows in left if rows.size]
+
+    def _hand_out(self, places: Sequence[int]) -> None:
+        """Of rows in order. Nothing here lets go of the interpreter, for which it would have to wait then."""
+        start = 0
+        for end, place in enumerate(places, 1):
+            self._is_out[place] = True
+            owner = self._owners[place]
+            if end < len(places) and places[end] == place + 1 and self._owners[place + 1] == owner:
+                continue
+            (request, rows), first = self.shares[owner], self._owners.index(owner)
+            request.parts.append(
+                (rows[places[start] - first : place + 1 - first], self._vectors[places[start] : place + 1])
+            )
             request.wake()
+            start = end

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from mexma_runtime.backends.base import BackendInfo, Finish, done
+from mexma_runtime.backends.base import BackendInfo, Finish, OnRows, done
 from mexma_runtime.device_vectors import DeviceRows
 from mexma_runtime.errors import UsageError
 from mexma_runtime.process import NATIVE, keep_for_ever
@@ -31,15 +31,17 @@ class HostBackend:
         except SystemExit:
             keep_for_ever(self)
 
-    def run(self, batch: Ragged, out: Vectors) -> None:
+    def run(self, batch: Ragged, out: Vectors, on_rows: OnRows | None = None) -> None:
         """Embed `batch` into `out`: float32 `(n, dim)`, C-contiguous; vectors as pooled."""
         raise NotImplementedError
 
-    def start(self, batch: Ragged, out: Vectors | DeviceRows, *, normalize: bool) -> Finish:
+    def start(
+        self, batch: Ragged, out: Vectors | DeviceRows, *, normalize: bool, on_rows: OnRows | None = None
+    ) -> Finish:
         """Embed `batch` now."""
         assert not isinstance(out, DeviceRows)
         assert not normalize
-        self.run(batch, out)
+        self.run(batch, out, on_rows)
         return done
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mexma_runtime.backends.base import BackendInfo
+from mexma_runtime.backends.base import BackendInfo, OnRows
 from mexma_runtime.backends.cpu.attention import reason_for_all_scores, require_memory, unmasked
 from mexma_runtime.backends.cpu.host import HostBackend
 from mexma_runtime.backends.onnxruntime_library import NAME, SILENT, import_onnxruntime, open_session, run_options
@@ -80,7 +80,7 @@ class OnnxRuntimeCpu(HostBackend):
         self._options, self._shrinking = run_options(NO_GRAPH), run_options(NO_GRAPH | SHRINKING)
         self.copy_s = self.compute_s = 0.0
 
-    def run(self, batch: Ragged, out: Vectors) -> None:
+    def run(self, batch: Ragged, out: Vectors, on_rows: OnRows | None = None) -> None:
         """Embed `batch` into `out`: float32 `(n, dim)`, C-contiguous; as pooled. The wrapping costs about 0.03 ms."""
         start_s = time.perf_counter()
         out = rows_to_fill(out, len(batch), self._manifest.dim)

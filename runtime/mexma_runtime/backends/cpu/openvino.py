@@ -6,7 +6,7 @@ import functools
 import os
 import queue
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mexma_runtime.backends.base import BackendInfo
+from mexma_runtime.backends.base import BackendInfo, OnRows
 from mexma_runtime.backends.cpu.host import HostBackend
 from mexma_runtime.backends.options import CpuOptions
 from mexma_runtime.backends.padding import padded_inputs
@@ -133,7 +133,7 @@ class OpenVinoCpu(HostBackend):
         )
         self.copy_s = self.compute_s = 0.0
 
-    def run(self, batch: Ragged, out: Vectors) -> None:
+    def run(self, batch: Ragged, out: Vectors, on_rows: OnRows | None = None) -> None:
         """Embed `batch` into `out`: float32 `(n, dim)`, C-contiguous."""
         start_s = time.perf_counter()
         out = rows_to_fill(out, len(batch), self._manifest.dim)
@@ -144,12 +144,18 @@ class OpenVinoCpu(HostBackend):
         most_tokens = min(STREAM_TOKENS, share) if in_streams else MAX_BATCH_TOKENS
         parts = make_batches(lengths, BatchPolicy(max_batch_tokens=most_tokens, grouping=Grouping.EQUAL))
         feeds = [self._feed(batch.take(rows)) for rows in parts]
+
+        def infer(request: Any, rows: Rows, feed: Feed) -> None:
+            self._infer(request, rows, feed, out)
+            if on_rows:
+                on_rows(rows)
+
         ready_s = time.perf_counter()
         if in_streams:
-            self._run_in_streams(parts, feeds, out)
+            self._run_in_streams(parts, feeds, infer)
         else:
             for rows, feed in zip(parts, feeds, strict=True):
-                self._infer(self._request, rows, feed, out)
+                infer(self._request, rows, feed)
         self.compute_s += time.perf_counter() - ready_s
         self.copy_s += ready_s - start_s
 
@@ -157,7 +163,7 @@ class OpenVinoCpu(HostBackend):
         """Release the model."""
         self._model = self._request = self._streams = None
 
-    def _run_in_streams(self, parts: list[Rows], feeds: list[Feed], out: Vectors) -> None:
+    def _run_in_streams(self, parts: list[Rows], feeds: list[Feed], infer: Callable[[Any, Rows, Feed], None]) -> None:
         """The largest parts first, each by the next stream that is free."""
         if self._streams is None:
             compiled = _compile(self._model, self._path, {**self._settings, "NUM_STREAMS": self._n_streams})
@@ -171,7 +177,7 @@ class OpenVinoCpu(HostBackend):
             request = streams.get()
             try:
                 for rows, feed in left:
-                    self._infer(request, rows, feed, out)
+                    infer(request, rows, feed)
             finally:
                 streams.put(request)
 

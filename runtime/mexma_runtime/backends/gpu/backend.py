@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from mexma_runtime.backends.base import BackendInfo, Finish
+from mexma_runtime.backends.base import BackendInfo, Finish, OnRows
 from mexma_runtime.backends.gpu.engine import DeviceEngine, PendingBatch, Place
 from mexma_runtime.backends.gpu.measuring import measure_buckets, measure_kernels
 from mexma_runtime.batching import Grouping
@@ -43,7 +43,9 @@ class DeviceBackend:
         """In the library, and waiting for the device."""
         return self._engine.compute_s + self._waited_s
 
-    def start(self, batch: Ragged, out: Vectors | DeviceRows, *, normalize: bool) -> Finish:
+    def start(
+        self, batch: Ragged, out: Vectors | DeviceRows, *, normalize: bool, on_rows: OnRows | None = None
+    ) -> Finish:
         """Queue `batch`; small ones at once, since changing to the worker's thread takes longer than laying one out."""
         place = self._engine.place(batch)
         if place.has_graph:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mexma_runtime.backends.base import BackendInfo, Finish, done
+from mexma_runtime.backends.base import BackendInfo, Finish, OnRows, done
 from mexma_runtime.batching import BatchPolicy, Grouping, rows_left
 from mexma_runtime.call.call import Call
 from mexma_runtime.call.request import Request
@@ -51,6 +51,8 @@ class ScriptedBackend:
         """Of each, the first ids of its sentences."""
         self.error_of: Callable[[list[int]], BaseException | None] = lambda _: None
         """What a batch fails with."""
+        self.n_early = 0
+        """So many sentences of a larger batch are done before it ends or fails."""
         self.n_under_way = self.most_under_way = 0
         self._may_go_on = threading.Event()
         self._may_go_on.set()
@@ -64,7 +66,9 @@ class ScriptedBackend:
         yield
         self._may_go_on.set()
 
-    def start(self, batch: Ragged, out: Vectors | DeviceRows, *, normalize: bool) -> Finish:
+    def start(
+        self, batch: Ragged, out: Vectors | DeviceRows, *, normalize: bool, on_rows: OnRows | None = None
+    ) -> Finish:
         assert isinstance(out, np.ndarray)
         assert self._in_start.acquire(blocking=False), "two threads at once"
         try:
@@ -72,20 +76,26 @@ class ScriptedBackend:
             self.batches.append(first_ids)
             self._count(1)
             if self.info.n_pending == 1:
-                self._finish(batch, out, first_ids, normalize)
+                self._finish(batch, out, first_ids, normalize, on_rows)
                 return done
-            return lambda: self._finish(batch, out, first_ids, normalize)
+            return lambda: self._finish(batch, out, first_ids, normalize, on_rows)
         finally:
             self._in_start.release()
 
-    def _finish(self, batch: Ragged, out: Vectors, first_ids: list[int], normalize: bool) -> None:
+    def _finish(
+        self, batch: Ragged, out: Vectors, first_ids: list[int], normalize: bool, on_rows: OnRows | None
+    ) -> None:
         assert self._may_go_on.wait(PATIENCE_S)
         self._count(-1)
+        vectors = np.array([first_ids, batch.lengths], dtype=np.float32).T
+        if normalize:
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        if on_rows and 0 < self.n_early < len(batch):
+            out[-self.n_early :] = vectors[-self.n_early :]
+            on_rows(np.arange(len(batch))[: -self.n_early - 1 : -1])
         if error := self.error_of(first_ids):
             raise error
-        out[:, 0], out[:, 1] = first_ids, batch.lengths
-        if normalize:
-            out /= np.linalg.norm(out, axis=1, keepdims=True)
+        out[:] = vectors
 
     def _count(self, n: int) -> None:
         with self._counting:

@@ -95,11 +95,15 @@ def test_as_many_batches_are_under_way_as_may_be(n_pending: int) -> None:
 @given(
     st.sampled_from(Grouping),
     st.integers(1, 3),
+    st.integers(0, 4),
     st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=30), min_size=1, max_size=12),
 )
 @settings(max_examples=60, deadline=None)
-def test_every_row_comes_once_whatever_joins(grouping: Grouping, n_pending: int, calls: list[list[int]]) -> None:
+def test_every_row_comes_once_whatever_joins(
+    grouping: Grouping, n_pending: int, n_early: int, calls: list[list[int]]
+) -> None:
     backend = ScriptedBackend(grouping, max_batch_tokens=24, n_pending=n_pending)
+    backend.n_early = n_early
     scheduler = scheduler_of(backend)
     numbered = iter(range(10**6))
     raggeds = [Ragged.from_sequences([[next(numbered)] + [0] * (n - 1) for n in lengths]) for lengths in calls]
@@ -238,6 +242,47 @@ def test_who_has_left_is_in_no_half_of_a_batch_that_failed() -> None:
 
     assert [type(call.error) for call in calls] == [type(None), type(None), ValueError, EncodeCancelledError]
     assert sum(3 in batch for batch in batches) == 1
+
+
+def test_what_is_done_early_is_out_before_the_batch_ends() -> None:
+    backend = ScriptedBackend()
+    engine = Engine(backend)
+    calls = [engine.join(sentences(*ids)) for ids in ((1, 2), (3, 4), (5,))]
+    backend.n_early = 3
+
+    def wait_for_them(ids: list[int]) -> None:
+        if len(ids) > 1:
+            wait_until(lambda: all(calls[i].result is not None for i in (1, 2)))
+
+    backend.error_of = wait_for_them
+    assert engine.release() == [[1, 2, 3, 4, 5]]
+    assert [np.array(call.result)[:, 0].tolist() for call in calls] == [[1, 2], [3, 4], [5]]
+
+
+def test_what_is_out_is_not_computed_again_where_the_rest_fails() -> None:
+    backend = ScriptedBackend()
+    engine = Engine(backend)
+    backend.error_of = lambda ids: ValueError("broken") if 1 in ids else None
+    backend.n_early = 2
+    calls = [engine.join(sentences(*ids)) for ids in ((1, 2), (3, 4), (5,))]
+
+    assert engine.release() == [[1, 2, 3, 4, 5], [1, 2], [3]]
+    assert [type(call.error) for call in calls] == [ValueError, type(None), type(None)]
+    assert np.array(calls[1].result)[:, 0].tolist() == [3, 4]
+
+
+def test_an_engine_that_did_a_part_of_a_batch_is_not_failed() -> None:
+    backend = ScriptedBackend()
+    engine = Engine(backend)
+    backend.error_of = lambda ids: ValueError("broken") if min(ids) < 3 else None
+    backend.n_early = 1
+    calls = [engine.join(sentences(i)) for i in (1, 2, 3)]
+
+    engine.release()
+
+    assert [type(call.error) for call in calls] == [ValueError, ValueError, type(None)]
+    with Call(engine.scheduler) as call:
+        assert join(backend, sentences(4), call).tolist() == [[4, 4]]
 
 
 def test_an_engine_that_fails_for_all_is_failed_and_says_so_at_once() -> None:
