@@ -107,10 +107,10 @@ def test_waiting_texts_become_one_batch(bundle_folder: Path, monkeypatch: pytest
     encoder = Encoder.load(bundle_folder, n_threads=1)
     n_rows, go, start = list[int](), threading.Event(), encoder._backend.start
 
-    def counted(batch: Any, out: Any, *, normalize: bool) -> Any:
+    def counted(batch: Any, out: Any, **options: Any) -> Any:
         n_rows.append(len(batch))
         go.wait(20)
-        return start(batch, out, normalize=normalize)
+        return start(batch, out, **options)
 
     monkeypatch.setattr(encoder._backend, "start", counted)
     with ThreadPoolExecutor(20) as pool:
