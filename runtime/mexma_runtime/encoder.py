@@ -48,9 +48,9 @@ ITER_WINDOW_TEXTS = 1024
 """Texts that `encode_iter` batches together: more would fill batches better, and give the first vector later."""
 NOT_WHOLE = "`out` and output='device' take whole float32 vectors: no truncate_dim, no precision"
 MAX_WAITING = 64
+"""Calls that wait for the engine, where nothing else is asked for."""
 WARMUP_LENGTH = 32
 """Tokens of each sentence of a full batch."""
-"""Calls that wait for the engine, where nothing else is asked for."""
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])

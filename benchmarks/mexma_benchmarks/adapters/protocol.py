@@ -171,22 +171,9 @@ def _answer(model: Model, request: dict[str, Any]) -> dict[str, Any]:
                 return _timed(model, lambda: model.encode_ragged(ids, lengths), turn)
             case "vectors":
                 return _packed(model.encode(request["texts"]))
-            case "serve_load":
+            case ("serve_load" | "serve_clients" | "serve_beside") as what:
                 model.warm_up()
-                texts = request["texts"]
-                latencies_s = serve_arrivals(
-                    request["arrivals_s"],
-                    lambda i: model.encode([texts[i % len(texts)]]),
-                    patience_s=request["patience_s"],
-                    n_workers=model.n_workers,
-                )
-                return {"latencies_ms": _ms(latencies_s)}
-            case "serve_clients":
-                model.warm_up()
-                return _serve_clients(model, request)
-            case "serve_beside":
-                model.warm_up()
-                return _serve_beside(model, request)
+                return _SERVED[what](model, request)
             case unknown:
                 return {"error": f"unknown request {unknown!r}"}
     except NotOfferedError as error:
@@ -207,6 +194,17 @@ def _timed(model: Model, call: Callable[[], object], turn: Turn) -> dict[str, An
         "calls_ms": calls_ms if turn.n_calls > 1 else [],
         "stages_ms": {name: (s - before[name]) * 1e3 / len(calls_ms) for name, s in model.stages_s().items()},
     }
+
+
+def _serve_load(model: Model, request: dict[str, Any]) -> dict[str, Any]:
+    texts = request["texts"]
+    latencies_s = serve_arrivals(
+        request["arrivals_s"],
+        lambda i: model.encode([texts[i % len(texts)]]),
+        patience_s=request["patience_s"],
+        n_workers=model.n_workers,
+    )
+    return {"latencies_ms": _ms(latencies_s)}
 
 
 def _serve_clients(model: Model, request: dict[str, Any]) -> dict[str, Any]:
@@ -234,6 +232,9 @@ def _serve_beside(model: Model, request: dict[str, Any]) -> dict[str, Any]:
             request["arrivals_s"], lambda i: model.encode([texts[i % len(texts)]]), n_workers=model.n_workers
         )
     return {"alone_ms": _ms(alone_s), "batch_ms": _ms(batch_s), "latencies_ms": _ms(latencies_s)}
+
+
+_SERVED = {"serve_load": _serve_load, "serve_clients": _serve_clients, "serve_beside": _serve_beside}
 
 
 def _seconds_of(call: Callable[[], object]) -> float:

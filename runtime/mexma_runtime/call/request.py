@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -82,8 +84,9 @@ class JoinedBatch:
         """What went wrong."""
         self._vectors: Vectors
         self._finish: Finish = done
-        self._owners = [share for share, (_, rows) in enumerate(shares) for _ in range(rows.size)]
-        self._is_out = [False] * len(self._owners)
+        self._ends = list(accumulate(rows.size for _, rows in shares))
+        self._early = set[int]()
+        """Rows of the batch that were handed out before it ended."""
 
     def start(self, backend: Backend) -> None:
         """Start it on `backend`."""
@@ -91,12 +94,7 @@ class JoinedBatch:
         try:
             ragged = Ragged.joined([request.ragged.select(rows) for request, rows in self.shares])
             self._vectors = np.empty((len(ragged), self._dim), dtype=np.float32)
-            self._finish = backend.start(
-                ragged,
-                self._vectors,
-                normalize=first.in_graph,
-                on_rows=lambda rows: self._hand_out(sorted(rows.tolist())),
-            )
+            self._finish = backend.start(ragged, self._vectors, normalize=first.in_graph, on_rows=self._deliver_early)
         except InputError as error:
             # It is told where all rows are of one request.
             self.error = InputError(str(error), index=first.first_index + int(first_rows[0]))
@@ -110,27 +108,38 @@ class JoinedBatch:
         except Exception as error:  # noqa: BLE001
             self.error = error
 
+    @property
+    def is_partly_out(self) -> bool:
+        """Whether a part of it was done before it ended or failed."""
+        return bool(self._early)
+
     def deliver(self) -> None:
         """Hand out all vectors that are not out."""
-        self._hand_out([place for place, is_out in enumerate(self._is_out) if not is_out])
+        start = 0
+        for end in self._ends:
+            if not self._early:
+                self._hand_out(start, end)
+            else:
+                for row in range(start, end):
+                    if row not in self._early:
+                        self._hand_out(row, row + 1)
+            start = end
 
     def left(self) -> Shares:
         """What is not out."""
-        is_out = iter(self._is_out)
-        left = [(request, rows[[not next(is_out) for _ in rows]]) for request, rows in self.shares]
+        numbers = iter(range(self._ends[-1]))
+        left = [(request, rows[[next(numbers) not in self._early for _ in rows]]) for request, rows in self.shares]
         return [(request, rows) for request, rows in left if rows.size]
 
-    def _hand_out(self, places: Sequence[int]) -> None:
-        """Of rows in order. Nothing here lets go of the interpreter, for which it would have to wait then."""
-        start = 0
-        for end, place in enumerate(places, 1):
-            self._is_out[place] = True
-            owner = self._owners[place]
-            if end < len(places) and places[end] == place + 1 and self._owners[place + 1] == owner:
-                continue
-            (request, rows), first = self.shares[owner], self._owners.index(owner)
-            request.parts.append(
-                (rows[places[start] - first : place + 1 - first], self._vectors[places[start] : place + 1])
-            )
-            request.wake()
-            start = end
+    def _deliver_early(self, rows: Rows) -> None:
+        for row in rows.tolist():
+            self._early.add(row)
+            self._hand_out(row, row + 1)
+
+    def _hand_out(self, start: int, end: int) -> None:
+        """Rows of one request. Nothing here lets go of the interpreter, for which it would have to wait then."""
+        share = bisect_right(self._ends, start)
+        request, rows = self.shares[share]
+        first = self._ends[share] - rows.size
+        request.parts.append((rows[start - first : end - first], self._vectors[start:end]))
+        request.wake()

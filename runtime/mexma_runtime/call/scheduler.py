@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from mexma_runtime.backends.base import Backend
 from mexma_runtime.call.fair_queue import FairQueue
-from mexma_runtime.call.request import JoinedBatch, Request, Shares
+from mexma_runtime.call.request import JoinedBatch, Request
 from mexma_runtime.call.turns import IsReady, Turns
 from mexma_runtime.errors import (
     DeviceMemoryError,
@@ -167,7 +167,7 @@ class Scheduler:
             batch_s = OPTIMISM * (time.monotonic() - batch.made_s)
             self._batch_s = min(batch_s, self._batch_s or batch_s)
             batch.deliver()
-        elif not self._narrow(batch.left(), batch.error, batcher) and len(batch.left()) == len(batch.shares) > 1:
+        elif not self._narrow(batch, batcher) and len(batch.shares) > 1:
             self._failure = (
                 f"the engine failed for each of {len(batch.shares)} calls whose sentences were in one batch: load the "
                 f"bundle again. It said: {batch.error}"
@@ -200,16 +200,17 @@ class Scheduler:
             request.give_up()
         return JoinedBatch(shares, self._dim) if shares else None
 
-    def _narrow(self, failed: Shares, error: Exception, batcher: _Batcher) -> bool:
-        """Compute the halves of what failed, so that the request for which it fails does so alone.
+    def _narrow(self, batch: JoinedBatch, batcher: _Batcher) -> bool:
+        """Compute the halves of what is left of a batch that failed, so that the guilty request fails alone.
 
         Whether any has not failed, or only because of its input.
         """
+        error, failed, is_well = batch.error, batch.left(), batch.is_partly_out
+        assert error is not None
         half = len(failed) // 2
         if not half:
             self._fail([request for request, _ in failed], error)
-            return isinstance(error, (InputError, DeviceMemoryError, MemoryError))
-        is_well = False
+            return is_well or isinstance(error, (InputError, DeviceMemoryError, MemoryError))
         for shares in (failed[:half], failed[half:]):
             wanted = []
             for request, rows in shares:
@@ -229,7 +230,7 @@ class Scheduler:
                 part.deliver()
                 is_well = True
             else:
-                is_well |= self._narrow(part.left(), part.error, batcher)
+                is_well |= self._narrow(part, batcher)
         return is_well
 
     def _remove_all(self) -> list[Request]:

@@ -6,7 +6,7 @@ import functools
 import os
 import queue
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -144,18 +144,12 @@ class OpenVinoCpu(HostBackend):
         most_tokens = min(STREAM_TOKENS, share) if in_streams else MAX_BATCH_TOKENS
         parts = make_batches(lengths, BatchPolicy(max_batch_tokens=most_tokens, grouping=Grouping.EQUAL))
         feeds = [self._feed(batch.take(rows)) for rows in parts]
-
-        def infer(request: Any, rows: Rows, feed: Feed) -> None:
-            self._infer(request, rows, feed, out)
-            if on_rows:
-                on_rows(rows)
-
         ready_s = time.perf_counter()
         if in_streams:
-            self._run_in_streams(parts, feeds, infer)
+            self._run_in_streams(parts, feeds, out, on_rows)
         else:
             for rows, feed in zip(parts, feeds, strict=True):
-                infer(self._request, rows, feed)
+                self._infer(self._request, rows, feed, out, on_rows)
         self.compute_s += time.perf_counter() - ready_s
         self.copy_s += ready_s - start_s
 
@@ -163,7 +157,7 @@ class OpenVinoCpu(HostBackend):
         """Release the model."""
         self._model = self._request = self._streams = None
 
-    def _run_in_streams(self, parts: list[Rows], feeds: list[Feed], infer: Callable[[Any, Rows, Feed], None]) -> None:
+    def _run_in_streams(self, parts: list[Rows], feeds: list[Feed], out: Vectors, on_rows: OnRows | None) -> None:
         """The largest parts first, each by the next stream that is free."""
         if self._streams is None:
             compiled = _compile(self._model, self._path, {**self._settings, "NUM_STREAMS": self._n_streams})
@@ -177,7 +171,7 @@ class OpenVinoCpu(HostBackend):
             request = streams.get()
             try:
                 for rows, feed in left:
-                    infer(request, rows, feed)
+                    self._infer(request, rows, feed, out, on_rows)
             finally:
                 streams.put(request)
 
@@ -190,7 +184,7 @@ class OpenVinoCpu(HostBackend):
         for other in others:
             other.result()
 
-    def _infer(self, request: Any, rows: Rows, feed: Feed, out: Vectors) -> None:
+    def _infer(self, request: Any, rows: Rows, feed: Feed, out: Vectors, on_rows: OnRows | None) -> None:
         try:
             # A request keeps what it shares until the next call: a copy of ids costs less than the caller's arrays
             # living on.
@@ -201,6 +195,8 @@ class OpenVinoCpu(HostBackend):
             shape = "x".join(map(str, feed["input_ids"].shape))
             raise MexmaError(f"{self._engine.file}: {NAME} failed on a batch of {shape} tokens: {error}") from error
         out[rows] = vectors
+        if on_rows:
+            on_rows(rows)
 
     def _feed(self, batch: Ragged) -> Feed:
         arrays = padded_inputs(batch, self._manifest.text)

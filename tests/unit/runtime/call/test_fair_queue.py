@@ -188,7 +188,7 @@ def test_calls_of_many_texts_get_equal_shares(random: Random, grouping: Grouping
             n_tokens[call] += sum(longest if grouping is Grouping.PADDED else call.lengths[row] for row in rows)
         if len(drawn) in n_rows.values():
             break  # the others share what it leaves
-        # One quantum, and twice the largest batch (Shreedhar and Varghese, 1995, theorem 3).
+        # One quantum, and twice the largest batch (Shreedhar and Varghese, 1995).
         assert max(n_tokens.values()) - min(n_tokens.values()) <= 3 * policy.max_batch_tokens
 
 

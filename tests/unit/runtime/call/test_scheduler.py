@@ -271,16 +271,17 @@ def test_what_is_out_is_not_computed_again_where_the_rest_fails() -> None:
     assert np.array(calls[1].result)[:, 0].tolist() == [3, 4]
 
 
-def test_an_engine_that_did_a_part_of_a_batch_is_not_failed() -> None:
+@pytest.mark.parametrize("calls_ids", [((1,), (2,), (3,)), ((1,), (2, 3))])
+def test_an_engine_that_did_a_part_of_a_batch_is_not_failed(calls_ids: tuple[tuple[int, ...], ...]) -> None:
     backend = ScriptedBackend()
     engine = Engine(backend)
     backend.error_of = lambda ids: ValueError("broken") if min(ids) < 3 else None
     backend.n_early = 1
-    calls = [engine.join(sentences(i)) for i in (1, 2, 3)]
+    calls = [engine.join(sentences(*ids)) for ids in calls_ids]
 
     engine.release()
 
-    assert [type(call.error) for call in calls] == [ValueError, ValueError, type(None)]
+    assert [type(call.error) for call in calls] == [ValueError if ids[0] < 3 else type(None) for ids in calls_ids]
     with Call(engine.scheduler) as call:
         assert join(backend, sentences(4), call).tolist() == [[4, 4]]
 
