@@ -11,7 +11,7 @@ RECIPES ?= fast
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup lint format test test-full-size test-integrations gpu-check demo export build engines parity bench bench-int8 bench-full peers clean distclean
+.PHONY: help setup lint format test coverage test-full-size test-integrations gpu-check demo export build engines parity bench bench-int8 bench-full peers clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,9 @@ format: $(READY) ## lay out the code and sort its imports
 	$(BIN)/ruff format
 
 test: $(READY) ## run the tests but those that need full size, a GPU or a long time
+	$(BIN)/pytest
+
+coverage: $(READY) ## the same, and which lines and branches no test has run
 	$(BIN)/pytest --cov --cov-report=term
 
 test-full-size: $(READY) ## run the tests on models of full size (5 GB of memory, 10 GB of disk)
