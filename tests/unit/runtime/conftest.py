@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import string
 from collections.abc import Callable
 from dataclasses import replace
@@ -42,6 +43,12 @@ MakeBundle = Callable[..., Path]
 MakeInt8Bundle = Callable[..., Bundle]
 Int8Reference = Callable[..., Vectors]
 ReferenceVectors = Callable[[Ragged], Vectors]
+
+
+@pytest.fixture(scope="session")
+def resident_bytes() -> Callable[[], int]:
+    """What this process holds of the machine's memory now, mapped files included."""
+    return lambda: int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def weights() -> dict[str, NDArray[np.float32]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import json
-import os
 import pickle
 import shutil
 import subprocess
@@ -159,14 +158,13 @@ def test_closing_while_others_encode_ends_them_cleanly(bundle_folder: Path) -> N
     assert len(ends) == 4
 
 
-def test_loading_again_and_again_leaves_nothing_behind(bundle_folder: Path) -> None:
+def test_loading_again_and_again_leaves_nothing_behind(bundle_folder: Path, resident_bytes: Callable[[], int]) -> None:
     def n_entries(folder: str) -> int:
         return len(list(Path(folder).iterdir()))
 
     def used() -> tuple[int, int, int]:
         gc.collect()
-        n_bytes = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        return n_entries("/proc/self/task"), n_entries("/proc/self/fd"), n_bytes
+        return n_entries("/proc/self/task"), n_entries("/proc/self/fd"), resident_bytes()
 
     def cycle(n: int) -> None:
         for _ in range(n):
