@@ -44,7 +44,7 @@ coverage: $(READY) ## the same, and which lines and branches no test has run
 	$(BIN)/pytest --cov --cov-report=term
 
 test-full-size: $(READY) ## run the tests on models of full size (5 GB of memory, 10 GB of disk)
-	$(BIN)/pytest -m full_size
+	$(BIN)/pytest -m 'full_size and not soak'
 
 test-integrations: $(READY) ## run other libraries on a bundle, each installed into its own environment in .libraries (LIBRARY: one)
 	@$(BIN)/python tools/check_libraries.py $(LIBRARY)

@@ -1,7 +1,11 @@
-"""A service over ten minutes: hardly any shape comes twice, or many callers do what they like: `pytest -m soak -s`."""
+"""A service over ten minutes: hardly any shape comes twice, or many callers do what they like: `pytest -m soak -s`.
+
+`-m 'soak and full_size'` are those of MEXMA's size.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +16,10 @@ import pytest
 from mexma_export.bundle.pipeline import export
 from mexma_export.bundle.request import ExportRequest
 from mexma_export.checkpoint.sources import resolve_source
+from mexma_export.checkpoint.standin import write_standin
+from mexma_export.corpus.sample import load_sample
 from mexma_export.quantize.options import QuantizationOptions
-from mexma_export.quantize.recipe import load_recipe
+from mexma_export.quantize.recipe import Rounding, load_recipe
 from mexma_runtime.types import PADDED_DIALECTS, Precision
 
 SECONDS = 600
@@ -109,19 +115,51 @@ def test_memory_levels_off(minilm_bundle: Path, backend: str, engine: str) -> No
     assert last < 1.05 * middle + 10
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize(("backend", "engine"), [("onnxruntime", "fused.fp32"), ("openvino", "portable.fp32")])
-def test_many_callers_are_all_answered_or_refused(minilm_bundle: Path, backend: str, engine: str) -> None:
-    command = [sys.executable, "-c", CALL, str(minilm_bundle), backend, engine, str(SECONDS)]
-    served = subprocess.run(command, capture_output=True, text=True, check=True)
+@pytest.fixture(scope="module")
+def full_size_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stand-in of MEXMA's size in int8. Quantized without a search, by few texts: the graphs are the same."""
+    folder = tmp_path_factory.mktemp("served")
+    texts, out = folder / "texts.txt", folder / "bundle"
+    texts.write_text("\n".join(line.text for line in load_sample()[:100]), encoding="utf-8")
+    recipe = dataclasses.replace(
+        load_recipe("fast"),
+        smoothquant_alphas=(0.6,),
+        smoothing_refinement_steps=0,
+        clip_ratios=(1.0,),
+        rounding=Rounding.NEAREST,
+    )
+    int8 = QuantizationOptions(recipes=(recipe,), calibration=texts)
+    request = ExportRequest(
+        out=out, precisions=(Precision.INT8,), dialects=PADDED_DIALECTS, quantization=int8, check_parity=False
+    )
+    export(resolve_source(str(write_standin("mexma", folder / "checkpoint"))), request)
+    return out
 
-    left, rss = served.stdout.splitlines()
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("served", "backend", "engine"),
+    [
+        ("minilm_bundle", "onnxruntime", "fused.fp32"),
+        ("minilm_bundle", "openvino", "portable.fp32"),
+        pytest.param("full_size_bundle", "onnxruntime", "fused.int8.fast.uint8", marks=pytest.mark.full_size),
+        pytest.param("full_size_bundle", "openvino", "portable.int8.fast.uint8", marks=pytest.mark.full_size),
+    ],
+)
+def test_many_callers_are_all_answered_or_refused(
+    request: pytest.FixtureRequest, served: str, backend: str, engine: str
+) -> None:
+    folder = request.getfixturevalue(served)
+    command = [sys.executable, "-c", CALL, str(folder), backend, engine, str(SECONDS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    left, rss = done.stdout.splitlines()
     mb = [float(sample) for sample in rss.split()]
     minute = len(mb) // 10
     second, last = median(mb[minute : 2 * minute]), median(mb[-minute:])
     print(f"{engine}: {left}; MB: {second:.0f} in the second minute, {last:.0f} in the last, {max(mb):.0f} at most")
     assert left.startswith("0 0 ")
-    assert served.stderr == ""
+    assert done.stderr == ""
     assert "wrong" not in left
     assert all(kind in left for kind in ("answered", "EncodeTimeoutError", "EncodeCancelledError", "EncoderBusyError"))
     assert last <= 1.03 * second

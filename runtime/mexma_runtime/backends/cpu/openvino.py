@@ -53,11 +53,11 @@ An int8 model of full size, 170 shapes: memory grows by 195 MB and levels off; w
 and oneDNN keep what they like, by 1,630 MB, and on. all-MiniLM-L6-v2 in fp32, lengths 4 to 64 in turn, one sentence
 each: 8.9 ms of processor time with 128 kept or more, 11.8 with 32, 22 with none.
 """
-N_UNTIL_TRIMMED = 128
-"""Runs after which glibc gives back what freed kernels have left behind, in 1 to 3 ms; it would keep every page.
+N_SHAPES_UNTIL_TRIMMED = 64
+"""Different shapes, fewer than are kept, after which glibc gives back what freed kernels have left behind, in 1 to 3
+ms; it would keep every page. Shapes that come back free no kernels, and nothing is trimmed for them.
 
-all-MiniLM-L6-v2 in fp32, 64 callers of 1 to 60 texts each, second to last of ten minutes: 538 to 541 MB; trimmed every
-256 runs 534 to 552, every 1,024 530 to 571.
+TODO figures
 """
 NOTHING = """<net name="nothing" version="11">
 <layers>
@@ -139,7 +139,7 @@ class OpenVinoCpu(HostBackend):
                 grouping=Grouping.EQUAL if self._n_streams == 1 else Grouping.MIXED,
             ),
         )
-        self._n_untrimmed = 0
+        self._shapes_untrimmed: set[tuple[int, ...]] = set()
         self.copy_s = self.compute_s = 0.0
 
     def run(self, batch: Ragged, out: Vectors, on_rows: OnRows | None = None) -> None:
@@ -159,9 +159,9 @@ class OpenVinoCpu(HostBackend):
         else:
             for rows, feed in zip(parts, feeds, strict=True):
                 self._infer(self._request, rows, feed, out, on_rows)
-        self._n_untrimmed += len(parts)
-        if self._n_untrimmed >= N_UNTIL_TRIMMED:
-            self._n_untrimmed = 0
+        self._shapes_untrimmed.update(feed["input_ids"].shape for feed in feeds)
+        if len(self._shapes_untrimmed) >= N_SHAPES_UNTIL_TRIMMED:
+            self._shapes_untrimmed.clear()
             _trim_heap()
         self.compute_s += time.perf_counter() - ready_s
         self.copy_s += ready_s - start_s
