@@ -529,10 +529,12 @@ class Encoder:
         return pairwise_similarity(embeddings1, embeddings2, self.similarity_fn_name)
 
     def close(self) -> None:
-        """Wait for the running batch and release the engine; waiting calls get EncoderClosedError."""
-        if os.getpid() == self._scheduler.process and self._scheduler.close():
-            with NATIVE:
-                self._backend.close()
+        """Wait for the running batch and release the engine; waiting calls get EncoderClosedError.
+
+        Calling it twice is fine, as after an interrupt of the first time.
+        """
+        if os.getpid() == self._scheduler.process:
+            self._scheduler.close()
 
     def __enter__(self) -> Encoder:
         return self

@@ -48,6 +48,7 @@ class Scheduler:
         """The one whose engine it is."""
         self.turns = Turns()
         self._admitting = threading.RLock()
+        self._closing = threading.RLock()
         # An interrupt between two statements must not leave a place, or the engine, taken for ever.
         self._calls: weakref.WeakSet[object] = weakref.WeakSet()
         info = backend.info
@@ -98,13 +99,17 @@ class Scheduler:
         self._run_batches(batcher, n_batches=1)
         return True
 
-    def close(self) -> bool:
-        """Wait for the running batch, then refuse all turns for good; False where it was closed already."""
-        if not self.turns.close():
-            return False
-        self.turns.take(self, _wait, closing=True)
-        self._fail_waiting()
-        return True
+    def close(self) -> None:
+        """Refuse all turns for good, wait for the running batch and release the engine; calling it twice is fine."""
+        self.turns.close()
+        with self._closing:
+            try:
+                self.turns.take(self, _wait, closing=True)
+                self._fail_waiting()
+                with NATIVE:
+                    self._backend.close()
+            finally:
+                self.turns.pass_on(self)
 
     def _refuse_if_ended(self) -> None:
         self.turns.refuse_if_closed()

@@ -43,7 +43,7 @@ class Turns:
         with self._mutex:
             if not closing:
                 self.refuse_if_closed()
-            if self._owner is None:
+            if self._owner is None or self._owner is holder:
                 self._owner = holder
                 return
             granted = threading.Lock()
@@ -69,11 +69,10 @@ class Turns:
             else:
                 self._owner = None
 
-    def close(self) -> bool:
-        """Refuse all turns from now on, but to who takes one closing; False where they were refused already."""
+    def close(self) -> None:
+        """Refuse all turns from now on, but to who takes one closing."""
         with self._mutex:
-            was_closed, self._is_closed = self._is_closed, True
-        return not was_closed
+            self._is_closed = True
 
     def refuse_if_closed(self) -> None:
         """EncoderClosedError after `close`."""

@@ -57,7 +57,8 @@ N_SHAPES_UNTIL_TRIMMED = 64
 """Different shapes, fewer than are kept, after which glibc gives back what freed kernels have left behind, in 1 to 3
 ms; it would keep every page. Shapes that come back free no kernels, and nothing is trimmed for them.
 
-TODO figures
+all-MiniLM-L6-v2 in fp32, 64 callers of 1 to 60 texts each, second to last of ten minutes: 533 to 540 MB; never
+trimmed, 519 to 574.
 """
 NOTHING = """<net name="nothing" version="11">
 <layers>

@@ -54,6 +54,7 @@ class ScriptedBackend:
         self.n_early = 0
         """So many sentences of a larger batch are done before it ends or fails."""
         self.n_under_way = self.most_under_way = 0
+        self.is_closed = False
         self._may_go_on = threading.Event()
         self._may_go_on.set()
         self._in_start = threading.Lock()
@@ -64,6 +65,10 @@ class ScriptedBackend:
         """No batch ends within."""
         self._may_go_on.clear()
         yield
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Let batches end."""
         self._may_go_on.set()
 
     def start(
@@ -106,7 +111,8 @@ class ScriptedBackend:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Nothing to release."""
+        assert not self.n_under_way
+        self.is_closed = True
 
 
 def sentences(*first_ids: int, length: int = 4) -> Ragged:

@@ -28,7 +28,7 @@ from mexma_runtime.call import fair_queue, request, turns
 from mexma_runtime.call import scheduler as scheduling
 from mexma_runtime.call.call import Call
 from mexma_runtime.call.scheduler import Scheduler
-from mexma_runtime.errors import EncodeCancelledError, EncodeTimeoutError
+from mexma_runtime.errors import EncodeCancelledError, EncoderClosedError, EncodeTimeoutError
 from mexma_runtime.process import NATIVE, run_aside
 
 OURS = tuple(module.__file__ for module in (calls, fair_queue, request, scheduling, turns, process))
@@ -160,10 +160,11 @@ def interrupted_at(line: int, call: Callable[[], object]) -> bool:
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
         nonlocal n_lines
-        # No signal comes between the end of such a block and its lock's release.
-        is_lock = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().startswith("with self._")
-        n_lines += event == "line" and not is_lock
-        if event == "line" and n_lines == line and not is_lock:
+        # No signal comes between the end of a block and its lock's release, or where a try begins.
+        code = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+        is_line = event == "line" and not code.startswith(("with self._", "try:"))
+        n_lines += is_line
+        if is_line and n_lines == line:
             raise KeyboardInterrupt
         return trace
 
@@ -262,6 +263,34 @@ def test_an_interrupt_anywhere_leaves_those_that_wait_alone() -> None:
         assert (running.join(), waiting.join()) == (None, None)
         wait_until(lambda: not scheduler.n_waiting)
     assert n_interrupts > 40
+
+
+@pytest.mark.usefixtures("native")
+def test_who_waits_is_told_wherever_closing_is_interrupted() -> None:
+    """And closing once more ends it."""
+    n_interrupts, was_interrupted = 0, True
+    while was_interrupted:
+        backend = ScriptedBackend()
+        scheduler = scheduler_of(backend)
+
+        def embed(scheduler: Scheduler = scheduler, backend: ScriptedBackend = backend) -> None:
+            with Call(scheduler) as call:
+                join(backend, sentences(1), call)
+
+        with backend.held():
+            running = Started(embed)
+            wait_until(lambda backend=backend: bool(backend.n_under_way))  # type: ignore[misc]
+            waiting = Started(embed)
+            wait_until(lambda scheduler=scheduler: bool(scheduler.n_waiting))  # type: ignore[misc]
+            threading.Timer(0.02, backend.go_on).start()
+            was_interrupted = interrupted_at(n_interrupts + 1, scheduler.close)
+            n_interrupts += was_interrupted
+        closing = [Started(scheduler.close) for _ in range(2)]
+        assert running.join() is None
+        assert waiting.join() is None or isinstance(waiting.error, EncoderClosedError)
+        assert [again.join() for again in closing] == [None] * 2
+        assert backend.is_closed
+    assert n_interrupts > 10
 
 
 def test_an_error_inside_a_turn_passes_it_on() -> None:
