@@ -17,11 +17,12 @@ def many_callers(model: ModelResult) -> Iterator[str]:
     if clients:
         yield (
             "Each caller asks again as soon as it has its answer. The share is that of one caller's rate who has as "
-            "many texts in each call as there are callers of one text; latencies of calls in ms."
+            "many texts in each call as there are callers of one text, round by round, their median; latencies of calls "
+            "in ms."
         )
         yield table(
             ["subject", "callers", "texts a call", "texts/s", "share", "p50", "p99"],
-            [_client_row(point, clients) for point in clients],
+            [_client_row(point) for point in clients],
         )
     if beside:
         first = beside[0]
@@ -36,21 +37,13 @@ def many_callers(model: ModelResult) -> Iterator[str]:
         )
 
 
-def _client_row(point: ClientPoint, points: list[ClientPoint]) -> list[str]:
-    together = next(
-        (
-            other.texts_per_s.median
-            for other in points
-            if other.subject == point.subject and other.n_clients == 1 and other.texts_a_call == point.n_clients > 1
-        ),
-        None,
-    )
+def _client_row(point: ClientPoint) -> list[str]:
     return [
         escape(point.subject),
         f"{point.n_clients} {point.clients if point.n_clients > 1 else point.clients.removesuffix('s')}",
         str(point.texts_a_call),
         interval(point.texts_per_s),
-        NOTHING if together is None else f"{point.texts_per_s.median / together:.0%}",
+        NOTHING if point.share is None else f"{point.share:.0%}",
         number(point.p50),
         number(point.p99),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from mexma_benchmarks.result.estimates import Estimate, estimate_median, quantile, ratios
 from mexma_benchmarks.result.result import BesideRun, ClientRun, LoadRun, ModelResult, Timing, Workload
@@ -73,6 +74,8 @@ class ClientPoint:
     texts_a_call: int
     texts_per_s: Estimate
     """Of the rounds."""
+    share: float | None
+    """Of the rate of one caller who has as many texts in each call as there are callers here: of the rounds, the median."""
     p50: float
     p99: float
     """Of calls; ms."""
@@ -162,17 +165,24 @@ def client_points(model: ModelResult) -> list[ClientPoint]:
     runs: dict[tuple[str, str, int, int], list[ClientRun]] = {}
     for run in model.client_runs:
         runs.setdefault((run.subject, run.clients, run.n_clients, run.texts_a_call), []).append(run)
+    rates = {
+        kind: [len(run.latencies_ms) * run.texts_a_call / run.seconds for run in rounds]
+        for kind, rounds in runs.items()
+    }
     points = []
-    for (subject, clients, n_clients, texts_a_call), rounds in runs.items():
+    for kind, rounds in runs.items():
+        subject, clients, n_clients, texts_a_call = kind
         ms = [latency for run in rounds for latency in run.latencies_ms]
-        rates = [len(run.latencies_ms) * texts_a_call / run.seconds for run in rounds]
+        together = rates.get((subject, "threads", 1, n_clients), []) if n_clients > 1 else []
+        shares = [own / its for own, its in zip(rates[kind], together, strict=False)]
         points.append(
             ClientPoint(
                 subject=subject,
                 clients=clients,
                 n_clients=n_clients,
                 texts_a_call=texts_a_call,
-                texts_per_s=estimate_median(rates),
+                texts_per_s=estimate_median(rates[kind]),
+                share=median(shares) if shares else None,
                 p50=quantile(ms, 0.5),
                 p99=quantile(ms, 0.99),
             )

@@ -37,7 +37,7 @@ def measure_clients(
     *,
     report: Callable[[str], None],
 ) -> None:
-    """Each case in rounds, in which the subjects take turns."""
+    """In rounds, in which the subjects take turns; in its turn each has all cases, which are held against each other."""
 
     def ask(name: str, request: Answer) -> Answer | None:
         report(name)
@@ -46,13 +46,15 @@ def measure_clients(
         except NotOfferedError:
             return None
 
-    for case in CASES:
-        request = {"do": "serve_clients", "texts": list(texts), "seconds": sizes.client_s, **case}
-        turns = take_turns({name: functools.partial(ask, name, request) for name in names})
-        for _, answers in zip(range(sizes.n_client_rounds), turns, strict=False):
-            for name, answer in answers.items():
-                if answer:
-                    model.client_runs.append(ClientRun(subject=name, **case, **answer))  # type: ignore[arg-type]
+    def serve(name: str) -> None:
+        for case in CASES:
+            request = {"do": "serve_clients", "texts": list(texts), "seconds": sizes.client_s, **case}
+            if answer := ask(name, request):
+                model.client_runs.append(ClientRun(subject=name, **case, **answer))  # type: ignore[arg-type]
+
+    served = take_turns({name: functools.partial(serve, name) for name in names})
+    for _ in zip(range(sizes.n_client_rounds), served, strict=False):
+        pass
     many = [texts[i % len(texts)] for i in range(N_BESIDE)]
     request = {
         "do": "serve_beside",
