@@ -17,8 +17,8 @@ def many_callers(model: ModelResult) -> Iterator[str]:
     if clients:
         yield (
             "Each caller asks again as soon as it has its answer. The share is that of one caller's rate who has as "
-            "many texts in each call as there are callers of one text, round by round, their median; latencies of calls "
-            "in ms."
+            "many texts in each call as there are callers of one text: of the rounds' shares the median. Latencies of "
+            "calls in ms."
         )
         yield table(
             ["subject", "callers", "texts a call", "texts/s", "share", "p50", "p99"],

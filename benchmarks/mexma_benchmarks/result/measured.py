@@ -75,7 +75,7 @@ class ClientPoint:
     texts_per_s: Estimate
     """Of the rounds."""
     share: float | None
-    """Of the rate of one caller who has as many texts in each call as there are callers here: of the rounds, the median."""
+    """Of the rate of one caller who has as many texts in each call as there are callers here; the rounds' median."""
     p50: float
     p99: float
     """Of calls; ms."""

@@ -37,7 +37,7 @@ def measure_clients(
     *,
     report: Callable[[str], None],
 ) -> None:
-    """In rounds, in which the subjects take turns; in its turn each has all cases, which are held against each other."""
+    """In rounds, in which the subjects take turns; in its turn each has all cases, as they are held together."""
 
     def ask(name: str, request: Answer) -> Answer | None:
         report(name)
