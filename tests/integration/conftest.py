@@ -66,7 +66,7 @@ def tensorrt_bundle(request: pytest.FixtureRequest) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def minilm_for_tensorrt(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def minilm_for_tensorrt(minilm_folder: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The same of trained weights, judged, and fp32 to compare with."""
     folder = tmp_path_factory.mktemp("tensorrt") / "minilm"
-    return export_for_tensorrt(minilm_folder, folder, Precision.FP32, *FOR_TENSORRT, check=True)
+    return export_for_tensorrt(minilm_folder, folder, Precision.FP32, *FOR_TENSORRT, texts=texts, check=True)
