@@ -13,13 +13,14 @@ from statistics import median
 
 import pytest
 
+from mexma_benchmarks.gpu_check.tensorrt import quick_recipe
 from mexma_export.bundle.pipeline import export
 from mexma_export.bundle.request import ExportRequest
 from mexma_export.checkpoint.sources import resolve_source
 from mexma_export.checkpoint.standin import write_standin
 from mexma_export.corpus.sample import load_sample
 from mexma_export.quantize.options import QuantizationOptions
-from mexma_export.quantize.recipe import Rounding, load_recipe
+from mexma_export.quantize.recipe import load_recipe
 from mexma_runtime.types import PADDED_DIALECTS, Precision
 
 SECONDS = 600
@@ -117,17 +118,11 @@ def test_memory_levels_off(minilm_bundle: Path, backend: str, engine: str) -> No
 
 @pytest.fixture(scope="module")
 def full_size_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stand-in of MEXMA's size in int8. Quantized without a search, by few texts: the graphs are the same."""
+    """A stand-in of MEXMA's size in int8. Quantized without a search, by few texts; smoothed, as `fast` is."""
     folder = tmp_path_factory.mktemp("served")
     texts, out = folder / "texts.txt", folder / "bundle"
     texts.write_text("\n".join(line.text for line in load_sample()[:100]), encoding="utf-8")
-    recipe = dataclasses.replace(
-        load_recipe("fast"),
-        smoothquant_alphas=(0.6,),
-        smoothing_refinement_steps=0,
-        clip_ratios=(1.0,),
-        rounding=Rounding.NEAREST,
-    )
+    recipe = dataclasses.replace(quick_recipe("fast"), smoothquant_alphas=(0.6,))
     int8 = QuantizationOptions(recipes=(recipe,), calibration=texts)
     request = ExportRequest(
         out=out, precisions=(Precision.INT8,), dialects=PADDED_DIALECTS, quantization=int8, check_parity=False
@@ -142,8 +137,8 @@ def full_size_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("minilm_bundle", "onnxruntime", "fused.fp32"),
         ("minilm_bundle", "openvino", "portable.fp32"),
-        pytest.param("full_size_bundle", "onnxruntime", "fused.int8.fast.uint8", marks=pytest.mark.full_size),
-        pytest.param("full_size_bundle", "openvino", "portable.int8.fast.uint8", marks=pytest.mark.full_size),
+        pytest.param("full_size_bundle", "onnxruntime", "fused.int8.unsearched.uint8", marks=pytest.mark.full_size),
+        pytest.param("full_size_bundle", "openvino", "portable.int8.unsearched.uint8", marks=pytest.mark.full_size),
     ],
 )
 def test_many_callers_are_all_answered_or_refused(

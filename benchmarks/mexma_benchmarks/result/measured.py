@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 from mexma_benchmarks.result.estimates import Estimate, estimate_median, quantile, ratios
 from mexma_benchmarks.result.result import BesideRun, ClientRun, LoadRun, ModelResult, Timing, Workload
@@ -127,10 +126,14 @@ def times_as_fast(timings: Iterable[Timing], name: str, other: str) -> list[floa
     """Of each round of one workload that both took part in, the other's time over `name`'s."""
     found: list[float] = []
     for timing in timings:
-        own, its = timing.samples_ms.get(name, []), timing.samples_ms.get(other, [])
-        shared = min(len(own), len(its))  # rounds end early for a subject that fails
-        found += ratios(its[:shared], own[:shared])
+        found += _of_shared_rounds(timing.samples_ms.get(other, []), timing.samples_ms.get(name, []))
     return found
+
+
+def _of_shared_rounds(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    """Their ratios; rounds end early for a subject that fails."""
+    shared = min(len(numerators), len(denominators))
+    return ratios(numerators[:shared], denominators[:shared])
 
 
 def load_points(model: ModelResult) -> list[LoadPoint]:
@@ -174,7 +177,7 @@ def client_points(model: ModelResult) -> list[ClientPoint]:
         subject, clients, n_clients, texts_a_call = kind
         ms = [latency for run in rounds for latency in run.latencies_ms]
         together = rates.get((subject, "threads", 1, n_clients), []) if n_clients > 1 else []
-        shares = [own / its for own, its in zip(rates[kind], together, strict=False)]
+        shares = _of_shared_rounds(rates[kind], together)
         points.append(
             ClientPoint(
                 subject=subject,
@@ -182,7 +185,7 @@ def client_points(model: ModelResult) -> list[ClientPoint]:
                 n_clients=n_clients,
                 texts_a_call=texts_a_call,
                 texts_per_s=estimate_median(rates[kind]),
-                share=median(shares) if shares else None,
+                share=quantile(shares, 0.5) if shares else None,
                 p50=quantile(ms, 0.5),
                 p99=quantile(ms, 0.99),
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 from mexma_benchmarks.result.result import BesideRun, ClientRun, ModelResult
@@ -37,7 +38,7 @@ def measure_clients(
     *,
     report: Callable[[str], None],
 ) -> None:
-    """In rounds, in which the subjects take turns; in its turn each has all cases, as they are held together."""
+    """The subjects take turns; in its turn each has all cases, since they are held against one another."""
 
     def ask(name: str, request: Answer) -> Answer | None:
         report(name)
@@ -46,15 +47,14 @@ def measure_clients(
         except NotOfferedError:
             return None
 
-    def serve(name: str) -> None:
-        for case in CASES:
-            request = {"do": "serve_clients", "texts": list(texts), "seconds": sizes.client_s, **case}
-            if answer := ask(name, request):
-                model.client_runs.append(ClientRun(subject=name, **case, **answer))  # type: ignore[arg-type]
+    def serve(name: str) -> list[ClientRun]:
+        request = {"do": "serve_clients", "texts": list(texts), "seconds": sizes.client_s}
+        answers = [(case, ask(name, request | case)) for case in CASES]
+        return [ClientRun(subject=name, **case, **answer) for case, answer in answers if answer]  # type: ignore[arg-type]
 
     served = take_turns({name: functools.partial(serve, name) for name in names})
-    for _ in zip(range(sizes.n_client_rounds), served, strict=False):
-        pass
+    for _, runs in zip(range(sizes.n_client_rounds), served, strict=False):
+        model.client_runs += itertools.chain.from_iterable(runs.values())
     many = [texts[i % len(texts)] for i in range(N_BESIDE)]
     request = {
         "do": "serve_beside",

@@ -36,7 +36,7 @@ class Turns:
             return self._owner is holder
 
     def take(self, holder: object, wait: Callable[[IsReady], None], *, closing: bool = False) -> None:
-        """Give `holder` the engine; where it is taken, queue up and `wait`, which may raise.
+        """Give `holder` the engine; where another has it, queue up and `wait`, which may raise.
 
         Whatever happens, `pass_on` follows.
         """

@@ -334,11 +334,13 @@ def test_closing_waits_for_the_batch_and_refuses_those_that_wait() -> None:
     closing = Started(engine.scheduler.close)
     time.sleep(0.05)
     assert closing.thread.is_alive()
+    assert not engine.backend.is_closed
 
     assert engine.release() == []
 
     assert [type(call.error) for call in waiting] == [EncoderClosedError] * 3
     assert closing.join() is None
+    assert engine.backend.is_closed
     engine.scheduler.close()
     with pytest.raises(EncoderClosedError, match="was closed: load the bundle again"), Call(engine.scheduler):
         pass
