@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -12,6 +14,9 @@ from mexma_runtime.errors import UsageError
 from mexma_runtime.process import NATIVE, keep_for_ever
 from mexma_runtime.types import Ragged, Vectors
 
+TRIM_INTERVAL_S = 10.0
+"""glibc keeps the pages of what callers and libraries free; so often at most they are given back to the system."""
+
 
 class HostBackend:
     """The rest of a Backend, by its `run`."""
@@ -19,6 +24,7 @@ class HostBackend:
     info: BackendInfo
     copy_s: float = 0.0
     compute_s: float = 0.0
+    _trimmed_s: float = 0.0
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # A library destroys an engine without the interpreter's lock, as it computes: see process.py. At the very end
@@ -42,6 +48,9 @@ class HostBackend:
         assert not isinstance(out, DeviceRows)
         assert not normalize
         self.run(batch, out, on_rows)
+        if time.monotonic() - self._trimmed_s >= TRIM_INTERVAL_S:
+            _trim_heap()
+            self._trimmed_s = time.monotonic()
         return done
 
     def close(self) -> None:
@@ -53,3 +62,8 @@ class HostBackend:
         raise UsageError(
             f"output='device' is for a GPU, and this encoder runs on {self.info.device}: its vectors are NumPy arrays"
         )
+
+
+def _trim_heap() -> None:
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # musl has none
+        trim(0)

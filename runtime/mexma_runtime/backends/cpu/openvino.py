@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 import queue
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -52,13 +50,6 @@ N_CACHED = 256
 An int8 model of full size, 170 shapes: memory grows by 195 MB and levels off; with 64 kept, by 65 MB; where OpenVINO
 and oneDNN keep what they like, by 1,630 MB, and on. all-MiniLM-L6-v2 in fp32, lengths 4 to 64 in turn, one sentence
 each: 8.9 ms of processor time with 128 kept or more, 11.8 with 32, 22 with none.
-"""
-N_SHAPES_UNTIL_TRIMMED = 64
-"""Different shapes, fewer than are kept, after which glibc gives back what freed kernels have left behind, in 1 to 3
-ms; it would keep every page. Shapes that come back free no kernels, and nothing is trimmed for them.
-
-all-MiniLM-L6-v2 in fp32, 64 callers of 1 to 60 texts each, second to last of ten minutes: 533 to 540 MB; never
-trimmed, 519 to 574.
 """
 NOTHING = """<net name="nothing" version="11">
 <layers>
@@ -140,7 +131,6 @@ class OpenVinoCpu(HostBackend):
                 grouping=Grouping.EQUAL if self._n_streams == 1 else Grouping.MIXED,
             ),
         )
-        self._shapes_untrimmed: set[tuple[int, ...]] = set()
         self.copy_s = self.compute_s = 0.0
 
     def run(self, batch: Ragged, out: Vectors, on_rows: OnRows | None = None) -> None:
@@ -160,10 +150,6 @@ class OpenVinoCpu(HostBackend):
         else:
             for rows, feed in zip(parts, feeds, strict=True):
                 self._infer(self._request, rows, feed, out, on_rows)
-        self._shapes_untrimmed.update(feed["input_ids"].shape for feed in feeds)
-        if len(self._shapes_untrimmed) >= N_SHAPES_UNTIL_TRIMMED:
-            self._shapes_untrimmed.clear()
-            _trim_heap()
         self.compute_s += time.perf_counter() - ready_s
         self.copy_s += ready_s - start_s
 
@@ -297,11 +283,6 @@ def _refusing(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         raise EngineUnavailableError(f"{path}: {NAME} {library_version()} cannot open this graph: {error}") from error
-
-
-def _trim_heap() -> None:
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # musl has none
-        trim(0)
 
 
 @functools.cache
