@@ -237,7 +237,8 @@ def test_results_of_another_schema_or_of_none_are_refused(app: typer.Typer, tmp_
 
 def test_interrupting_keeps_what_was_measured(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     words = ["bench", "run", str(tiny_checkpoint), "--bundle", str(tiny_bundle), "--out", str(tmp_path / "out")]
-    command = [sys.executable, "-m", "mexma_runtime", *words, "--peers-folder", str(tmp_path), "--threads", "1"]
+    few = ["--engine", "fused.fp32", "--peers-folder", str(tmp_path), "--threads", "1"]
+    command = [sys.executable, "-m", "mexma_runtime", *words, *few]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     result_file = tmp_path / "out" / "result.json"
     try:

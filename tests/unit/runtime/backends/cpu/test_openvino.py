@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import os
 import subprocess
@@ -16,7 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mexma_runtime.backends import backend_statuses, open_backend
 from mexma_runtime.backends.base import Backend
-from mexma_runtime.backends.cpu import openvino
 from mexma_runtime.backends.cpu.host import HostBackend
 from mexma_runtime.backends.cpu.openvino import MIN_STREAMED_TOKENS
 from mexma_runtime.backends.options import CpuOptions
@@ -33,8 +31,6 @@ Reference = Callable[[Ragged], Vectors]
 Int8Reference = Callable[..., Vectors]
 RAGGED = Ragged.from_sequences([[0, 5, 6, 2], [0, 2], [0, 7, 1, 8, 9, 2], [0, 5, 6, 2]])
 EQUAL = Ragged.from_sequences([[0, 5, 6, 2], [0, 7, 8, 2], [9, 9, 9, 9], [0, 5, 6, 2]])
-BLOCK_BYTES = 60_000
-"""glibc takes a block of so few from its heap, and maps no pages for it alone."""
 
 needs_vnni = pytest.mark.skipif(
     VNNI.isdisjoint(detect_hardware().instruction_sets), reason="the processor has no VNNI, as these engines need"
@@ -364,29 +360,6 @@ def test_memory_stays_flat_under_changing_shapes(tiny_bundle: Path) -> None:
 
     before, after = map(float, out.split())
     assert after - before < 10
-
-
-def test_what_freed_memory_glibc_keeps_is_given_back(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, resident_bytes: Callable[[], int]
-) -> None:
-    monkeypatch.setattr(openvino, "N_SHAPES_UNTIL_TRIMMED", 3)
-    backend, libc = opened(bundle), ctypes.CDLL(None)  # opening has run the first shape
-    libc.malloc.restype = ctypes.c_void_p
-    blocks = [libc.malloc(BLOCK_BYTES) for _ in range(1000)]
-    for block in blocks:
-        ctypes.memset(block, 1, BLOCK_BYTES)
-    for block in blocks[:-1]:  # the last one, at the top of the heap, keeps glibc from giving back the others itself
-        libc.free(ctypes.c_void_p(block))
-    kept = resident_bytes()
-
-    embedded(backend, EQUAL)
-    embedded(backend, EQUAL)
-    after_two_shapes = resident_bytes()
-    embedded(backend, EQUAL.take(np.array([0])))
-
-    assert kept - after_two_shapes < 100 * BLOCK_BYTES
-    assert kept - resident_bytes() > 900 * BLOCK_BYTES
-    libc.free(ctypes.c_void_p(blocks[-1]))
 
 
 def in_a_process_of_its_own(code: str, folder: Path, environment: dict[str, str]) -> str:

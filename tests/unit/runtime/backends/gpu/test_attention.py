@@ -198,11 +198,6 @@ def lengthened(path: Path, factor: float, to: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundle(packed_bundle: Path) -> Bundle:
-    return Bundle.open(packed_bundle)
-
-
-@pytest.fixture(scope="module")
 def paths(bundle: Bundle, packed_on_cpu: Callable[[Path], Path]) -> dict[Attention, Path]:
     entry = next(entry for entry in bundle.manifest.engines if entry.dialect is Dialect.PACKED)
     efficient = packed_on_cpu(bundle.path(entry.file))

@@ -89,11 +89,6 @@ class Binding:
 MakeBackend = Callable[..., DeviceBackend]
 
 
-@pytest.fixture(scope="module")
-def bundle(packed_bundle: Path) -> Bundle:
-    return Bundle.open(packed_bundle)
-
-
 def entry_of(bundle: Bundle, dialect: Dialect) -> EngineEntry:
     return next(entry for entry in bundle.manifest.engines if entry.dialect is dialect)
 

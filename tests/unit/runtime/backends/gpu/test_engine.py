@@ -53,11 +53,6 @@ def session_of(path: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def bundle(packed_bundle: Path) -> Bundle:
-    return Bundle.open(packed_bundle)
-
-
-@pytest.fixture(scope="module")
 def sessions(bundle: Bundle, packed_on_cpu: Callable[[Path], Path]) -> dict[Dialect, Any]:
     fp32 = {e.dialect: bundle.path(e.file) for e in bundle.manifest.engines if e.precision is Precision.FP32}
     return {
