@@ -154,7 +154,7 @@ def test_attention_is_one_kernel_and_products_are_in_the_precision(
 ) -> None:
     """By the compiler's own list of kernels, the last thing that it says."""
     n_layers, said = minilm_for_tensorrt.manifest.model.n_layers, list[str]()
-    compiled(minilm_for_tensorrt, precision, said=said)
+    plan = compiled(minilm_for_tensorrt, precision, said=said)
     (listed,) = (text for text in said if text.startswith("Layers:"))
     kernels = [line for line in listed.splitlines() if "LayerType: " in line]
     assert sum("_gemm_mha_" in line for line in kernels) == n_layers
@@ -174,6 +174,9 @@ def test_attention_is_one_kernel_and_products_are_in_the_precision(
         n_quantized = sum(product.mode is not ProductMode.FLOAT for product in quantization.products)
         assert types.count(eight_bits) == n_quantized
         assert set(types) <= {eight_bits, "Half"}
+    if precision is Precision.INT8:
+        weights = entry_of(minilm_for_tensorrt, Precision.FP16).weights
+        assert plan.nbytes < sum(minilm_for_tensorrt.path(file).stat().st_size for file in weights)
 
 
 def test_turing_has_a_plan_of_its_own(mine: Bundle) -> None:
