@@ -50,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What the imported libraries consist of is not looked through again and again: tests take an eighth less time."""
+    """Collections of garbage, thousands of them, need not look through all that was imported."""
     gc.collect()
     gc.freeze()
 
